@@ -1,0 +1,63 @@
+"""Files, written so that a power cut or a full disk leaves either the old content or the new, never a mixture."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from insula.errors import HostLacks
+
+
+def fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Replace ``path`` by ``content``; on return it is on the disk. Raises HostLacks (``no_space``) when the disk is full."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+            raise
+        fsync_folder(path.parent)
+    except OSError as cause:
+        raise explain_os_error(cause, path) from cause
+
+
+def explain_os_error(cause: OSError, path: Path) -> Exception:
+    """Turn 'no space' and 'quota' into an error a user can act on; anything else stays what it is."""
+    if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        return HostLacks(
+            f"no space left on the disk that holds {path.parent}",
+            code="no_space",
+            hint="free some space, or set INSULA_HOME to a folder on another disk",
+        )
+    return cause
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a folder and all in it; nothing happens when it is not there. Never follows a link out of it."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path)
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes an ordinary user may still write on the file system of ``path``."""
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
