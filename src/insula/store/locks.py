@@ -1,0 +1,124 @@
+"""Locks between processes: one verb at a time changes a machine, and whoever waits learns who is at work.
+
+A lock is an ``flock`` on a file that also says who holds it. The kernel frees it when its holder dies, whatever way.
+The order is machine < layer < image < network: a verb takes them in that order only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from insula.errors import Busy, NotFound
+
+_POLL_START = 0.01
+_POLL_MOST = 0.2
+
+
+@contextlib.contextmanager
+def machine_lock(lock: Path, name: str, verb: str, *, patience: float = 0.0) -> Iterator[None]:
+    """Hold a machine's lock while changing it.
+
+    Waits at most ``patience`` seconds for another holder. Raises Busy naming the holder's verb, its age and pid, or
+    NotFound when the machine's folder is gone (also when it went or was renamed while we waited).
+    """
+    descriptor = _take(lock, name, time.monotonic() + patience)
+    try:
+        _sign(descriptor, verb)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+        os.close(descriptor)
+
+
+def _take(lock: Path, name: str, deadline: float) -> int:
+    pause = _POLL_START
+    while True:
+        descriptor = _open(lock, name)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _still_there(descriptor, lock):
+                return descriptor
+            os.close(descriptor)
+            continue
+        except BlockingIOError:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                who = _who(descriptor)
+                os.close(descriptor)
+                raise _busy(name, who) from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        # flock has no timeout; a short, growing pause is what every tool with a bounded wait does.
+        threading.Event().wait(min(pause, remaining))
+        pause = min(pause * 2, _POLL_MOST)
+
+
+def _open(lock: Path, name: str) -> int:
+    try:
+        return os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as cause:
+        if cause.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise NotFound(f"no machine named '{name}'", code="machine_not_found", hint="to see them: insula list") from None
+        raise
+
+
+def _still_there(descriptor: int, lock: Path) -> bool:
+    """Whether the file we locked is still the one at that path (the machine may have been renamed or deleted)."""
+    with contextlib.suppress(OSError):
+        ours, theirs = os.fstat(descriptor), os.stat(lock, follow_symlinks=False)
+        return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
+    return False
+
+
+def _sign(descriptor: int, verb: str) -> None:
+    """Leave our card. A full disk must not stop the very verb that would make room, so failure is no error."""
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"verb": verb, "pid": os.getpid(), "since": time.time()}).encode(), 0)
+
+
+def _who(descriptor: int) -> dict[str, object]:
+    with contextlib.suppress(OSError, ValueError):
+        card = json.loads(os.pread(descriptor, 4096, 0))
+        if isinstance(card, dict):
+            return card
+    return {}
+
+
+def _busy(name: str, card: dict[str, object]) -> Busy:
+    verb, pid, since = card.get("verb"), card.get("pid"), card.get("since")
+    if isinstance(since, (int, float)):
+        detail = f"{verb}, started {max(0, time.time() - since):.0f} s ago by pid {pid}"
+    else:
+        detail = "another command is at work on it"
+    return Busy(f"{name} is busy: {detail}", hint="wait for it, or use 'stop --force' or 'delete --force'")
+
+
+@contextlib.contextmanager
+def held(descriptor_path: Path) -> Iterator[bool]:
+    """Try to take a lock file that guards a half-made folder; yields whether it was free. Used to find abandoned ones."""
+    try:
+        descriptor = os.open(descriptor_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        yield True
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,114 @@
+"""Every file name Insula uses on disk, and what a clone or a fork does with it. Mirrored by docs/on-disk.md.
+
+The tree under ``$INSULA_HOME``::
+
+    machines/NAME/            a machine: one folder, complete, copyable
+    machines/.new-TOKEN/      a machine being made (renamed into place when whole)
+    machines/.gone-TOKEN/     a machine being deleted
+    images/DIGEST/            an image: immutable once it has this name
+    images/.building-TOKEN/   an image being made
+    images/names.json         which names mean which digest
+    host/                     what was found out about this computer, and jail roots; may be deleted at any time
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+
+class OnCopy(StrEnum):
+    """What a clone or a fork does with a file of its parent."""
+
+    COPY = "copy"  # the same content
+    LINK = "link"  # a hard link to the same immutable file
+    RESET = "reset"  # made new
+    SKIP = "skip"  # not taken along
+
+
+# -- a machine's folder -----------------------------------------------------------------------------------------------
+RECORD: Final = "machine.json"
+LOCK: Final = "lock"
+JOURNAL: Final = "journal.json"
+EVENTS: Final = "events.jsonl"
+EVENTS_OLD: Final = "events.jsonl.1"
+CONSOLE: Final = "console.log"
+CONSOLE_OLD: Final = "console.log.1"
+QEMU_LOG: Final = "qemu.log"
+LAST_END: Final = "last-end.json"
+DISKS: Final = "disks"
+LAYERS: Final = "layers"
+FIRMWARE: Final = "firmware"
+RUN: Final = "run"
+
+ON_COPY: Final[dict[str, OnCopy]] = {
+    RECORD: OnCopy.RESET,
+    LOCK: OnCopy.RESET,
+    JOURNAL: OnCopy.SKIP,
+    EVENTS: OnCopy.RESET,
+    EVENTS_OLD: OnCopy.SKIP,
+    CONSOLE: OnCopy.RESET,
+    CONSOLE_OLD: OnCopy.SKIP,
+    QEMU_LOG: OnCopy.RESET,
+    LAST_END: OnCopy.SKIP,
+    DISKS: OnCopy.COPY,
+    LAYERS: OnCopy.LINK,
+    FIRMWARE: OnCopy.COPY,
+    RUN: OnCopy.SKIP,
+}
+
+# -- its run/ folder: exists while the machine runs, and holds nothing worth keeping ---------------------------------------
+KEEPER_SOCKET: Final = "keeper.sock"
+QMP_SOCKET: Final = "qmp.sock"
+QMP_READ_SOCKET: Final = "qmp-read.sock"
+STATUS: Final = "status.json"
+EXIT: Final = "exit.json"
+
+# -- prefixes of folders that are not finished or not wanted any more ---------------------------------------------------------
+NEW_PREFIX: Final = ".new-"
+GONE_PREFIX: Final = ".gone-"
+BUILDING_PREFIX: Final = ".building-"
+
+# -- an image's folder ---------------------------------------------------------------------------------------------------
+IMAGE_RECORD: Final = "image.json"
+IMAGE_NAMES: Final = "names.json"
+ROOT_LAYER: Final = "root.qcow2"
+KERNEL: Final = "vmlinuz"
+INITRD: Final = "initrd"
+
+
+class Home:
+    """The folder that holds all of Insula's state; made on first use, readable by its owner alone."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.machines = root / "machines"
+        self.images = root / "images"
+        self.host = root / "host"
+
+    def prepare(self) -> None:
+        """Make the folders. Raises OSError when the place cannot be written."""
+        for folder in (self.root, self.machines, self.images, self.host):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def machine(self, name: str) -> Path:
+        return self.machines / name
+
+    def image(self, digest: str) -> Path:
+        return self.images / digest
+
+    def __repr__(self) -> str:
+        return f"Home({os.fspath(self.root)!r})"
+
+
+def default_home() -> Home:
+    """``$INSULA_HOME``, else ``/var/lib/insula`` for root, else ``$XDG_DATA_HOME/insula``."""
+    if chosen := os.environ.get("INSULA_HOME"):
+        return Home(Path(chosen).absolute())
+    if os.geteuid() == 0:
+        return Home(Path("/var/lib/insula"))
+    data = os.environ.get("XDG_DATA_HOME") or f"{os.environ.get('HOME') or pwd.getpwuid(os.geteuid()).pw_dir}/.local/share"
+    return Home(Path(data) / "insula")

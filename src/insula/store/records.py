@@ -1,0 +1,29 @@
+"""Records: what Insula remembers, as JSON files with a schema version, replaced atomically and read strictly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from insula.errors import DamagedRecord
+from insula.host.files import write_atomic
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def write_record(path: Path, record: msgspec.Struct, mode: int = 0o600) -> None:
+    """Replace the record at ``path``; on return it is on the disk. Raises HostLacks (``no_space``)."""
+    write_atomic(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n", mode)
+
+
+def read_record(path: Path, kind: type[T]) -> T:
+    """The record at ``path``. Raises FileNotFoundError, or DamagedRecord saying what is wrong where."""
+    content = path.read_bytes()
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except msgspec.MsgspecError as cause:
+        raise DamagedRecord(
+            f"{path} is damaged: {cause}", hint="mend the file by hand, or delete what it describes with --force"
+        ) from cause
