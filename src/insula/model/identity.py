@@ -1,0 +1,31 @@
+"""What two machines must never share, in one place: whoever forks or clones makes all of it new."""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+
+import msgspec
+
+
+class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The host's side of a machine's identity.
+
+    ``uuid`` is the machine's own (SMBIOS), ``generation`` the VM Generation ID that tells a kernel it was forked,
+    ``machine_id`` systemd's (32 hex digits), ``mac`` the first network card's address.
+    """
+
+    uuid: str
+    generation: str
+    machine_id: str
+    mac: str
+
+
+def new_identity() -> Identity:
+    own = uuid.uuid4()
+    return Identity(uuid=str(own), generation=str(uuid.uuid4()), machine_id=own.hex, mac=_new_mac())
+
+
+def _new_mac() -> str:
+    """An address of QEMU's own prefix 52:54:00, of which 24 bits are free to choose."""
+    return "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))

@@ -1,0 +1,49 @@
+"""Which verb is legal in which state: a table, and the one error that explains a refusal."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from insula.errors import DamagedRecord, WrongState
+from insula.model.status import State
+
+_ALLOWED: Final[dict[str, frozenset[State]]] = {
+    "start": frozenset({State.STOPPED}),
+    "stop": frozenset({State.STARTING, State.RUNNING, State.PAUSED}),
+    "restart": frozenset({State.RUNNING, State.PAUSED}),
+    "pause": frozenset({State.RUNNING, State.STARTING}),
+    "resume": frozenset({State.PAUSED}),
+    "rename": frozenset({State.STOPPED, State.RUNNING, State.PAUSED}),
+    "delete": frozenset({State.STOPPED}),
+    "exec": frozenset({State.RUNNING}),
+    "copy": frozenset({State.RUNNING}),
+    "console": frozenset({State.STARTING, State.RUNNING, State.PAUSED}),
+}
+
+_HINTS: Final[dict[tuple[str, State], str]] = {
+    ("start", State.PAUSED): "to let it run on: insula resume {name}",
+    ("pause", State.STOPPED): "to start it: insula start {name}",
+    ("pause", State.PAUSED): "to let it run on: insula resume {name}",
+    ("exec", State.STOPPED): "to start it: insula start {name}",
+    ("exec", State.PAUSED): "to let it run on: insula resume {name}",
+    ("copy", State.STOPPED): "to start it: insula start {name}",
+    ("copy", State.PAUSED): "to let it run on: insula resume {name}",
+    ("console", State.STOPPED): "to start it: insula start {name}; what it printed before: insula logs {name}",
+    ("delete", State.RUNNING): "stop it first, or: insula delete --force {name}",
+    ("delete", State.PAUSED): "stop it first, or: insula delete --force {name}",
+    ("delete", State.STARTING): "stop it first, or: insula delete --force {name}",
+    ("restart", State.STOPPED): "to start it: insula start {name}",
+}
+
+
+def is_allowed(verb: str, state: State) -> bool:
+    return state in _ALLOWED[verb]
+
+
+def check_transition(name: str, verb: str, state: State, problem: str | None = None) -> None:
+    """Return when ``verb`` may run on a machine in ``state``. Raises WrongState, or DamagedRecord for a broken machine."""
+    if state is State.BROKEN:
+        raise DamagedRecord(f"{name} cannot be used: {problem}", hint=f"to remove it: insula delete --force {name}")
+    if not is_allowed(verb, state):
+        hint = _HINTS.get((verb, state))
+        raise WrongState(f"{name} is {state}: cannot {verb} it", hint=hint.format(name=name) if hint else None)

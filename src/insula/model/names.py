@@ -1,0 +1,46 @@
+"""The names users give: what a machine may be called, how a generated name is made, how `NAME:PATH` is read."""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+from insula.errors import UsageError
+
+_MACHINE = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+
+_MANNERS = "amber bold brisk calm clear crisp eager fair fond gentle glad grand keen kind light lively mellow merry mild neat noble proud quick quiet rapid sunny swift tidy warm wise".split()
+_PLACES = "aldabra bantry capri delos elba faroe gozo hvar iona jura kos lipari malta naxos oland paros rhodos samos skye sylt texel tinos ulva vis wight yell zante".split()
+
+
+def check_machine_name(name: str) -> str:
+    """``name`` itself when it can be a machine's (and so a host) name. Raises UsageError (``bad_name``)."""
+    if _MACHINE.fullmatch(name) is None:
+        raise UsageError(
+            f"'{printable(name)}' cannot be a machine's name",
+            code="bad_name",
+            hint="use 1 to 63 lower-case letters, digits and '-', beginning with a letter and not ending with '-'",
+        )
+    return name
+
+
+def generate_machine_name() -> str:
+    """A name people can say and type, such as ``calm-iona-3f``. The caller makes sure that it is free."""
+    return f"{secrets.choice(_MANNERS)}-{secrets.choice(_PLACES)}-{secrets.token_hex(1)}"
+
+
+def printable(text: str, most: int = 80) -> str:
+    """``text`` made safe to repeat in a message: control characters shown as escapes, length bounded."""
+    shown = "".join(character if character.isprintable() else character.encode("unicode_escape", "surrogateescape").decode() for character in text)
+    return shown if len(shown) <= most else shown[: most - 1] + "…"
+
+
+def split_location(text: str) -> tuple[str | None, str]:
+    """``web:/etc/hosts`` as (``web``, ``/etc/hosts``); a path of this computer as (None, path).
+
+    As with scp, a name ends at the first colon unless a slash comes before it, so ``./a:b`` is a local path.
+    """
+    head, colon, tail = text.partition(":")
+    if not colon or "/" in head or not head:
+        return None, text
+    return check_machine_name(head), tail

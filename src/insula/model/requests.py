@@ -1,0 +1,139 @@
+"""Everything Insula can be asked to do: one frozen type per verb. The CLI, the SDK and the tests build nothing else.
+
+A request holds no path of the caller's computer and no stream: those flow beside it (see ``model/streams.py``).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from insula.model.spec import MachineSpec
+
+
+class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What all requests have in common: they are values, and they can be written down."""
+
+
+# -- machine ------------------------------------------------------------------------------------------------------------
+class CreateMachine(Request):
+    """Make a stopped machine from an image. An empty ``name`` asks for a generated one."""
+
+    image: str
+    name: str = ""
+    spec: MachineSpec = MachineSpec()
+    ephemeral: bool = False
+
+
+class StartMachine(Request):
+    """Boot a stopped machine and wait until its agent answers, ``timeout`` seconds at most (0: do not wait)."""
+
+    name: str
+    timeout: float = 300.0
+
+
+class StopMachine(Request):
+    """Ask the guest to shut down, then press its power button, then end it; each step waits ``timeout`` seconds."""
+
+    name: str
+    timeout: float = 60.0
+    force: bool = False
+
+
+class RestartMachine(Request):
+    name: str
+    timeout: float = 60.0
+    force: bool = False
+
+
+class PauseMachine(Request):
+    name: str
+
+
+class ResumeMachine(Request):
+    name: str
+
+
+class DeleteMachine(Request):
+    name: str
+    force: bool = False
+
+
+class RenameMachine(Request):
+    name: str
+    new_name: str
+
+
+class ListMachines(Request):
+    pass
+
+
+class ShowMachine(Request):
+    name: str
+
+
+# -- inside -------------------------------------------------------------------------------------------------------------
+class ExecMachine(Request):
+    """Run a program in the guest. ``wait`` seconds are granted to an agent that does not answer yet."""
+
+    name: str
+    argv: tuple[str, ...]
+    env: tuple[str, ...] = ()
+    user: str = ""
+    cwd: str = ""
+    tty: bool = False
+    rows: int = 24
+    cols: int = 80
+    wait: float = 0.0
+
+
+class OpenConsole(Request):
+    name: str
+    follow: bool = True
+    input: bool = True
+
+
+class CopyIn(Request):
+    """Copy into the guest what flows beside the request."""
+
+    name: str
+    destination: str
+    single: bool
+    names: tuple[str, ...]
+
+
+class CopyOut(Request):
+    name: str
+    sources: tuple[str, ...]
+
+
+class ReadLogs(Request):
+    name: str
+    follow: bool = False
+
+
+class ReadEvents(Request):
+    """Events of one machine, or of all when ``name`` is empty."""
+
+    name: str = ""
+    follow: bool = False
+
+
+# -- image --------------------------------------------------------------------------------------------------------------
+class BuildImage(Request):
+    """Build from a recipe's TOML text (``text``), or from one that comes with Insula (``recipe``)."""
+
+    recipe: str = ""
+    text: str = ""
+    refresh: bool = False
+
+
+class ListImages(Request):
+    pass
+
+
+class ShowImage(Request):
+    image: str
+
+
+class DeleteImage(Request):
+    image: str

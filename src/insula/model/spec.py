@@ -1,0 +1,51 @@
+"""What is asked for: frozen, validated, unknown fields refused."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from insula.errors import UsageError
+from insula.model.units import GIB, MIB, format_size
+
+Network = Literal["nat", "none"]
+Firmware = Literal["bios", "uefi"]
+
+DEFAULT_CPUS = 1
+DEFAULT_MEMORY = 512 * MIB
+DEFAULT_DISK = 10 * GIB
+
+MOST_CPUS = 64
+LEAST_MEMORY = 96 * MIB
+LEAST_DISK = 64 * MIB
+MOST_DISK = 64 * 1024 * GIB
+
+
+class MachineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A machine's shape. Sizes are in bytes; ``disk`` is the virtual size of the root disk."""
+
+    cpus: int = DEFAULT_CPUS
+    memory: int = DEFAULT_MEMORY
+    disk: int = DEFAULT_DISK
+    network: Network = "nat"
+    firmware: Firmware = "bios"
+
+
+def check_spec(spec: MachineSpec) -> MachineSpec:
+    """``spec`` itself when some host could run it. Raises UsageError (``bad_size``) naming the field and the bounds."""
+    if not 1 <= spec.cpus <= MOST_CPUS:
+        raise UsageError(f"{spec.cpus} CPUs is not possible", code="bad_size", hint=f"ask for 1 to {MOST_CPUS} CPUs")
+    if spec.memory < LEAST_MEMORY:
+        raise UsageError(
+            f"{format_size(spec.memory)} of memory is too little to boot", code="bad_size", hint=f"ask for {format_size(LEAST_MEMORY)} or more"
+        )
+    if spec.memory % MIB:
+        raise UsageError("memory must be a whole number of MiB", code="bad_size", hint="write it like 512M")
+    if not LEAST_DISK <= spec.disk <= MOST_DISK:
+        raise UsageError(
+            f"a disk of {format_size(spec.disk)} is not possible",
+            code="bad_size",
+            hint=f"ask for {format_size(LEAST_DISK)} to {format_size(MOST_DISK)}",
+        )
+    return spec

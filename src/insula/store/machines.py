@@ -1,0 +1,187 @@
+"""Machines on disk: the record, and the folder's life (made aside and renamed in, renamed out and removed)."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from insula.errors import AlreadyExists, DamagedRecord, NotFound
+from insula.host.files import fsync_folder, remove_tree
+from insula.model.identity import Identity
+from insula.model.spec import MachineSpec
+from insula.store import names
+from insula.store.locks import held
+from insula.store.names import Home
+from insula.store.records import read_record, write_record
+
+RECORD_VERSION = 1
+
+
+class ImageUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which image a machine was made from: the name asked for, and what it meant at that moment."""
+
+    name: str
+    digest: str
+
+
+class Boot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the machine starts: from its own disk, or directly by a kernel (paths relative to the machine's folder)."""
+
+    kind: Literal["disk", "direct"]
+    kernel: str | None = None
+    initrd: str | None = None
+    cmdline: str = ""
+    agent: bool = True
+
+
+class DiskRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One disk: immutable layers bottom to top, then the head, the only file the guest's process may write.
+
+    All paths are relative to the machine's folder; all files are qcow2. ``size`` is the head's virtual size in bytes.
+    """
+
+    name: str
+    layers: list[str]
+    head: str
+    size: int
+
+
+class BoardRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What must stay the same for the guest's hardware to stay the same: set at the first start, then kept."""
+
+    machine: str
+    cpu: str
+    qemu: str
+    accelerator: str
+
+
+class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What Insula remembers of a machine. Its name is its folder's name and is not repeated here."""
+
+    version: int
+    id: str
+    kind: Literal["vm"]
+    created: float
+    image: ImageUse
+    spec: MachineSpec
+    identity: Identity
+    boot: Boot
+    disks: list[DiskRecord]
+    arch: str
+    ephemeral: bool = False
+    board: BoardRecord | None = None
+
+
+def machine_folder(home: Home, name: str) -> Path:
+    """The folder of an existing machine. Raises NotFound, with the nearest names there are."""
+    folder = home.machine(name)
+    if not folder.is_dir():
+        raise NotFound(f"no machine named '{name}'", code="machine_not_found", hint=_nearest(home, name))
+    return folder
+
+
+def _nearest(home: Home, name: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, machine_names(home), n=3)
+    return f"did you mean {', '.join(close)}?" if close else "to see them: insula list"
+
+
+def machine_names(home: Home) -> list[str]:
+    """Names of all machines, sorted. A folder without a record counts: it is shown as broken, not hidden."""
+    try:
+        with os.scandir(home.machines) as entries:
+            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False))
+    except FileNotFoundError:
+        return []
+
+
+def read_machine(folder: Path) -> MachineRecord:
+    """The record in ``folder``. Raises DamagedRecord when it is missing, unreadable or from a newer Insula."""
+    path = folder / names.RECORD
+    try:
+        record = read_record(path, MachineRecord)
+    except FileNotFoundError:
+        raise DamagedRecord(f"{path} is missing", hint=f"to remove what is left: insula delete --force {folder.name}") from None
+    if record.version > RECORD_VERSION:
+        raise DamagedRecord(
+            f"{path} was written by a newer Insula (format {record.version}, this one knows {RECORD_VERSION})", hint="use the newer Insula"
+        )
+    return record
+
+
+def write_machine(folder: Path, record: MachineRecord) -> None:
+    write_record(folder / names.RECORD, record)
+
+
+@contextlib.contextmanager
+def new_machine_folder(home: Home) -> Iterator[Path]:
+    """A staging folder, locked by us until it is published or abandoned; whatever is left of it on exit is removed."""
+    home.prepare()
+    folder = home.machines / f"{names.NEW_PREFIX}{secrets.token_hex(8)}"
+    folder.mkdir(mode=0o700)
+    lock = os.open(folder / names.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        remove_tree(folder)
+        os.close(lock)
+
+
+def publish_machine(home: Home, staged: Path, name: str) -> Path:
+    """Give a complete staged folder its name, at once and for good. Raises AlreadyExists when the name is taken."""
+    folder = home.machine(name)
+    fsync_folder(staged)
+    _rename_exclusively(staged, folder, name)
+    fsync_folder(home.machines)
+    return folder
+
+
+def rename_machine_folder(home: Home, name: str, new_name: str) -> Path:
+    """Rename a machine. Raises AlreadyExists when the new name is taken."""
+    folder = home.machine(new_name)
+    _rename_exclusively(home.machine(name), folder, new_name)
+    fsync_folder(home.machines)
+    return folder
+
+
+def _rename_exclusively(source: Path, target: Path, name: str) -> None:
+    """rename(2) replaces an empty folder but never a filled one, and a machine's folder always holds its lock file."""
+    try:
+        source.rename(target)
+    except OSError as cause:
+        if target.exists():
+            raise AlreadyExists(f"the name '{name}' is taken", code="name_taken", hint="choose another, or delete that machine first") from cause
+        raise
+
+
+def remove_machine_folder(home: Home, folder: Path) -> None:
+    """Delete a machine: out of sight at once, then its files. A crash in between leaves a folder that sweep() removes."""
+    gone = home.machines / f"{names.GONE_PREFIX}{secrets.token_hex(8)}"
+    folder.rename(gone)
+    fsync_folder(home.machines)
+    remove_tree(gone)
+
+
+def sweep_machines(home: Home) -> list[str]:
+    """Remove what dead commands left half-made or half-deleted; returns the names of the folders removed."""
+    removed = []
+    with contextlib.suppress(FileNotFoundError), os.scandir(home.machines) as entries:
+        for entry in list(entries):
+            if entry.name.startswith(names.GONE_PREFIX):
+                remove_tree(Path(entry.path))
+                removed.append(entry.name)
+            elif entry.name.startswith(names.NEW_PREFIX):
+                with held(Path(entry.path) / names.LOCK) as free:
+                    if free:
+                        remove_tree(Path(entry.path))
+                        removed.append(entry.name)
+    return removed
