@@ -1,0 +1,126 @@
+"""Finds the native parts (the agent for guests, the keeper for hosts), building them from our C sources when needed.
+
+A wheel may carry them ready-made in ``insula/_native/bin/<arch>/``. Otherwise they are compiled once per content of their
+sources, into ``~/.cache/insula/native-<digest>/<arch>/``: by any C compiler with a static libc for this computer's own
+architecture, by zig or a Debian cross compiler for the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import importlib.util
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from insula.errors import HostLacks
+from insula.host.process import find_program, run
+from insula.model.architectures import ARCHITECTURES, debian_architecture
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_SHARED = "wire"  # the framing: compiled into every part
+
+FLAGS = ("-std=gnu11", "-Wall", "-Wextra", "-Os", "-static", "-s", "-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections")
+_PATIENCE = 600.0  # seconds; zig's first build for an architecture builds a libc, too
+
+
+def native_sources() -> Path:
+    """The folder that holds ``agent/``, ``keeper/`` and ``wire/``: the clone's, or the package's own copy.
+
+    Raises HostLacks (``native_sources_missing``) when the installation lacks both.
+    """
+    for folder in (_PACKAGE / "_native" / "src", _PACKAGE.parents[1] / "native"):
+        if (folder / _SHARED / "wire.h").exists():
+            return folder
+    raise HostLacks("this installation of Insula lacks its C sources", code="native_sources_missing", hint="install Insula anew")
+
+
+@functools.cache
+def native_digest(part: str) -> str:
+    """32 hex digits that change when a source of ``part`` (``agent`` or ``keeper``) changes, whatever compiler is used."""
+    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    sources = native_sources()
+    for path in _files(part, "*"):
+        content = path.read_bytes()
+        digest.update(f"\n{path.relative_to(sources)} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()[:32]
+
+
+def native_path(name: str, arch: str | None = None) -> Path:
+    """The program ``insula-agent`` or ``insula-keeper`` for an architecture (default: this computer's), built if need be.
+
+    Raises HostLacks (``no_compiler``) when nothing here can compile for that architecture, ChildFailed when the compiler
+    refuses the sources.
+    """
+    arch = debian_architecture(arch or os.uname().machine)
+    prebuilt = _PACKAGE / "_native" / "bin" / arch / name
+    if prebuilt.exists():
+        return prebuilt
+    part = name.removeprefix("insula-")
+    built = _cache() / f"native-{native_digest(part)}" / arch / name
+    if not built.exists():
+        with _building(built.parent):
+            if not built.exists():
+                build(part, arch, built)
+    return built
+
+
+def build(part: str, arch: str, target: Path) -> None:
+    """Compile ``part`` for ``arch`` into the file ``target``, which appears whole or not at all. Raises as native_path."""
+    compiler = find_compiler(arch)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    stamp = f'-DINSULA_BUILD="{native_digest(part)[:12]}"'
+    try:
+        sources = _files(part, "*.c")
+        run([*compiler, *FLAGS, stamp, f"-I{native_sources()}", "-o", temporary, *sources], timeout=_PATIENCE)
+        temporary.chmod(0o755)
+        temporary.rename(target)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def find_compiler(arch: str) -> list[str]:
+    """The first words of a command that compiles for ``arch``. Raises HostLacks (``no_compiler``)."""
+    if arch == debian_architecture(os.uname().machine):
+        for name in ("musl-gcc", "cc", "gcc"):
+            if find_program(name):
+                return [name]
+    machine = ARCHITECTURES[arch][1]
+    if importlib.util.find_spec("ziglang") is not None:
+        return [sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-musl"]
+    cross = f"{ARCHITECTURES[arch][0]}-linux-gnu-gcc"
+    if find_program(cross):
+        return [cross]
+    if arch == debian_architecture(os.uname().machine):
+        raise HostLacks("no C compiler is installed", code="no_compiler", hint="run: apt-get install musl-tools")
+    raise HostLacks(
+        f"nothing here compiles for {arch}",
+        code="no_compiler",
+        hint=f"run: apt-get install gcc-{cross.removesuffix('-gcc').replace('_', '-')} (or: pip install ziglang)",
+    )
+
+
+def _files(part: str, pattern: str) -> list[Path]:
+    sources = native_sources()
+    return sorted(path for folder in (part, _SHARED) for path in (sources / folder).glob(pattern) if path.is_file())
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "insula"
+
+
+@contextlib.contextmanager
+def _building(folder: Path) -> Iterator[None]:
+    """Hold the lock of a build folder, so that two commands started at once compile once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
