@@ -22,6 +22,30 @@ class CreateMachine(Request):
     name: str = ""
     spec: MachineSpec = MachineSpec()
     ephemeral: bool = False
+    dry_run: bool = False
+
+
+class RunMachine(Request):
+    """Make a machine and start it; then, if ``argv`` is given, run that inside.
+
+    With ``ephemeral`` the machine is deleted when it ends; with ``attached`` as well, it also ends when the caller goes
+    away. ``argv`` empty and ``tty``: a login shell.
+    """
+
+    image: str
+    name: str = ""
+    spec: MachineSpec = MachineSpec()
+    ephemeral: bool = False
+    attached: bool = False
+    shell: bool = False
+    argv: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    user: str = ""
+    cwd: str = ""
+    tty: bool = False
+    rows: int = 24
+    cols: int = 80
+    timeout: float = 300.0
 
 
 class StartMachine(Request):
@@ -56,6 +80,13 @@ class ResumeMachine(Request):
 class DeleteMachine(Request):
     name: str
     force: bool = False
+    dry_run: bool = False
+
+
+class SettleMachine(Request):
+    """What the keeper asks for when a machine (named by its id, since it may have been renamed) has ended: note why, and clean up."""
+
+    id: str
 
 
 class RenameMachine(Request):

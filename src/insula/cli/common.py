@@ -1,0 +1,84 @@
+"""What several commands share: the options, the client, and doing a verb to many machines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from insula.cli.render import ProgressLine, print_json
+from insula.client.local import LocalClient
+from insula.errors import InsulaError
+from insula.model.requests import Request
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; errors become one JSON line on standard error.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Do not tell what is being done.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+
+
+class Size(click.ParamType[int]):
+    """A size such as 512M or 10G, in bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from insula.model.units import parse_size
+
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except InsulaError as error:
+            self.fail(f"{error.message}; {error.hint}", param, ctx)
+
+
+def shape_options(command: F) -> F:
+    """The options that describe a machine's shape."""
+    for option in (
+        click.option("--firmware", type=click.Choice(["bios", "uefi"]), default="bios", show_default=True, help="Firmware to boot by."),
+        click.option("--network", type=click.Choice(["nat", "none"]), default="nat", show_default=True, help="Network card: NAT, or none."),
+        click.option("--disk", type=Size(), default="10G", show_default=True, help="Size of the root disk (sparse)."),
+        click.option("--memory", type=Size(), default="512M", show_default=True, help="Memory."),
+        click.option("--cpus", type=int, default=1, show_default=True, help="Number of CPUs."),
+        click.option("--name", default="", help="The machine's name (default: a generated one)."),
+    ):
+        command = option(command)
+    return command
+
+
+def client() -> LocalClient:
+    return LocalClient()
+
+
+def perform(request: Request, quiet: bool = False, streams: Any = None) -> Any:
+    """Do one request, showing its progress."""
+    progress = ProgressLine(quiet)
+    try:
+        return client().do(request, streams, listener=progress)
+    finally:
+        progress.clear()
+
+
+def perform_each(names: Sequence[str], make: Callable[[str], Request], as_json: bool, quiet: bool, done: str) -> int:
+    """Do a verb to each machine; one that fails does not keep the others from it. Returns the exit code."""
+    from insula.cli.main import report
+
+    results, status = [], 0
+    for name in dict.fromkeys(names):
+        try:
+            results.append(perform(make(name), quiet or as_json))
+            if not (as_json or quiet):
+                click.echo(f"{name} {done}")
+        except InsulaError as error:
+            status = max(status, report(error.code, error.message, error.hint, as_json, error.exit_code, cause=error))
+    if as_json:
+        print_json(results)
+    return status
+
+
+def strip_dashes(words: Sequence[str]) -> tuple[str, ...]:
+    """The guest's command, without the `--` that sets it apart."""
+    return tuple(words[1:]) if words[:1] == ("--",) else tuple(words)

@@ -1,0 +1,264 @@
+"""The commands of the noun *machine*."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from insula.cli.common import (
+    client,
+    dry_run_option,
+    json_option,
+    perform,
+    perform_each,
+    quiet_option,
+    shape_options,
+    strip_dashes,
+)
+from insula.cli.render import ProgressLine, age, print_json, print_pairs, print_table
+from insula.model.requests import (
+    CreateMachine,
+    DeleteMachine,
+    ListMachines,
+    PauseMachine,
+    RenameMachine,
+    RestartMachine,
+    ResumeMachine,
+    RunMachine,
+    ShowMachine,
+    StartMachine,
+    StopMachine,
+)
+from insula.model.spec import MachineSpec
+from insula.model.units import format_size
+
+_NAMES = click.argument("names", nargs=-1, required=True, metavar="NAME...")
+_TIMEOUT = click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds each attempt may take.")
+
+
+def _spec(shape: dict[str, Any]) -> MachineSpec:
+    return MachineSpec(**{field: shape[field] for field in ("cpus", "memory", "disk", "network", "firmware")})
+
+
+@click.command(
+    context_settings={"allow_interspersed_args": False},
+    epilog="Examples: insula run debian -- uname -a  |  insula run --name web --detach debian  |  insula run debian",
+)
+@shape_options
+@click.option("-d", "--detach", is_flag=True, help="Leave the machine running and come back at once.")
+@click.option("--rm", is_flag=True, help="Delete the machine when it ends.")
+@click.option("-i", "--interactive", is_flag=True, help="Pass standard input to the command.")
+@click.option("-t", "--tty", is_flag=True, help="Give the command a terminal.")
+@click.option("-e", "--env", multiple=True, metavar="K=V", help="Set an environment variable (repeatable).")
+@click.option("-u", "--user", default="", help="Run as this user (default: root).")
+@click.option("-w", "--cwd", default="", help="Run in this folder (default: the user's home).")
+@click.option("--timeout", type=float, default=300.0, show_default=True, help="Seconds the guest may take to answer.")
+@quiet_option
+@json_option
+@click.argument("image")
+@click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]")
+def run(image: str, argv: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> int:
+    """Make a machine from IMAGE, start it, and run CMD in it.
+
+    With CMD and neither --name nor --detach the machine is deleted when CMD ends. Without CMD: a login shell on a
+    terminal, otherwise the machine is left running.
+    """
+    from insula.cli.streams import guest_streams, window_size
+
+    command = strip_dashes(argv)
+    shell = not command and not options["detach"] and sys.stdin.isatty() and sys.stdout.isatty()
+    attached = bool(command or shell) and not options["detach"]
+    tty = options["tty"] or shell
+    rows, cols = window_size()
+    request = RunMachine(
+        image=image,
+        name=options["name"],
+        spec=_spec(options),
+        ephemeral=options["rm"] or (attached and not options["name"]),
+        attached=attached and not options["name"],
+        shell=shell,
+        argv=command,
+        env=options["env"],
+        user=options["user"],
+        cwd=options["cwd"],
+        tty=tty,
+        rows=rows,
+        cols=cols,
+        timeout=options["timeout"],
+    )
+    progress = ProgressLine(quiet or as_json)
+    streams = guest_streams(tty=tty, interactive=options["interactive"] or shell, before=progress.clear) if attached else None
+    try:
+        result = client().do(request, streams, listener=progress)
+    finally:
+        progress.clear()
+    if attached:
+        return int(result.exit.shell_code)
+    if as_json:
+        print_json(result.machine)
+    else:
+        click.echo(result.machine.name)
+    return 0
+
+
+@click.command(epilog="Example: insula create --name web --memory 1G debian")
+@shape_options
+@dry_run_option
+@quiet_option
+@json_option
+@click.argument("image")
+def create(image: str, name: str, dry_run: bool, quiet: bool, as_json: bool, **shape: Any) -> None:
+    """Make a stopped machine from IMAGE."""
+    request = CreateMachine(image=image, name=name, spec=_spec(shape), dry_run=dry_run)
+    machine = perform(request, quiet or as_json)
+    if as_json:
+        print_json(machine)
+    else:
+        click.echo(f"would create {machine.name} from {machine.image}" if dry_run else machine.name)
+
+
+@click.command("list", epilog="Example: insula list --json")
+@json_option
+def list_(as_json: bool) -> None:
+    """List machines."""
+    machines = perform(ListMachines())
+    if as_json:
+        print_json(machines)
+        return
+    print_table(
+        ("NAME", "STATE", "IMAGE", "ADDRESSES", "CPUS", "MEMORY", "AGE", "NOTE"),
+        (
+            (
+                machine.name,
+                machine.state,
+                machine.image,
+                ",".join(machine.addresses) or "-",
+                str(machine.cpus or "-"),
+                format_size(machine.memory) if machine.memory else "-",
+                age(machine.created) if machine.created else "-",
+                machine.problem or "",
+            )
+            for machine in machines
+        ),
+    )
+
+
+@click.command(epilog="Example: insula show web")
+@json_option
+@_NAMES
+def show(names: tuple[str, ...], as_json: bool) -> None:
+    """Show all that is known of machines."""
+    details = [perform(ShowMachine(name=name)) for name in names]
+    if as_json:
+        print_json(details)
+        return
+    for index, detail in enumerate(details):
+        if index:
+            click.echo()
+        _print_details(detail)
+
+
+def _print_details(detail: Any) -> None:
+    machine = detail.status
+    ended = machine.ended
+    print_pairs(
+        [
+            ("name", machine.name),
+            ("state", machine.state + (", deleted when it ends" if machine.ephemeral else "")),
+            ("problem", machine.problem or ""),
+            ("ended", f"{ended.reason}, {age(ended.at)} ago{': ' + ended.detail if ended.detail else ''}" if ended else ""),
+            ("last words", ended.last_words if ended else ""),
+            ("image", f"{machine.image} ({detail.image_digest[:12]})" if detail.image_digest else machine.image),
+            ("shape", f"{machine.cpus} CPU, {format_size(machine.memory)} memory, {format_size(machine.disk)} disk" if machine.cpus else ""),
+            ("disk used", format_size(detail.disk_used)),
+            ("network", f"{detail.network}, {detail.mac}" if detail.mac else detail.network),
+            ("addresses", ", ".join(machine.addresses)),
+            ("firmware", detail.firmware),
+            ("board", ", ".join(part for part in (detail.board, detail.cpu_model, detail.accelerator, detail.qemu) if part)),
+            ("agent", "answers" if machine.agent else ""),
+            ("guest", ", ".join(f"{key} {value}" for key, value in detail.guest.items())),
+            ("processes", ", ".join(f"{name} {pid}" for name, pid in detail.process.items())),
+            ("created", f"{age(machine.created)} ago" if machine.created else ""),
+            ("folder", detail.folder),
+        ]
+    )
+
+
+@click.command(epilog="Example: insula start web db")
+@click.option("--timeout", type=float, default=300.0, show_default=True, help="Seconds the guest may take to answer.")
+@click.option("--no-wait", is_flag=True, help="Do not wait until the guest answers.")
+@quiet_option
+@json_option
+@_NAMES
+def start(names: tuple[str, ...], timeout: float, no_wait: bool, quiet: bool, as_json: bool) -> int:
+    """Start machines and wait until they answer."""
+    patience = 0.0 if no_wait else timeout
+    return perform_each(names, lambda name: StartMachine(name=name, timeout=patience), as_json, quiet, "started")
+
+
+@click.command(epilog="Example: insula stop web")
+@click.option("--force", is_flag=True, help="End the machine at once, as pulling the plug would.")
+@_TIMEOUT
+@quiet_option
+@json_option
+@_NAMES
+def stop(names: tuple[str, ...], force: bool, timeout: float, quiet: bool, as_json: bool) -> int:
+    """Shut machines down: ask the guest, then press the power button, then pull the plug."""
+    return perform_each(names, lambda name: StopMachine(name=name, force=force, timeout=timeout), as_json, quiet, "stopped")
+
+
+@click.command(epilog="Example: insula restart web")
+@click.option("--force", is_flag=True, help="Do not ask the guest first.")
+@_TIMEOUT
+@quiet_option
+@json_option
+@_NAMES
+def restart(names: tuple[str, ...], force: bool, timeout: float, quiet: bool, as_json: bool) -> int:
+    """Shut machines down and start them again."""
+    return perform_each(names, lambda name: RestartMachine(name=name, force=force, timeout=timeout), as_json, quiet, "restarted")
+
+
+@click.command(epilog="Example: insula pause web")
+@quiet_option
+@json_option
+@_NAMES
+def pause(names: tuple[str, ...], quiet: bool, as_json: bool) -> int:
+    """Stop the CPUs of machines; memory and devices stay as they are."""
+    return perform_each(names, lambda name: PauseMachine(name=name), as_json, quiet, "paused")
+
+
+@click.command(epilog="Example: insula resume web")
+@quiet_option
+@json_option
+@_NAMES
+def resume(names: tuple[str, ...], quiet: bool, as_json: bool) -> int:
+    """Let paused machines run on."""
+    return perform_each(names, lambda name: ResumeMachine(name=name), as_json, quiet, "resumed")
+
+
+@click.command(epilog="Example: insula delete --force web")
+@click.option("--force", is_flag=True, help="Also when it runs or its record is damaged.")
+@dry_run_option
+@quiet_option
+@json_option
+@_NAMES
+def delete(names: tuple[str, ...], force: bool, dry_run: bool, quiet: bool, as_json: bool) -> int:
+    """Delete machines with their disks."""
+    done = "would be deleted" if dry_run else "deleted"
+    return perform_each(names, lambda name: DeleteMachine(name=name, force=force, dry_run=dry_run), as_json, quiet, done)
+
+
+@click.command(epilog="Example: insula rename web shop")
+@quiet_option
+@json_option
+@click.argument("name")
+@click.argument("new_name", metavar="NEW")
+def rename(name: str, new_name: str, quiet: bool, as_json: bool) -> None:
+    """Give a machine another name."""
+    machine = perform(RenameMachine(name=name, new_name=new_name), quiet or as_json)
+    if as_json:
+        print_json(machine)
+    elif not quiet:
+        click.echo(f"{name} is now {machine.name}")

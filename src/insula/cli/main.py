@@ -1,0 +1,137 @@
+"""The command `insula`: finds the command's module, and turns what happens into an exit code. The one place for both."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any, Final, NoReturn
+
+import click
+
+from insula.errors import ChildFailed, InsulaError
+from insula.version import __version__
+
+# name -> (module below insula.cli, attribute, one line of help). Written out so that `--help` imports none of them.
+_COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
+    "run": ("machine", "run", "Make a machine from an image, start it, and run a command in it."),
+    "create": ("machine", "create", "Make a stopped machine from an image."),
+    "list": ("machine", "list_", "List machines."),
+    "show": ("machine", "show", "Show all that is known of a machine."),
+    "start": ("machine", "start", "Start machines."),
+    "stop": ("machine", "stop", "Shut machines down."),
+    "restart": ("machine", "restart", "Shut machines down and start them again."),
+    "pause": ("machine", "pause", "Stop the CPUs of machines; their memory is kept."),
+    "resume": ("machine", "resume", "Let paused machines run on."),
+    "delete": ("machine", "delete", "Delete machines with their disks."),
+    "rename": ("machine", "rename", "Give a machine another name."),
+    "exec": ("inside", "exec_", "Run a command in a machine."),
+    "shell": ("inside", "shell", "Open a login shell in a machine."),
+    "console": ("inside", "console", "Attach to a machine's serial console."),
+    "copy": ("inside", "copy", "Copy files into or out of a machine."),
+    "logs": ("inside", "logs", "Print what a machine wrote to its console."),
+    "events": ("inside", "events", "Print what happened to machines."),
+    "image": ("image", "image", "Build, list and delete images."),
+    "doctor": ("host", "doctor", "Find out what this host can do, and mend what is missing."),
+    "completion": ("host", "completion", "Print the completion script for a shell."),
+    "_ended": ("host", "ended", ""),
+}
+
+_GUEST_COMMANDS: Final = frozenset({"run", "exec", "shell"})
+_INSULA_FAILED: Final = 125
+
+
+class Commands(click.Group):
+    """All commands, imported one at a time."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name in _COMMANDS if not name.startswith("_")]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute, _ = _COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(f"insula.cli.{module}"), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _COMMANDS[name][2]) for name in self.list_commands(ctx)])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib
+
+            close = difflib.get_close_matches(args[0], self.list_commands(ctx), n=3)
+            if close:
+                error.message += f" Did you mean {', '.join(close)}?"
+            raise
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Example: insula run debian -- uname -a",
+)
+@click.version_option(__version__, prog_name="insula", message="%(prog)s %(version)s")
+@click.option("--yes", is_flag=True, help="Ask nothing; take every question as answered by yes.")
+@click.pass_context
+def cli(ctx: click.Context, yes: bool) -> None:
+    """Isolated machines on this computer: virtual machines from signed images, with their own CPUs, memory and disk."""
+    ctx.obj = {"yes": yes or os.environ.get("INSULA_YES") == "1"}
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run one command line and exit: 0, 1 failed, 2 wrong usage; run, exec and shell pass the guest's code, 125 for our own failures."""
+    words = sys.argv[1:] if arguments is None else arguments
+    sys.exit(run_command(words))
+
+
+def run_command(words: list[str]) -> int:
+    ours = words[: words.index("--")] if "--" in words else words
+    command = next((word for word in ours if not word.startswith("-")), "")
+    in_guest = command in _GUEST_COMMANDS
+    as_json = "--json" in ours
+    try:
+        result: Any = cli.main(args=words, prog_name="insula", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Abort:
+        click.echo("", err=True)
+        return 130
+    except click.ClickException as error:
+        return report("usage", error.format_message(), _usage_hint(error), as_json, _INSULA_FAILED if in_guest else error.exit_code)
+    except InsulaError as error:
+        code = _INSULA_FAILED if in_guest else error.exit_code
+        return report(error.code, error.message, error.hint, as_json, code, cause=error)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output is gone (`insula list | head -1`): nothing is left to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+
+
+def _usage_hint(error: click.ClickException) -> str | None:
+    context = getattr(error, "ctx", None)
+    return f"see: {context.command_path} --help" if context is not None else None
+
+
+def report(code: str, message: str, hint: str | None, as_json: bool, status: int, cause: BaseException | None = None) -> int:
+    """Tell of an error on standard error, with what caused it; returns ``status``."""
+    if as_json:
+        import json
+
+        click.echo(json.dumps({"code": code, "message": message, "hint": hint}), err=True)
+        return status
+    click.echo(f"insula: {message}", err=True)
+    while (cause := cause.__cause__ if cause is not None else None) is not None:
+        if isinstance(cause, InsulaError):
+            click.echo(f"  because: {cause.message}", err=True)
+            if isinstance(cause, ChildFailed) and cause.output:
+                click.echo("".join(f"    {line}\n" for line in cause.output.splitlines()[-12:]), err=True, nl=False)
+    if hint:
+        click.echo(f"hint: {hint}", err=True)
+    return status

@@ -1,0 +1,53 @@
+"""Unix sockets by path, however long the path: the kernel's 108 bytes are met by going through ``/proc/self/fd``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def _short(path: Path) -> Iterator[str]:
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+def connect_unix(path: Path) -> socket.socket:
+    """A stream connection. Raises FileNotFoundError or ConnectionRefusedError when nobody listens there."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        with _short(path) as short:
+            connection.connect(short)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def listen_unix(path: Path, backlog: int = 64) -> socket.socket:
+    """A listening socket at ``path``, which its owner alone may connect to."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        with _short(path) as short:
+            listener.bind(short)
+        path.chmod(0o600)
+        listener.listen(backlog)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def is_listening(path: Path) -> bool:
+    """Whether something accepts connections at ``path``."""
+    try:
+        connect_unix(path).close()
+    except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+        return False
+    return True

@@ -1,0 +1,26 @@
+"""The handles a verb uses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from insula.store.names import Home, default_home
+
+if TYPE_CHECKING:
+    from insula.engines.base import Engine
+
+
+class Context:
+    """Where the state is and which engine runs machines; the engine is loaded when a verb first needs it."""
+
+    def __init__(self, home: Home | None = None, engine: Engine | None = None) -> None:
+        self.home = home or default_home()
+        self._engine = engine
+
+    @property
+    def engine(self) -> Engine:
+        if self._engine is None:
+            from insula.engines.load import load_engine
+
+            self._engine = load_engine("qemu", self.home)
+        return self._engine

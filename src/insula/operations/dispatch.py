@@ -1,0 +1,63 @@
+"""From a request to the verb that fulfils it. Verbs are imported when first asked for, so that a quick one stays quick."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any, Final
+
+from insula.errors import HostLacks
+from insula.host.files import explain_os_error
+from insula.model.requests import Request
+from insula.operations.context import Context
+from insula.operations.operation import Operation, Progress
+
+# request type -> (module below insula.operations, function, verb as people say it)
+_VERBS: Final[dict[str, tuple[str, str, str]]] = {
+    "RunMachine": ("run", "run", "run"),
+    "CreateMachine": ("create", "create", "create"),
+    "StartMachine": ("start", "start", "start"),
+    "StopMachine": ("stop", "stop", "stop"),
+    "RestartMachine": ("restart", "restart", "restart"),
+    "PauseMachine": ("pause", "pause", "pause"),
+    "ResumeMachine": ("pause", "resume", "resume"),
+    "DeleteMachine": ("delete", "delete", "delete"),
+    "RenameMachine": ("rename", "rename", "rename"),
+    "ListMachines": ("look", "list_machines", "list"),
+    "ShowMachine": ("look", "show_machine", "show"),
+    "ExecMachine": ("execute", "execute", "exec"),
+    "OpenConsole": ("console", "console", "console"),
+    "CopyIn": ("copy", "copy_in", "copy"),
+    "CopyOut": ("copy", "copy_out", "copy"),
+    "ReadLogs": ("follow", "logs", "logs"),
+    "ReadEvents": ("follow", "events", "events"),
+    "BuildImage": ("image", "build", "image build"),
+    "ListImages": ("image", "list_images", "image list"),
+    "ShowImage": ("image", "show", "image show"),
+    "DeleteImage": ("image", "delete", "image delete"),
+    "SettleMachine": ("settle", "settle", "settle"),
+}
+
+
+def perform(
+    context: Context, request: Request, streams: Any = None, listener: Callable[[Progress], None] | None = None, operation: Operation | None = None
+) -> Any:
+    """Do what ``request`` asks for and return the verb's result.
+
+    ``streams`` is what flows beside the request, where the verb has any. Raises InsulaError and nothing else, bugs aside.
+    """
+    module, function, verb = _VERBS[type(request).__name__]
+    work = getattr(importlib.import_module(f"insula.operations.{module}"), function)
+    operation = operation or Operation(verb, getattr(request, "name", ""), listener)
+    try:
+        if streams is None:
+            return work(context, request, operation)
+        return work(context, request, operation, streams)
+    except OSError as cause:
+        explained = explain_os_error(cause, context.home.root / "x")
+        if explained is not cause:
+            raise explained from cause
+        if isinstance(cause, (PermissionError, NotADirectoryError, IsADirectoryError)) or cause.errno == 30:
+            where = cause.filename or context.home.root
+            raise HostLacks(f"{where}: {cause.strerror}", code="no_access", hint="set INSULA_HOME to a folder you may write") from cause
+        raise

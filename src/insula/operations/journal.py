@@ -1,0 +1,43 @@
+"""A journal, not memory: what a verb was doing to a machine when it died.
+
+A verb that takes several steps notes each one in the machine's folder before doing it and removes the note at its end.
+Whoever takes the machine's lock next finds the note of a dead verb and finishes or undoes its work (see recover.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import msgspec
+
+from insula.errors import DamagedRecord
+from insula.store import names
+from insula.store.records import read_record, write_record
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The last step begun by a verb. ``version`` is the journal's format."""
+
+    verb: str
+    step: str
+    version: int = 1
+
+
+def note(folder: Path, verb: str, step: str) -> None:
+    write_record(folder / names.JOURNAL, Entry(verb=verb, step=step))
+
+
+def clear(folder: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        (folder / names.JOURNAL).unlink()
+
+
+def pending(folder: Path) -> Entry | None:
+    """What a dead verb left, if anything. A journal that cannot be read counts as one whose verb is unknown."""
+    try:
+        return read_record(folder / names.JOURNAL, Entry)
+    except FileNotFoundError:
+        return None
+    except DamagedRecord:
+        return Entry(verb="unknown", step="unknown")
