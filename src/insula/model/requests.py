@@ -168,3 +168,4 @@ class ShowImage(Request):
 
 class DeleteImage(Request):
     image: str
+    dry_run: bool = False

@@ -1,0 +1,70 @@
+"""The commands of the noun *host*, and the one that the keeper calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from insula.cli.common import client, json_option, quiet_option
+from insula.cli.render import ProgressLine, print_json
+
+_MARKS = {"ok": "✓", "limited": "!", "missing": "✗"}
+
+
+@click.command(epilog="Example: insula doctor --fix")
+@click.option("--fix", is_flag=True, help="Install what is missing and build what has to be built.")
+@quiet_option
+@json_option
+@click.pass_context
+def doctor(ctx: click.Context, fix: bool, quiet: bool, as_json: bool) -> int:
+    """Find out what this host can do by doing it; for each shortfall, what it costs and the command that mends it."""
+    from insula.operations.doctor import doctor as examine
+
+    progress = ProgressLine(quiet or as_json)
+
+    def confirm(question: str) -> bool:
+        progress.clear()
+        return bool(ctx.obj["yes"]) or click.confirm(question, err=True)
+
+    try:
+        report = examine(client().context.home, fix=fix, confirm=confirm, progress=progress)
+    finally:
+        progress.clear()
+    if as_json:
+        print_json(report)
+    else:
+        _print_report(report)
+    return 0 if report.usable else 1
+
+
+def _print_report(report: Any) -> None:
+    for fact in report.facts:
+        click.echo(f"{_MARKS[fact.state]} {fact.name}: {fact.detail}")
+        if fact.state != "ok":
+            if fact.costs:
+                click.echo(f"    costs: {fact.costs}")
+            if fact.fix:
+                click.echo(f"    mend:  {fact.fix}")
+
+
+@click.command(epilog="Example: insula completion bash > /etc/bash_completion.d/insula")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script for SHELL."""
+    from click.shell_completion import get_completion_class
+
+    from insula.cli.main import cli
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(cli, {}, "insula", "_INSULA_COMPLETE").source())
+
+
+@click.command(hidden=True)
+@click.argument("machine_id")
+def ended(machine_id: str) -> None:
+    """Called by a machine's keeper when the machine has ended."""
+    from insula.model.requests import SettleMachine
+
+    client().do(SettleMachine(id=machine_id))

@@ -1,0 +1,52 @@
+"""Delete a machine: its folder goes out of sight at once, then its files."""
+
+from __future__ import annotations
+
+from insula.errors import Busy
+from insula.model.lifecycle import check_transition
+from insula.model.requests import DeleteMachine
+from insula.model.status import MachineStatus
+from insula.operations.context import Context
+from insula.operations.observe import is_alive, observe
+from insula.operations.operation import Operation
+from insula.operations.settle import settle_locked
+from insula.operations.stop import pull_plug
+from insula.store import names
+from insula.store.locks import machine_lock
+from insula.store.machines import machine_folder, remove_machine_folder, sweep_machines
+
+_AFTER_PLUG = 15.0
+
+
+def delete(context: Context, request: DeleteMachine, operation: Operation) -> MachineStatus:
+    """Delete a stopped machine; with ``force`` also a running one, a busy one and one whose record is damaged.
+
+    Returns the machine's last status. Raises NotFound, Busy or WrongState, and then nothing was changed.
+    """
+    sweep_machines(context.home)
+    folder = machine_folder(context.home, request.name)
+    status, _ = observe(folder)
+    if request.dry_run:
+        if not request.force:
+            check_transition(request.name, "delete", status.state, status.problem)
+        return status
+    if request.force and is_alive(folder):
+        # Before the lock: a verb that waits for this machine lets go of it once the machine is gone.
+        operation.tell("pull the plug")
+        pull_plug(folder)
+    try:
+        with machine_lock(folder / names.LOCK, request.name, "delete", patience=_AFTER_PLUG if request.force else 0.0):
+            if request.force and is_alive(folder):
+                pull_plug(folder)
+            if not settle_locked(context.home, folder):
+                return status
+            if not request.force:
+                status, _ = observe(folder)
+                check_transition(request.name, "delete", status.state, status.problem)
+            operation.tell("delete its files")
+            remove_machine_folder(context.home, folder)
+    except Busy as busy:
+        if request.force:
+            busy.hint = "end that process first"
+        raise
+    return status

@@ -1,0 +1,104 @@
+"""What was and what comes: console logs and events, to their end or as they happen."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from insula.errors import MachineEnded
+from insula.guest import keeper
+from insula.guest.link import open_link
+from insula.model.requests import ReadEvents, ReadLogs
+from insula.model.streams import Streams
+from insula.operations.context import Context
+from insula.operations.observe import is_alive
+from insula.operations.operation import Operation
+from insula.store import names
+from insula.store.events import read_events
+from insula.store.machines import machine_folder, machine_names
+
+_CHUNK = 65536
+
+
+def logs(context: Context, request: ReadLogs, operation: Operation, streams: Streams) -> None:
+    """Write what the guest printed on its console: all that was kept, or with ``follow`` the last 64 KiB and what comes.
+
+    The bytes are the guest's own: whoever shows them on a terminal cleans them first.
+    """
+    del operation
+    folder = machine_folder(context.home, request.name)
+    if request.follow and is_alive(folder):
+        with contextlib.suppress(MachineEnded), open_link(folder / names.RUN) as link:
+            keeper.console(link, streams, follow=True, keys=False)
+            return
+    for name in (names.CONSOLE_OLD, names.CONSOLE):
+        with contextlib.suppress(FileNotFoundError), open(folder / name, "rb") as stream:
+            while untrusted_data := stream.read(_CHUNK):
+                _write_all(streams, untrusted_data)
+
+
+def _write_all(streams: Streams, data: bytes) -> None:
+    import select
+
+    view = memoryview(data)
+    while len(view):
+        taken = streams.stdout.write(view)
+        view = view[taken:]
+        descriptor = streams.stdout.fileno()
+        if not taken and descriptor is not None:
+            select.select([], [descriptor], [])
+
+
+def events(context: Context, request: ReadEvents, operation: Operation, streams: Streams) -> None:
+    """Write events as lines of JSON, each with its machine's name, in the order of their time; then, with ``follow``, as they come."""
+    del operation
+    if request.name:
+        machine_folder(context.home, request.name)
+    log = _EventLog(context, request.name)
+    for line in log.news():
+        _write_all(streams, line)
+    if request.follow:
+        _follow(context, log, lambda line: _write_all(streams, line))
+
+
+def _follow(context: Context, log: _EventLog, write: Callable[[bytes], None]) -> None:
+    from insula.host.watch import Watch
+
+    context.home.prepare()
+    with Watch() as watch:
+        watch.add(context.home.machines)
+        while True:
+            for folder in log.folders():
+                watch.add(folder)
+            for line in log.news():
+                write(line)
+            watch.wait_change()
+
+
+class _EventLog:
+    """Events of one machine or of all, each given out once."""
+
+    def __init__(self, context: Context, name: str) -> None:
+        self._home = context.home
+        self._name = name
+        self._seen: dict[str, int] = {}
+
+    def folders(self) -> list[Path]:
+        if self._name:
+            return [self._home.machine(self._name)]
+        return [self._home.machine(name) for name in machine_names(self._home)]
+
+    def news(self) -> Iterator[bytes]:
+        """Events since the last call. Event times only grow within a machine, so the last one seen says where we are."""
+        fresh: list[tuple[int, dict[str, object]]] = []
+        for folder in self.folders():
+            last = self._seen.get(folder.name, -1)
+            for untrusted in read_events(folder):
+                at = untrusted.get("time")
+                if isinstance(at, int) and at > last:
+                    fresh.append((at, {"machine": folder.name, **untrusted}))
+                    self._seen[folder.name] = max(at, self._seen.get(folder.name, -1))
+        for _, event in sorted(fresh, key=lambda pair: pair[0]):
+            yield json.dumps(event, ensure_ascii=True).encode() + b"\n"

@@ -1,0 +1,48 @@
+"""How every changing verb begins: find the machine, take its lock, finish what dead ones left, check the state."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from insula.errors import NotFound
+from insula.model.lifecycle import check_transition
+from insula.model.status import MachineStatus, State
+from insula.operations.context import Context
+from insula.operations.observe import observe
+from insula.operations.recover import recover
+from insula.store import names
+from insula.store.locks import machine_lock
+from insula.store.machines import MachineRecord, machine_folder, sweep_machines
+
+
+class Held(NamedTuple):
+    """A machine whose lock is ours."""
+
+    folder: Path
+    record: MachineRecord
+    status: MachineStatus
+
+
+@contextlib.contextmanager
+def hold_machine(context: Context, name: str, verb: str, *, patience: float = 0.0) -> Iterator[Held]:
+    """Hold ``name`` for ``verb``. Raises NotFound, Busy, WrongState or DamagedRecord before anything is changed."""
+    sweep_machines(context.home)
+    folder = machine_folder(context.home, name)
+    with machine_lock(folder / names.LOCK, name, verb, patience=patience):
+        if not recover(context.home, folder):
+            raise NotFound(f"{name} has ended and was deleted, as it was made to be", code="machine_not_found")
+        status, record = observe(folder)
+        check_transition(name, verb, status.state, status.problem)
+        assert record is not None
+        yield Held(folder, record, status)
+
+
+def status_of(folder: Path) -> MachineStatus:
+    return observe(folder)[0]
+
+
+def has_process(folder: Path) -> bool:
+    return status_of(folder).state in (State.STARTING, State.RUNNING, State.PAUSED)

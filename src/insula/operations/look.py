@@ -1,0 +1,96 @@
+"""Look at machines: no lock is taken, nothing is changed, nobody is waited for."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from insula.errors import InsulaError
+from insula.model.requests import ListMachines, ShowMachine
+from insula.model.status import MachineDetails, MachineStatus
+from insula.operations.context import Context
+from insula.operations.observe import observe, observe_state
+from insula.operations.operation import Operation
+from insula.store import names
+from insula.store.machines import MachineRecord, machine_folder, machine_names
+
+_HELLO_FIELDS = ("os", "kernel", "arch", "build", "hostname")
+
+
+def list_machines(context: Context, request: ListMachines, operation: Operation) -> list[MachineStatus]:
+    """All machines, by name; a broken one is among them and says what is wrong with it."""
+    del request, operation
+    found = []
+    for name in machine_names(context.home):
+        with contextlib.suppress(FileNotFoundError):  # deleted while we looked
+            found.append(observe(context.home.machine(name))[0])
+    return found
+
+
+def show_machine(context: Context, request: ShowMachine, operation: Operation) -> MachineDetails:
+    """All that is known of one machine."""
+    del operation
+    folder = machine_folder(context.home, request.name)
+    status, record = observe(folder)
+    if record is None:
+        return _broken(folder, status)
+    _, untrusted = observe_state(folder)
+    board = record.board
+    return MachineDetails(
+        status=status,
+        id=record.id,
+        image_digest=record.image.digest,
+        network=record.spec.network,
+        firmware=record.spec.firmware if record.boot.kind == "disk" else "direct",
+        mac=record.identity.mac if record.spec.network != "none" else "",
+        board=board.machine if board else "",
+        cpu_model=board.cpu if board else "",
+        accelerator=board.accelerator if board else "",
+        qemu=f"QEMU {board.qemu}" if board else "",
+        folder=str(folder),
+        disk_used=_used(folder),
+        guest=_guest(folder) if status.agent else {},
+        process=_processes(untrusted),
+    )
+
+
+def _broken(folder: Path, status: MachineStatus) -> MachineDetails:
+    return MachineDetails(
+        status=status, id="", image_digest="", network="", firmware="", mac="", board="", cpu_model="", accelerator="", qemu="",
+        folder=str(folder), disk_used=_used(folder), guest={}, process={},
+    )  # fmt: skip
+
+
+def _used(folder: Path) -> int:
+    """Bytes on disk that belong to this machine alone: its heads, not the layers it shares."""
+    total = 0
+    for entry in (folder / names.DISKS).glob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += entry.stat().st_blocks * 512
+    return total
+
+
+def _guest(folder: Path) -> dict[str, str]:
+    from insula.guest.keeper import status
+    from insula.guest.link import open_link
+    from insula.guest.text import clean
+
+    with contextlib.suppress(InsulaError), open_link(folder / names.RUN) as link:
+        untrusted = status(link, timeout=1.0).agent
+        if untrusted is not None:
+            return {field: clean(untrusted.text(field)) for field in _HELLO_FIELDS if untrusted.text(field)}
+    return {}
+
+
+def _processes(untrusted: dict[str, Any]) -> dict[str, int]:
+    pid = untrusted.get("qemu_pid")
+    return {"qemu": pid} if isinstance(pid, int) and pid > 0 else {}
+
+
+def record_of(context: Context, name: str) -> tuple[Path, MachineRecord]:
+    """Folder and record of a machine that is not broken. Raises NotFound or DamagedRecord."""
+    from insula.store.machines import read_machine
+
+    folder = machine_folder(context.home, name)
+    return folder, read_machine(folder)

@@ -1,0 +1,110 @@
+"""How a machine is right now, from its folder and its keeper. Reads only, takes no lock, believes nothing unchecked."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from insula.errors import InsulaError
+from insula.host.sockets import is_listening
+from insula.model.status import End, MachineStatus, State
+from insula.store import names
+from insula.store.machines import MachineRecord, read_machine
+from insula.store.records import read_record
+
+_STATES = {"starting": State.STARTING, "running": State.RUNNING, "paused": State.PAUSED}
+
+
+def is_alive(folder: Path) -> bool:
+    """Whether the machine has a keeper: something accepts on its socket. Never a pid, which may be somebody else's by now."""
+    return is_listening(folder / names.RUN / names.KEEPER_SOCKET)
+
+
+def observe_state(folder: Path) -> tuple[State, dict[str, Any]]:
+    """The state, and what the keeper says about it (empty when there is no keeper)."""
+    if not is_alive(folder):
+        return State.STOPPED, {}
+    untrusted = _read_json(folder / names.RUN / names.STATUS)
+    return _STATES.get(str(untrusted.get("state")), State.STARTING), untrusted
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A small JSON object that a jailed process wrote; empty when it is anything else."""
+    with contextlib.suppress(OSError, ValueError):
+        with open(path, "rb") as stream:
+            untrusted = json.loads(stream.read(16384))
+        if isinstance(untrusted, dict):
+            return untrusted
+    return {}
+
+
+def observe(folder: Path) -> tuple[MachineStatus, MachineRecord | None]:
+    """One machine as `list` shows it; a broken record makes a broken machine, not an error."""
+    try:
+        record = read_machine(folder)
+    except (InsulaError, OSError) as cause:
+        return _broken(folder.name, str(cause)), None
+    state, untrusted = observe_state(folder)
+    status = MachineStatus(
+        name=folder.name,
+        kind=record.kind,
+        state=state,
+        image=record.image.name,
+        addresses=machine_addresses(record) if state.has_process else [],
+        cpus=record.spec.cpus,
+        memory=record.spec.memory,
+        disk=record.spec.disk,
+        created=record.created,
+        agent=untrusted.get("agent") is True,
+        ephemeral=record.ephemeral,
+        ended=None if state.has_process else last_end(folder),
+    )
+    return status, record
+
+
+def _broken(name: str, problem: str) -> MachineStatus:
+    return MachineStatus(
+        name=name, kind="vm", state=State.BROKEN, image="", addresses=[], cpus=0, memory=0, disk=0, created=0.0, problem=problem
+    )
+
+
+def machine_addresses(record: MachineRecord) -> list[str]:
+    """Addresses the guest was given on its networks. Behind NAT by passt every guest has the same inner one."""
+    from insula.networks.passt import GUEST_ADDRESS
+
+    return [GUEST_ADDRESS] if record.spec.network == "nat" else []
+
+
+def last_end(folder: Path) -> End | None:
+    """Why the machine ended last: settled already, or still as the keeper wrote it."""
+    with contextlib.suppress(FileNotFoundError, InsulaError):
+        if (folder / names.RUN).exists():
+            return read_exit(folder)
+        return read_record(folder / names.LAST_END, End)
+    return None
+
+
+_REASONS = frozenset(
+    {"guest-shutdown", "guest-reset", "guest-panic", "stopped", "killed", "crashed", "failed-to-start", "disk-full", "host-restarted"}
+)
+
+
+def read_exit(folder: Path) -> End:
+    """The keeper's last record, cleaned. Without one the keeper itself was killed, or the host went down."""
+    from insula.guest.text import clean
+
+    path = folder / names.RUN / names.EXIT
+    untrusted = _read_json(path)
+    reason = str(untrusted.get("reason"))
+    if reason not in _REASONS:
+        reason, untrusted = "killed", {"detail": "its keeper ended without saying why (killed, or the host went down)"}
+    with contextlib.suppress(OSError):
+        return End(
+            reason=reason,
+            at=path.stat().st_mtime,
+            detail=clean(str(untrusted.get("detail", "")))[:500],
+            last_words=clean(str(untrusted.get("last_words", "")))[-2000:],
+        )
+    return End(reason=reason, at=folder.stat().st_mtime)

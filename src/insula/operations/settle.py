@@ -1,0 +1,71 @@
+"""What is left to do when a machine has ended: note why, clear its run folder, delete it if that was its fate.
+
+The keeper's outer half calls for it at the end of every machine; any verb that takes the lock does it first, for
+machines whose keeper could not call. Doing it twice does nothing the second time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from insula.errors import InsulaError, NotFound
+from insula.host.files import remove_tree
+from insula.model.requests import SettleMachine
+from insula.operations import journal
+from insula.operations.context import Context
+from insula.operations.observe import is_alive, read_exit
+from insula.operations.operation import Operation
+from insula.store import names
+from insula.store.events import append_event
+from insula.store.locks import machine_lock
+from insula.store.machines import machine_names, read_machine, remove_machine_folder
+from insula.store.names import Home
+from insula.store.records import write_record
+
+_PATIENCE = 120.0
+
+
+def settle(context: Context, request: SettleMachine, operation: Operation) -> None:
+    """Settle the machine with this id, once the verb that ends it (if one does) has let go of it."""
+    folder = _find(context.home, request.id)
+    if folder is None:
+        return
+    operation.tell("clean up")
+    with contextlib.suppress(NotFound), machine_lock(folder / names.LOCK, folder.name, "settle", patience=_PATIENCE):
+        settle_locked(context.home, folder)
+
+
+def _find(home: Home, machine_id: str) -> Path | None:
+    for name in machine_names(home):
+        with contextlib.suppress(InsulaError, OSError):
+            if read_machine(home.machine(name)).id == machine_id:
+                return home.machine(name)
+    return None
+
+
+def settle_locked(home: Home, folder: Path, *, keep_ephemeral: bool = False) -> bool:
+    """Settle if it has ended; the caller holds the lock. Returns whether the folder still exists.
+
+    ``keep_ephemeral``: do not delete a machine that was to go at its end, because it is about to be started again.
+    """
+    run = folder / names.RUN
+    if not run.exists() or is_alive(folder):
+        return True
+    end = read_exit(folder)
+    append_event(folder, "ended", reason=end.reason, detail=end.detail)
+    if not keep_ephemeral and _is_ephemeral(folder):
+        remove_machine_folder(home, folder)
+        return False
+    with contextlib.suppress(InsulaError):  # a full disk: better no note than a machine that cannot be settled
+        write_record(folder / names.LAST_END, end)
+    remove_tree(run)
+    journal.clear(folder)
+    return True
+
+
+def _is_ephemeral(folder: Path) -> bool:
+    try:
+        return read_machine(folder).ephemeral
+    except (InsulaError, OSError):
+        return False
