@@ -1,0 +1,131 @@
+"""What holds for every test: a folder of its own for the run, a time limit for each test, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from tests.framework import leaks
+
+_LIMIT = 60.0  # seconds for a test; marked ones say otherwise
+_FIXTURE_LIMIT = 1800.0  # a fixture may build an image
+
+_folder = pytest.StashKey[Path]()
+_before = pytest.StashKey[leaks.HostState]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="also run the long tests: fuzzing, soak, foreign builds, fresh systems")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Point everything at the run's own folder before any test module is imported."""
+    token = secrets.token_hex(6)
+    base = Path(os.environ.get("TMPDIR") or "/var/tmp")
+    folder = Path(tempfile.mkdtemp(prefix=f"insula-test-{token}-", dir=base))
+    config.stash[_folder] = folder
+    config.stash[_before] = leaks.host_state()
+    os.environ |= {
+        leaks.MARKER: token,
+        "TMPDIR": str(folder),
+        "INSULA_HOME": str(folder / "home"),
+        "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis"),
+    }
+    tempfile.tempdir = None
+    if config.option.basetemp is None:
+        config.option.basetemp = str(folder / "tests")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--full"):
+        return
+    long = [item for item in items if item.get_closest_marker("full")]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if item not in long]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("root") and os.geteuid() != 0:
+        pytest.skip("needs to be root")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> Iterator[None]:
+    with _time_limit(_FIXTURE_LIMIT, f"fixture {fixturedef.argname}"):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    marker = item.get_closest_marker("limit")
+    with _time_limit(float(marker.args[0]) if marker else _LIMIT, "the test"):
+        return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Look for what was left behind; it counts as an error of the run. All fixtures are down by now."""
+    config = session.config
+    folder = config.stash[_folder]
+    found = leaks.left_behind(folder, os.environ[leaks.MARKER], config.stash[_before])
+    if not found and not os.environ.get("INSULA_TEST_KEEP"):
+        found = _remove(folder)
+    if not found:
+        return
+    report = pytest.TestReport(
+        nodeid="nothing left behind",
+        location=("tests/framework/leaks.py", 0, "nothing left behind"),
+        keywords={},
+        outcome="failed",
+        longrepr="\n".join([*found, f"(the run's folder is {folder})"]),
+        when="teardown",
+    )
+    config.hook.pytest_runtest_logreport(report=report)
+    session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def run_folder(pytestconfig: pytest.Config) -> Path:
+    """The folder of this run: everything the tests write is below it, and it is gone afterwards."""
+    return pytestconfig.stash[_folder]
+
+
+def _remove(folder: Path) -> list[str]:
+    failures: list[str] = []
+
+    def remember(_function: object, path: str, error: object) -> None:
+        failures.append(f"file: {path} ({error})")
+
+    if sys.version_info >= (3, 12):
+        shutil.rmtree(folder, onexc=remember)
+    else:
+        shutil.rmtree(folder, onerror=lambda function, path, info: remember(function, path, info[1]))
+    return failures
+
+
+class _time_limit:  # noqa: N801 - used like a function
+    """Fail what takes longer than ``seconds``: an alarm raises in the main thread, whatever it is waiting for."""
+
+    def __init__(self, seconds: float, what: str) -> None:
+        self._seconds, self._what = seconds, what
+
+    def __enter__(self) -> None:
+        self._handler = signal.signal(signal.SIGALRM, self._ring)
+        self._outer = signal.setitimer(signal.ITIMER_REAL, self._seconds)[0]
+
+    def __exit__(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, self._outer)
+        signal.signal(signal.SIGALRM, self._handler)
+
+    def _ring(self, *_: object) -> NoReturn:
+        pytest.fail(f"{self._what} took longer than {self._seconds:g} s")

@@ -1,0 +1,133 @@
+"""What a test run left behind on this host.
+
+A run is known by a token in the environment of all it starts and by the one folder that holds all its files. Other
+programs on the same host, another run of these tests among them, are none of its business: a process counts only if it
+carries the token or holds on to the folder; links, tables, cgroups and shared memory count only if they bear Insula's
+name and were not there when the run began.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+MARKER = "INSULA_TEST_RUN"
+_PATIENCE = 5.0  # seconds; what is on its way out may finish
+
+
+@dataclass(frozen=True)
+class HostState:
+    """Names on this host that Insula could have made outside its folder."""
+
+    links: frozenset[str]
+    tables: frozenset[str]
+    cgroups: frozenset[str]
+    shared_memory: frozenset[str]
+    network_namespaces: frozenset[str]
+    default_homes: frozenset[str]
+
+
+def host_state() -> HostState:
+    """What there is now."""
+    return HostState(
+        links=frozenset(name for name in _listing(Path("/sys/class/net")) if name.startswith("ins")),
+        tables=frozenset(_nft_tables()),
+        cgroups=frozenset(str(path) for path in Path("/sys/fs/cgroup").rglob("insula*") if path.is_dir()),
+        shared_memory=frozenset(name for name in _listing(Path("/dev/shm")) if "insula" in name),
+        network_namespaces=frozenset(name for name in _listing(Path("/run/netns")) if name.startswith("ins")),
+        default_homes=frozenset(str(path) for path in _default_homes() if path.exists()),
+    )
+
+
+def left_behind(folder: Path, token: str, before: HostState) -> list[str]:
+    """A line for each thing of the run that is still there, after a short wait for what is just ending."""
+    deadline = time.monotonic() + _PATIENCE
+    while found := list(_find(folder, token, before)):
+        if time.monotonic() > deadline:
+            return found
+        time.sleep(0.1)  # between two looks at the condition
+    return []
+
+
+def _find(folder: Path, token: str, before: HostState) -> Iterator[str]:
+    yield from _processes(folder, token)
+    yield from _mounts(folder)
+    yield from _sockets(folder)
+    now = host_state()
+    for field in fields(HostState):
+        for name in sorted(getattr(now, field.name) - getattr(before, field.name)):
+            yield f"{field.name.replace('_', ' ')}: {name}"
+
+
+def _processes(folder: Path, token: str) -> Iterator[str]:
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").strip()
+            if words and (why := _ours(entry, words, os.fsencode(folder), token)):
+                yield f"process {entry.name}: {words.decode(errors='replace')[:200]} ({why})"
+        except OSError:
+            continue  # it ended while we looked, or is another user's
+
+
+def _ours(entry: Path, words: bytes, folder: bytes, token: str) -> str | None:
+    """Why a process belongs to the run, or None."""
+    if f"{MARKER}={token}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+        return "carries the run's token"
+    if folder in words:
+        return "names the run's folder"
+    if folder in (entry / "environ").read_bytes():
+        return "has the run's folder in its environment"
+    held = [entry / "cwd", entry / "root", *(entry / "fd").iterdir()]
+    for link in held:
+        try:
+            if os.fsencode(link.readlink()).startswith(folder):
+                return f"holds {link.name} in the run's folder"
+        except OSError:
+            continue
+    return None
+
+
+def _mounts(folder: Path) -> Iterator[str]:
+    # Format: proc(5), mountinfo; the fifth field is the mount point, with octal escapes that our names never need.
+    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
+        point = line.split()[4]
+        if point == str(folder) or point.startswith(f"{folder}/"):
+            yield f"mount: {point}"
+
+
+def _sockets(folder: Path) -> Iterator[str]:
+    for line in Path("/proc/net/unix").read_text(errors="replace").splitlines()[1:]:
+        name = line.split()[-1]
+        if str(folder) in name:
+            yield f"socket: {name}"
+
+
+def _nft_tables() -> list[str]:
+    if os.geteuid() != 0 or shutil.which("nft") is None:
+        return []
+    answer = subprocess.run(["nft", "-j", "list", "tables"], capture_output=True, check=False)
+    if answer.returncode != 0:
+        return []  # this kernel has no nftables, so nobody made a table
+    tables = (item.get("table", {}) for item in json.loads(answer.stdout)["nftables"])
+    return [f"{table['family']} {table['name']}" for table in tables if table.get("name", "").startswith("ins")]
+
+
+def _default_homes() -> list[Path]:
+    """Where Insula keeps its state unless told otherwise: a test that forgot to say so would write there."""
+    data = os.environ.get("XDG_DATA_HOME")
+    return [Path("/var/lib/insula"), (Path(data) if data else Path.home() / ".local/share") / "insula"]
+
+
+def _listing(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
