@@ -1,1 +1,51 @@
-"""TODO_DOC"""
+"""Insula: many isolated computers in one.
+
+    import insula
+
+    with insula.run("debian") as machine:
+        print(machine.exec("uname", "-a").stdout)
+
+`insula.aio` has the same for asyncio. Errors are subclasses of `insula.InsulaError` with ``code``, ``message``, ``hint``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from insula.version import __version__
+
+if TYPE_CHECKING:
+    from insula.client.sdk import ExecResult, Insula, Machine, connect, run
+    from insula.errors import (
+        AgentAbsent,
+        AlreadyExists,
+        Busy,
+        ChildFailed,
+        DamagedRecord,
+        GuestError,
+        HostLacks,
+        InsulaError,
+        Interrupted,
+        MachineEnded,
+        NotFound,
+        UsageError,
+        WrongState,
+    )
+
+__all__ = [
+    "connect", "run", "Insula", "Machine", "ExecResult",
+    "InsulaError", "UsageError", "NotFound", "AlreadyExists", "WrongState", "Busy", "DamagedRecord", "HostLacks", "ChildFailed",
+    "GuestError", "AgentAbsent", "MachineEnded", "Interrupted",
+    "__version__",
+]  # fmt: skip
+
+_SDK = frozenset({"connect", "run", "Insula", "Machine", "ExecResult"})
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is asked for when it is asked for: the command line imports this package too, and must start at once."""
+    if name not in __all__:
+        raise AttributeError(f"module 'insula' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module("insula.client.sdk" if name in _SDK else "insula.errors"), name)

@@ -89,7 +89,7 @@ def run(image: str, argv: tuple[str, ...], as_json: bool, quiet: bool, **options
         timeout=options["timeout"],
     )
     progress = ProgressLine(quiet or as_json)
-    streams = guest_streams(tty=tty, interactive=options["interactive"] or shell, before=progress.clear) if attached else None
+    streams = guest_streams(tty=tty, interactive=options["interactive"] or shell)  if attached else None
     try:
         result = client().do(request, streams, listener=progress)
     finally:

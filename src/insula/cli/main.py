@@ -39,6 +39,8 @@ _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
 
 _GUEST_COMMANDS: Final = frozenset({"run", "exec", "shell"})
 _INSULA_FAILED: Final = 125
+# As a shell has them; see `insula exec --help`.
+_GUEST_CODES: Final = {"command_not_executable": 126, "command_not_found": 127, "interrupted": 130}
 
 
 class Commands(click.Group):
@@ -104,7 +106,7 @@ def run_command(words: list[str]) -> int:
     except click.ClickException as error:
         return report("usage", error.format_message(), _usage_hint(error), as_json, _INSULA_FAILED if in_guest else error.exit_code)
     except InsulaError as error:
-        code = _INSULA_FAILED if in_guest else error.exit_code
+        code = _GUEST_CODES.get(error.code, _INSULA_FAILED) if in_guest else error.exit_code
         return report(error.code, error.message, error.hint, as_json, code, cause=error)
     except KeyboardInterrupt:
         return 130

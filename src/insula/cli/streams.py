@@ -1,5 +1,39 @@
-"""From this process's terminal, pipes and signals to the streams of a request."""
+"""From this process's terminal and pipes to the streams of a request."""
 
 from __future__ import annotations
 
 import os
+
+from insula.client.streams import LocalStreams, PipeStreams, TerminalStreams
+from insula.errors import UsageError
+
+CONSOLE_ESCAPE = b"\x1d"
+
+
+def window_size() -> tuple[int, int]:
+    """Rows and columns of our terminal; 24 × 80 without one."""
+    for descriptor in (1, 0, 2):
+        try:
+            columns, rows = os.get_terminal_size(descriptor)
+        except OSError:
+            continue
+        return rows or 24, columns or 80
+    return 24, 80
+
+
+def guest_streams(*, tty: bool, interactive: bool) -> LocalStreams:
+    """Streams for a command in a guest: our terminal in raw mode for ``tty``, otherwise our descriptors as they are.
+
+    Without ``interactive`` standard input stays ours: the command finds its input at its end, as with docker.
+    """
+    if tty and interactive:
+        return TerminalStreams()
+    return PipeStreams(stdin=0 if interactive else None)
+
+
+def console_streams() -> LocalStreams:
+    """Streams for a console: our terminal, left by Ctrl-], or our descriptors when there is none."""
+    try:
+        return TerminalStreams(escape=CONSOLE_ESCAPE)
+    except UsageError:
+        return PipeStreams()

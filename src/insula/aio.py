@@ -1,0 +1,116 @@
+"""The SDK for asyncio: the same nouns and verbs, each call done in a thread so that the event loop never waits.
+
+    async with await insula.aio.run("debian") as machine:
+        print((await machine.exec("uname", "-a")).stdout)
+
+Cancelling a call that runs a command does not end the command; ending the machine does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+from insula.client import sdk
+from insula.client.sdk import ExecResult
+from insula.model.status import MachineDetails, MachineStatus
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def _in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    return await asyncio.to_thread(work, *args, **kwargs)
+
+
+class Machine:
+    """One machine. ``sync`` is the same machine for blocking code."""
+
+    def __init__(self, machine: sdk.Machine) -> None:
+        self.sync = machine
+
+    @property
+    def name(self) -> str:
+        return self.sync.name
+
+    def __repr__(self) -> str:
+        return f"aio.Machine({self.name!r})"
+
+    async def __aenter__(self) -> Machine:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        await _in_thread(self.sync.__exit__, kind, value, trace)
+
+    async def exec(self, *argv: str, **options: Any) -> ExecResult:
+        """As `insula.Machine.exec`."""
+        return await _in_thread(self.sync.exec, *argv, **options)
+
+    async def show(self) -> MachineDetails:
+        return await _in_thread(self.sync.show)
+
+    async def start(self, timeout: float = 300.0) -> None:  # noqa: ASYNC109 - the request carries it; nothing here waits
+        await _in_thread(self.sync.start, timeout)
+
+    async def stop(self, *, force: bool = False, timeout: float = 60.0) -> None:  # noqa: ASYNC109 - as above
+        await _in_thread(self.sync.stop, force=force, timeout=timeout)
+
+    async def restart(self, *, force: bool = False, timeout: float = 60.0) -> None:  # noqa: ASYNC109 - as above
+        await _in_thread(self.sync.restart, force=force, timeout=timeout)
+
+    async def pause(self) -> None:
+        await _in_thread(self.sync.pause)
+
+    async def resume(self) -> None:
+        await _in_thread(self.sync.resume)
+
+    async def rename(self, new_name: str) -> None:
+        await _in_thread(self.sync.rename, new_name)
+
+    async def delete(self, *, force: bool = False) -> None:
+        await _in_thread(self.sync.delete, force=force)
+
+    async def put(self, source: str | Path | list[str | Path], destination: str) -> None:
+        await _in_thread(self.sync.put, source, destination)
+
+    async def get(self, source: str | list[str], destination: str | Path) -> None:
+        await _in_thread(self.sync.get, source, destination)
+
+    async def logs(self) -> bytes:
+        return await _in_thread(self.sync.logs)
+
+    async def events(self) -> list[dict[str, Any]]:
+        return await _in_thread(self.sync.events)
+
+
+class Insula:
+    """A connection to Insula on this computer."""
+
+    def __init__(self, home: str | Path | None = None) -> None:
+        self.sync = sdk.Insula(home)
+
+    async def run(self, image: str, **options: Any) -> Machine:
+        """As `insula.Insula.run`."""
+        return Machine(await _in_thread(self.sync.run, image, **options))
+
+    async def create(self, image: str, **options: Any) -> Machine:
+        return Machine(await _in_thread(self.sync.create, image, **options))
+
+    async def get(self, name: str) -> Machine:
+        return Machine(await _in_thread(self.sync.get, name))
+
+    async def list(self) -> list[MachineStatus]:
+        return await _in_thread(self.sync.list)
+
+
+def connect(home: str | Path | None = None) -> Insula:
+    """Insula on this computer, for asyncio."""
+    return Insula(home)
+
+
+async def run(image: str, **options: Any) -> Machine:
+    """As `insula.run`."""
+    return await connect().run(image, **options)

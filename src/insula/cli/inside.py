@@ -1,0 +1,161 @@
+"""The commands that reach inside a machine. What `exec` imports is kept small: it is what people wait for most often."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from insula.cli.streams import console_streams, guest_streams, window_size
+from insula.errors import Interrupted
+
+_LOGIN_SHELL = ("/bin/sh", "-c", 'exec "${SHELL:-/bin/sh}" -l')
+
+_json = click.option("--json", "as_json", is_flag=True, help="Errors become one JSON line on standard error.")
+
+
+def _in_guest(
+    name: str, argv: tuple[str, ...], *, tty: bool, interactive: bool, env: tuple[str, ...], user: str, cwd: str, wait: float
+) -> int:
+    from insula.client.quick import exec_quickly
+
+    rows, cols = window_size()
+    with guest_streams(tty=tty, interactive=interactive) as streams:
+        status = exec_quickly(name, argv, streams, env=env, user=user, cwd=cwd, tty=tty, rows=rows, cols=cols, wait=wait)
+    return status.shell_code
+
+
+@click.command(
+    "exec",
+    context_settings={"allow_interspersed_args": False},
+    epilog="Examples: insula exec web -- uname -a  |  insula exec -it web -- bash",
+)
+@click.option("-i", "--interactive", is_flag=True, help="Pass standard input to the command.")
+@click.option("-t", "--tty", is_flag=True, help="Give the command a terminal.")
+@click.option("-e", "--env", multiple=True, metavar="K=V", help="Set an environment variable (repeatable).")
+@click.option("-u", "--user", default="", help="Run as this user: a name, uid or uid:gid (default: root).")
+@click.option("-w", "--cwd", default="", help="Run in this folder (default: the user's home).")
+@click.option("--wait", type=float, default=0.0, show_default=True, help="Seconds granted to a guest that does not answer yet.")
+@_json
+@click.argument("name")
+@click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD...")
+def exec_(
+    name: str,
+    argv: tuple[str, ...],
+    as_json: bool,
+    interactive: bool,
+    tty: bool,
+    env: tuple[str, ...],
+    user: str,
+    cwd: str,
+    wait: float,
+) -> int:
+    """Run CMD in a machine; exits with its code (128 + n for a signal; 125: Insula failed, 126: not executable, 127: not found)."""
+    del as_json
+    command = argv[1:] if argv[:1] == ("--",) else argv
+    if not command:
+        raise click.UsageError("Missing the command to run.")
+    return _in_guest(name, command, tty=tty, interactive=interactive, env=env, user=user, cwd=cwd, wait=wait)
+
+
+@click.command(epilog="Example: insula shell web")
+@click.option("-u", "--user", default="", help="Log in as this user (default: root).")
+@click.option("--wait", type=float, default=0.0, show_default=True, help="Seconds granted to a guest that does not answer yet.")
+@_json
+@click.argument("name")
+def shell(name: str, user: str, wait: float, as_json: bool) -> int:
+    """Open a login shell in a machine."""
+    del as_json
+    tty = sys.stdin.isatty() and sys.stdout.isatty()
+    return _in_guest(name, _LOGIN_SHELL, tty=tty, interactive=True, env=(), user=user, cwd="", wait=wait)
+
+
+@click.command(epilog="Example: insula console web   (leave it by Ctrl-])")
+@_json
+@click.argument("name")
+def console(name: str, as_json: bool) -> int:
+    """Attach to a machine's serial console; leave it by Ctrl-]."""
+    from insula.cli.common import client
+    from insula.model.requests import OpenConsole
+
+    del as_json
+    if sys.stdin.isatty():
+        click.echo(f"console of {name}; leave it by Ctrl-]", err=True)
+    with console_streams() as streams:
+        try:
+            client().do(OpenConsole(name=name), streams)
+        except Interrupted as left:
+            if left.code != "detached":
+                raise
+    return 0
+
+
+@click.command(epilog="Examples: insula copy ./site web:/srv  |  insula copy web:/etc/hosts .")
+@_json
+@click.argument("sources", nargs=-1, required=True, metavar="SRC...")
+@click.argument("destination", metavar="DST")
+def copy(sources: tuple[str, ...], destination: str, as_json: bool) -> None:
+    """Copy files and folders into a machine (DST is NAME:PATH) or out of one (every SRC is NAME:PATH), as `cp -r` would."""
+    from pathlib import Path
+
+    from insula.cli.common import client
+    from insula.client.files import get, put
+    from insula.errors import UsageError
+    from insula.model.names import split_location
+
+    del as_json
+    target, target_path = split_location(destination)
+    places = [split_location(source) for source in sources]
+    machines = {machine for machine, _ in places}
+    if target is not None and machines == {None}:
+        put(client(), target, [path for _, path in places], target_path)
+    elif target is None and len(machines) == 1 and (machine := machines.pop()) is not None:
+        get(client(), machine, [path for _, path in places], Path(target_path))
+    else:
+        raise UsageError(
+            "a copy goes between this computer and one machine",
+            code="bad_copy",
+            hint="write NAME:PATH on one side only, as in: insula copy file web:/tmp",
+        )
+
+
+@click.command(epilog="Example: insula logs -f web")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
+@_json
+@click.argument("name")
+def logs(name: str, follow: bool, as_json: bool) -> None:
+    """Print what a machine wrote to its console. On a terminal, control characters of the guest are shown, not obeyed."""
+    from insula.cli.common import client
+    from insula.client.streams import PipeStreams
+    from insula.model.requests import ReadLogs
+
+    del as_json
+    with _clean_streams() if sys.stdout.isatty() else PipeStreams(stdin=None, signals=()) as streams:
+        client().do(ReadLogs(name=name, follow=follow), streams)
+
+
+def _clean_streams():  # type: ignore[no-untyped-def]  # CallbackStreams, whose import `exec` must not pay for
+    from insula.client.streams import CallbackStreams
+    from insula.guest.text import clean
+
+    def show(untrusted: bytes) -> None:
+        for line in untrusted.splitlines(keepends=True):
+            sys.stdout.write(clean(line.rstrip(b"\r\n"), longest=4000) + ("\n" if line.endswith(b"\n") else ""))
+        sys.stdout.flush()
+
+    return CallbackStreams(stdout=show)
+
+
+@click.command(epilog="Example: insula events -f web")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
+@_json
+@click.argument("name", required=False, default="")
+def events(name: str, follow: bool, as_json: bool) -> None:
+    """Print what happened to a machine, or to all: one JSON object a line."""
+    from insula.cli.common import client
+    from insula.client.streams import PipeStreams
+    from insula.model.requests import ReadEvents
+
+    del as_json
+    with PipeStreams(stdin=None, signals=()) as streams:
+        client().do(ReadEvents(name=name, follow=follow), streams)

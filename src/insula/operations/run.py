@@ -1,0 +1,117 @@
+"""Run: make a machine, start it, and do one thing in it; the main story of Insula."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from insula.errors import InsulaError, MachineEnded, UsageError
+from insula.model.requests import CreateMachine, DeleteMachine, ExecMachine, RunMachine
+from insula.model.status import MachineStatus
+from insula.model.streams import Streams
+from insula.operations.context import Context
+from insula.operations.create import create
+from insula.operations.delete import delete
+from insula.operations.hold import hold_machine, status_of
+from insula.operations.operation import Operation
+from insula.operations.start import boot
+from insula.store import names
+
+if TYPE_CHECKING:
+    from insula.guest.execute import ExitStatus
+    from insula.guest.link import Link
+
+# Without a command of its own a shell is wanted: the user's login shell, found by the guest itself.
+LOGIN_SHELL = ("/bin/sh", "-c", 'exec "${SHELL:-/bin/sh}" -l')
+
+
+@dataclass
+class RunResult:
+    """What became of it: the machine, how the command ended (None: there was none), and the lease that an attached
+    machine lives by: closing it ends the machine."""
+
+    machine: MachineStatus
+    exit: ExitStatus | None = None
+    lease: Link | None = None
+
+
+def run(context: Context, request: RunMachine, operation: Operation, streams: Streams | None = None) -> RunResult:
+    """Create and start a machine; with a command (or ``shell``) run that, and delete the machine if it is ephemeral.
+
+    When it fails before the command ran, an ephemeral machine is gone again; a named one stays, stopped or running, for
+    its owner to look at.
+    """
+    if streams is None and (request.argv or request.shell):
+        raise UsageError("a command needs streams beside its request", code="no_streams")
+    made = create(context, _creation(request), operation)
+    operation.target = made.name
+    lease: Link | None = None
+    try:
+        lease = _start(context, request, made.name, operation)
+        if streams is None:
+            return RunResult(status_of(context.home.machine(made.name)), lease=lease)
+        status = _execute(context, request, made.name, operation, streams)
+    except BaseException:
+        _drop(context, request, made.name, lease)
+        raise
+    _drop(context, request, made.name, lease)
+    return RunResult(made, status)
+
+
+def _creation(request: RunMachine) -> CreateMachine:
+    return CreateMachine(image=request.image, name=request.name, spec=request.spec, ephemeral=request.ephemeral)
+
+
+def _start(context: Context, request: RunMachine, name: str, operation: Operation) -> Link | None:
+    """Boot under the machine's lock; from the moment its keeper lives an attached machine hangs on our connection."""
+    lease: list[Link] = []
+
+    def attach() -> None:
+        if request.attached:
+            from insula.guest.keeper import hold
+            from insula.guest.link import open_link
+
+            link = open_link(context.home.machine(name) / names.RUN)
+            lease.append(link)
+            hold(link, "quit")
+
+    try:
+        with hold_machine(context, name, "start") as held:
+            boot(context, held.folder, held.record, operation, request.timeout, launched=attach)
+    except BaseException:
+        for link in lease:
+            link.close()
+        raise
+    return lease[0] if lease else None
+
+
+def _execute(context: Context, request: RunMachine, name: str, operation: Operation, streams: Streams) -> ExitStatus:
+    from insula.operations.execute import execute
+
+    inner = ExecMachine(
+        name=name,
+        argv=request.argv or LOGIN_SHELL,
+        env=request.env,
+        user=request.user,
+        cwd=request.cwd,
+        tty=request.tty,
+        rows=request.rows,
+        cols=request.cols,
+    )
+    operation.tell("run the command")
+    try:
+        return execute(context, inner, operation, streams)
+    except MachineEnded as ended:
+        # `run tiny -- poweroff`: the machine going down under its own command is an end like any other.
+        ended.message = f"{name} ended before the command did" + (f": {ended.message}" if ended.message else "")
+        raise
+
+
+def _drop(context: Context, request: RunMachine, name: str, lease: Link | None) -> None:
+    """The end of an ephemeral machine that was only made for this command."""
+    if lease is not None:
+        lease.close()
+    if request.ephemeral:
+        with contextlib.suppress(InsulaError):
+            delete(context, DeleteMachine(name=name, force=True), Operation("delete", name))
