@@ -38,8 +38,12 @@ class Size(click.ParamType[int]):
 def shape_options(command: F) -> F:
     """The options that describe a machine's shape."""
     for option in (
-        click.option("--firmware", type=click.Choice(["bios", "uefi"]), default="bios", show_default=True, help="Firmware to boot by."),
-        click.option("--network", type=click.Choice(["nat", "none"]), default="nat", show_default=True, help="Network card: NAT, or none."),
+        click.option(
+            "--firmware", type=click.Choice(["bios", "uefi"]), default="bios", show_default=True, help="Firmware to boot by."
+        ),
+        click.option(
+            "--network", type=click.Choice(["nat", "none"]), default="nat", show_default=True, help="Network card: NAT, or none."
+        ),
         click.option("--disk", type=Size(), default="10G", show_default=True, help="Size of the root disk (sparse)."),
         click.option("--memory", type=Size(), default="512M", show_default=True, help="Memory."),
         click.option("--cpus", type=int, default=1, show_default=True, help="Number of CPUs."),

@@ -40,7 +40,9 @@ def _read_recipe(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise NotFound(f"there is no recipe {path}", code="recipe_not_found", hint="to see built-in ones: insula image list") from None
+        raise NotFound(
+            f"there is no recipe {path}", code="recipe_not_found", hint="to see built-in ones: insula image list"
+        ) from None
     except (OSError, UnicodeDecodeError) as cause:
         raise UsageError(f"{path} cannot be read as a recipe: {cause}", code="bad_recipe") from cause
 

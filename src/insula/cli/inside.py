@@ -126,24 +126,20 @@ def copy(sources: tuple[str, ...], destination: str, as_json: bool) -> None:
 def logs(name: str, follow: bool, as_json: bool) -> None:
     """Print what a machine wrote to its console. On a terminal, control characters of the guest are shown, not obeyed."""
     from insula.cli.common import client
-    from insula.client.streams import PipeStreams
+    from insula.client.streams import CallbackStreams, PipeStreams
     from insula.model.requests import ReadLogs
 
     del as_json
-    with _clean_streams() if sys.stdout.isatty() else PipeStreams(stdin=None, signals=()) as streams:
+    with CallbackStreams(stdout=_show_clean) if sys.stdout.isatty() else PipeStreams(stdin=None, signals=()) as streams:
         client().do(ReadLogs(name=name, follow=follow), streams)
 
 
-def _clean_streams():  # type: ignore[no-untyped-def]  # CallbackStreams, whose import `exec` must not pay for
-    from insula.client.streams import CallbackStreams
+def _show_clean(untrusted: bytes) -> None:
     from insula.guest.text import clean
 
-    def show(untrusted: bytes) -> None:
-        for line in untrusted.splitlines(keepends=True):
-            sys.stdout.write(clean(line.rstrip(b"\r\n"), longest=4000) + ("\n" if line.endswith(b"\n") else ""))
-        sys.stdout.flush()
-
-    return CallbackStreams(stdout=show)
+    for line in untrusted.splitlines(keepends=True):
+        sys.stdout.write(clean(line.rstrip(b"\r\n"), longest=4000) + ("\n" if line.endswith(b"\n") else ""))
+    sys.stdout.flush()
 
 
 @click.command(epilog="Example: insula events -f web")

@@ -89,9 +89,13 @@ def run(image: str, argv: tuple[str, ...], as_json: bool, quiet: bool, **options
         timeout=options["timeout"],
     )
     progress = ProgressLine(quiet or as_json)
-    streams = guest_streams(tty=tty, interactive=options["interactive"] or shell)  if attached else None
+
+    def open_streams() -> Any:
+        progress.clear()
+        return guest_streams(tty=tty, interactive=options["interactive"] or shell)
+
     try:
-        result = client().do(request, streams, listener=progress)
+        result = client().do(request, open_streams if attached else None, listener=progress)
     finally:
         progress.clear()
     if attached:
@@ -171,7 +175,12 @@ def _print_details(detail: Any) -> None:
             ("ended", f"{ended.reason}, {age(ended.at)} ago{': ' + ended.detail if ended.detail else ''}" if ended else ""),
             ("last words", ended.last_words if ended else ""),
             ("image", f"{machine.image} ({detail.image_digest[:12]})" if detail.image_digest else machine.image),
-            ("shape", f"{machine.cpus} CPU, {format_size(machine.memory)} memory, {format_size(machine.disk)} disk" if machine.cpus else ""),
+            (
+                "shape",
+                f"{machine.cpus} CPU, {format_size(machine.memory)} memory, {format_size(machine.disk)} disk"
+                if machine.cpus
+                else "",
+            ),
             ("disk used", format_size(detail.disk_used)),
             ("network", f"{detail.network}, {detail.mac}" if detail.mac else detail.network),
             ("addresses", ", ".join(machine.addresses)),

@@ -61,15 +61,14 @@ class Commands(click.Group):
             formatter.write_dl([(name, _COMMANDS[name][2]) for name in self.list_commands(ctx)])
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
+        name = args[0]
+        if not name.startswith("-") and name not in _COMMANDS:
             import difflib
 
-            close = difflib.get_close_matches(args[0], self.list_commands(ctx), n=3)
-            if close:
-                error.message += f" Did you mean {', '.join(close)}?"
-            raise
+            close = difflib.get_close_matches(name, self.list_commands(ctx), n=3)
+            hint = f" Did you mean {' or '.join(close)}?" if close else ""
+            ctx.fail(f"No such command '{name}'.{hint}")
+        return super().resolve_command(ctx, args)
 
 
 @click.group(
@@ -104,7 +103,9 @@ def run_command(words: list[str]) -> int:
         click.echo("", err=True)
         return 130
     except click.ClickException as error:
-        return report("usage", error.format_message(), _usage_hint(error), as_json, _INSULA_FAILED if in_guest else error.exit_code)
+        return report(
+            "usage", error.format_message(), _usage_hint(error), as_json, _INSULA_FAILED if in_guest else error.exit_code
+        )
     except InsulaError as error:
         code = _GUEST_CODES.get(error.code, _INSULA_FAILED) if in_guest else error.exit_code
         return report(error.code, error.message, error.hint, as_json, code, cause=error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -60,7 +61,7 @@ class ProgressLine:
         text = f"{progress.verb}{target}: {progress.step}"
         if self._live:
             percent = f" {progress.fraction:.0%}" if progress.fraction is not None else ""
-            width = click.get_terminal_size()[0] if hasattr(click, "get_terminal_size") else 80
+            width = shutil.get_terminal_size().columns
             sys.stderr.write("\r\x1b[K" + (text + percent)[: width - 1])
             sys.stderr.flush()
             self._drawn = True

@@ -35,7 +35,7 @@ class Watch:
             self._folders[number] = folder
 
     def fileno(self) -> int:
-        return self._descriptor
+        return int(self._descriptor)
 
     def wait_change(self, others: tuple[int, ...] = (), timeout: float | None = None) -> bool:
         """Wait for a change, or for one of ``others`` (descriptors) to be readable or hung up; whether it was a change."""

@@ -9,8 +9,14 @@ from insula.errors import UsageError
 
 _MACHINE = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 
-_MANNERS = "amber bold brisk calm clear crisp eager fair fond gentle glad grand keen kind light lively mellow merry mild neat noble proud quick quiet rapid sunny swift tidy warm wise".split()
-_PLACES = "aldabra bantry capri delos elba faroe gozo hvar iona jura kos lipari malta naxos oland paros rhodos samos skye sylt texel tinos ulva vis wight yell zante".split()
+_MANNERS = (
+    "amber bold brisk calm clear crisp eager fair fond gentle glad grand keen kind light lively "
+    "mellow merry mild neat noble proud quick quiet rapid sunny swift tidy warm wise"
+).split()
+_PLACES = (
+    "aldabra bantry capri delos elba faroe gozo hvar iona jura kos lipari malta naxos oland "
+    "paros rhodos samos skye sylt texel tinos ulva vis wight yell zante"
+).split()
 
 
 def check_machine_name(name: str) -> str:
@@ -31,7 +37,10 @@ def generate_machine_name() -> str:
 
 def printable(text: str, most: int = 80) -> str:
     """``text`` made safe to repeat in a message: control characters shown as escapes, length bounded."""
-    shown = "".join(character if character.isprintable() else character.encode("unicode_escape", "surrogateescape").decode() for character in text)
+    shown = "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "surrogateescape").decode()
+        for character in text
+    )
     return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 

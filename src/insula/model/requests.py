@@ -15,7 +15,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 # -- machine ------------------------------------------------------------------------------------------------------------
-class CreateMachine(Request):
+class CreateMachine(Request, frozen=True):
     """Make a stopped machine from an image. An empty ``name`` asks for a generated one."""
 
     image: str
@@ -25,7 +25,7 @@ class CreateMachine(Request):
     dry_run: bool = False
 
 
-class RunMachine(Request):
+class RunMachine(Request, frozen=True):
     """Make a machine and start it; then, if ``argv`` is given, run that inside.
 
     With ``ephemeral`` the machine is deleted when it ends; with ``attached`` as well, it also ends when the caller goes
@@ -48,14 +48,14 @@ class RunMachine(Request):
     timeout: float = 300.0
 
 
-class StartMachine(Request):
+class StartMachine(Request, frozen=True):
     """Boot a stopped machine and wait until its agent answers, ``timeout`` seconds at most (0: do not wait)."""
 
     name: str
     timeout: float = 300.0
 
 
-class StopMachine(Request):
+class StopMachine(Request, frozen=True):
     """Ask the guest to shut down, then press its power button, then end it; each step waits ``timeout`` seconds."""
 
     name: str
@@ -63,47 +63,47 @@ class StopMachine(Request):
     force: bool = False
 
 
-class RestartMachine(Request):
+class RestartMachine(Request, frozen=True):
     name: str
     timeout: float = 60.0
     force: bool = False
 
 
-class PauseMachine(Request):
+class PauseMachine(Request, frozen=True):
     name: str
 
 
-class ResumeMachine(Request):
+class ResumeMachine(Request, frozen=True):
     name: str
 
 
-class DeleteMachine(Request):
+class DeleteMachine(Request, frozen=True):
     name: str
     force: bool = False
     dry_run: bool = False
 
 
-class SettleMachine(Request):
-    """What the keeper asks for when a machine (named by its id, since it may have been renamed) has ended: note why, and clean up."""
+class SettleMachine(Request, frozen=True):
+    """A machine has ended: note why, and clean up. It is named by its id, since it may have been renamed meanwhile."""
 
     id: str
 
 
-class RenameMachine(Request):
+class RenameMachine(Request, frozen=True):
     name: str
     new_name: str
 
 
-class ListMachines(Request):
+class ListMachines(Request, frozen=True):
     pass
 
 
-class ShowMachine(Request):
+class ShowMachine(Request, frozen=True):
     name: str
 
 
 # -- inside -------------------------------------------------------------------------------------------------------------
-class ExecMachine(Request):
+class ExecMachine(Request, frozen=True):
     """Run a program in the guest. ``wait`` seconds are granted to an agent that does not answer yet."""
 
     name: str
@@ -117,13 +117,13 @@ class ExecMachine(Request):
     wait: float = 0.0
 
 
-class OpenConsole(Request):
+class OpenConsole(Request, frozen=True):
     name: str
     follow: bool = True
     input: bool = True
 
 
-class CopyIn(Request):
+class CopyIn(Request, frozen=True):
     """Copy into the guest what flows beside the request."""
 
     name: str
@@ -132,17 +132,17 @@ class CopyIn(Request):
     names: tuple[str, ...]
 
 
-class CopyOut(Request):
+class CopyOut(Request, frozen=True):
     name: str
     sources: tuple[str, ...]
 
 
-class ReadLogs(Request):
+class ReadLogs(Request, frozen=True):
     name: str
     follow: bool = False
 
 
-class ReadEvents(Request):
+class ReadEvents(Request, frozen=True):
     """Events of one machine, or of all when ``name`` is empty."""
 
     name: str = ""
@@ -150,7 +150,7 @@ class ReadEvents(Request):
 
 
 # -- image --------------------------------------------------------------------------------------------------------------
-class BuildImage(Request):
+class BuildImage(Request, frozen=True):
     """Build from a recipe's TOML text (``text``), or from one that comes with Insula (``recipe``)."""
 
     recipe: str = ""
@@ -158,14 +158,14 @@ class BuildImage(Request):
     refresh: bool = False
 
 
-class ListImages(Request):
+class ListImages(Request, frozen=True):
     pass
 
 
-class ShowImage(Request):
+class ShowImage(Request, frozen=True):
     image: str
 
 
-class DeleteImage(Request):
+class DeleteImage(Request, frozen=True):
     image: str
     dry_run: bool = False

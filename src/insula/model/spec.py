@@ -38,7 +38,9 @@ def check_spec(spec: MachineSpec) -> MachineSpec:
         raise UsageError(f"{spec.cpus} CPUs is not possible", code="bad_size", hint=f"ask for 1 to {MOST_CPUS} CPUs")
     if spec.memory < LEAST_MEMORY:
         raise UsageError(
-            f"{format_size(spec.memory)} of memory is too little to boot", code="bad_size", hint=f"ask for {format_size(LEAST_MEMORY)} or more"
+            f"{format_size(spec.memory)} of memory is too little to boot",
+            code="bad_size",
+            hint=f"ask for {format_size(LEAST_MEMORY)} or more",
         )
     if spec.memory % MIB:
         raise UsageError("memory must be a whole number of MiB", code="bad_size", hint="write it like 512M")

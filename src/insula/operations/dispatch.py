@@ -32,7 +32,7 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "ReadLogs": ("follow", "logs", "logs"),
     "ReadEvents": ("follow", "events", "events"),
     "BuildImage": ("image", "build", "image build"),
-    "ListImages": ("image", "list_images", "image list"),
+    "ListImages": ("image", "list_all", "image list"),
     "ShowImage": ("image", "show", "image show"),
     "DeleteImage": ("image", "delete", "image delete"),
     "SettleMachine": ("settle", "settle", "settle"),
@@ -40,7 +40,11 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
 
 
 def perform(
-    context: Context, request: Request, streams: Any = None, listener: Callable[[Progress], None] | None = None, operation: Operation | None = None
+    context: Context,
+    request: Request,
+    streams: Any = None,
+    listener: Callable[[Progress], None] | None = None,
+    operation: Operation | None = None,
 ) -> Any:
     """Do what ``request`` asks for and return the verb's result.
 
@@ -59,5 +63,7 @@ def perform(
             raise explained from cause
         if isinstance(cause, (PermissionError, NotADirectoryError, IsADirectoryError)) or cause.errno == 30:
             where = cause.filename or context.home.root
-            raise HostLacks(f"{where}: {cause.strerror}", code="no_access", hint="set INSULA_HOME to a folder you may write") from cause
+            raise HostLacks(
+                f"{where}: {cause.strerror}", code="no_access", hint="set INSULA_HOME to a folder you may write"
+            ) from cause
         raise

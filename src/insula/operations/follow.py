@@ -43,7 +43,7 @@ def _write_all(streams: Streams, data: bytes) -> None:
     import select
 
     view = memoryview(data)
-    while len(view):
+    while view:
         taken = streams.stdout.write(view)
         view = view[taken:]
         descriptor = streams.stdout.fileno()
@@ -52,7 +52,7 @@ def _write_all(streams: Streams, data: bytes) -> None:
 
 
 def events(context: Context, request: ReadEvents, operation: Operation, streams: Streams) -> None:
-    """Write events as lines of JSON, each with its machine's name, in the order of their time; then, with ``follow``, as they come."""
+    """Write events as lines of JSON, each with its machine's name, oldest first; with ``follow`` then also those that come."""
     del operation
     if request.name:
         machine_folder(context.home, request.name)

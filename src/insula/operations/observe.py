@@ -87,7 +87,17 @@ def last_end(folder: Path) -> End | None:
 
 
 _REASONS = frozenset(
-    {"guest-shutdown", "guest-reset", "guest-panic", "stopped", "killed", "crashed", "failed-to-start", "disk-full", "host-restarted"}
+    {
+        "guest-shutdown",
+        "guest-reset",
+        "guest-panic",
+        "stopped",
+        "killed",
+        "crashed",
+        "failed-to-start",
+        "disk-full",
+        "host-restarted",
+    }
 )
 
 

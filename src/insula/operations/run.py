@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,22 +37,26 @@ class RunResult:
     lease: Link | None = None
 
 
-def run(context: Context, request: RunMachine, operation: Operation, streams: Streams | None = None) -> RunResult:
+def run(
+    context: Context, request: RunMachine, operation: Operation, open_streams: Callable[[], Streams] | None = None
+) -> RunResult:
     """Create and start a machine; with a command (or ``shell``) run that, and delete the machine if it is ephemeral.
+
+    ``open_streams`` is called when the guest is ready for the command: until then the terminal and its Ctrl-C are the user's.
 
     When it fails before the command ran, an ephemeral machine is gone again; a named one stays, stopped or running, for
     its owner to look at.
     """
-    if streams is None and (request.argv or request.shell):
+    if open_streams is None and (request.argv or request.shell):
         raise UsageError("a command needs streams beside its request", code="no_streams")
     made = create(context, _creation(request), operation)
     operation.target = made.name
     lease: Link | None = None
     try:
         lease = _start(context, request, made.name, operation)
-        if streams is None:
+        if open_streams is None:
             return RunResult(status_of(context.home.machine(made.name)), lease=lease)
-        status = _execute(context, request, made.name, operation, streams)
+        status = _execute(context, request, made.name, operation, open_streams)
     except BaseException:
         _drop(context, request, made.name, lease)
         raise
@@ -86,7 +91,9 @@ def _start(context: Context, request: RunMachine, name: str, operation: Operatio
     return lease[0] if lease else None
 
 
-def _execute(context: Context, request: RunMachine, name: str, operation: Operation, streams: Streams) -> ExitStatus:
+def _execute(
+    context: Context, request: RunMachine, name: str, operation: Operation, open_streams: Callable[[], Streams]
+) -> ExitStatus:
     from insula.operations.execute import execute
 
     inner = ExecMachine(
@@ -100,12 +107,15 @@ def _execute(context: Context, request: RunMachine, name: str, operation: Operat
         cols=request.cols,
     )
     operation.tell("run the command")
+    streams = open_streams()
     try:
         return execute(context, inner, operation, streams)
     except MachineEnded as ended:
         # `run tiny -- poweroff`: the machine going down under its own command is an end like any other.
         ended.message = f"{name} ended before the command did" + (f": {ended.message}" if ended.message else "")
         raise
+    finally:
+        streams.close()
 
 
 def _drop(context: Context, request: RunMachine, name: str, lease: Link | None) -> None:

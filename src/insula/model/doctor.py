@@ -1,0 +1,36 @@
+"""What ``insula doctor`` finds out about this host."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class FactState(StrEnum):
+    """How well something works here."""
+
+    OK = "ok"
+    LIMITED = "limited"  # machines run, and ``costs`` says what they go without
+    MISSING = "missing"  # machines cannot run
+
+
+class Fact(msgspec.Struct, frozen=True):
+    """One thing this host can or cannot do, proved by doing it.
+
+    ``detail`` says what was seen. For a shortfall ``costs`` says what one goes without, and ``fix`` is the command that
+    mends it, if one does.
+    """
+
+    name: str
+    state: FactState
+    detail: str
+    costs: str = ""
+    fix: str = ""
+
+
+class Report(msgspec.Struct, frozen=True):
+    """All facts; ``usable`` when machines can run here at all."""
+
+    facts: list[Fact]
+    usable: bool

@@ -1,0 +1,129 @@
+"""Create: make a stopped machine from an image.
+
+    check → find or build the image → stage a folder → link its layers → make the head → write the record → publish
+
+Everything happens in a staging folder that gets its name at the very end: a crash leaves no half-made machine, only a
+folder that the next command sweeps away.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from insula.errors import AlreadyExists, UsageError
+from insula.model.identity import new_identity
+from insula.model.names import check_machine_name, generate_machine_name
+from insula.model.requests import CreateMachine
+from insula.model.spec import check_spec
+from insula.model.status import MachineStatus, State
+from insula.model.units import format_size
+from insula.operations.context import Context
+from insula.operations.hold import status_of
+from insula.operations.image import find_or_build
+from insula.operations.operation import Operation
+from insula.store import names
+from insula.store.events import append_event
+from insula.store.machines import (
+    RECORD_VERSION,
+    Boot,
+    DiskRecord,
+    ImageUse,
+    MachineRecord,
+    new_machine_folder,
+    publish_machine,
+    sweep_machines,
+    write_machine,
+)
+
+if TYPE_CHECKING:
+    from insula.images.record import Image
+
+ROOT = "root"
+
+
+def create(context: Context, request: CreateMachine, operation: Operation) -> MachineStatus:
+    """Make a machine. Raises UsageError, AlreadyExists, NotFound (no such image), HostLacks; then nothing is left."""
+    check_spec(request.spec)
+    name = _free_name(context, request.name)
+    operation.target = name
+    if request.dry_run:
+        return _planned(name, request)
+    context.home.prepare()
+    sweep_machines(context.home)
+    image = find_or_build(context, request.image, operation)
+    if request.spec.disk < image.disk_bytes:
+        raise UsageError(
+            f"a disk of {format_size(request.spec.disk)} is too small: {request.image} needs {format_size(image.disk_bytes)}",
+            code="bad_size",
+            hint=f"ask for --disk {format_size(image.disk_bytes)} or more",
+        )
+    with new_machine_folder(context.home) as staged:
+        operation.tell("make its disk")
+        _fill(staged, request, image)
+        operation.tell("give it its name")
+        folder = publish_machine(context.home, staged, name)
+    append_event(folder, "created", image=request.image, digest=image.digest)
+    return status_of(folder)
+
+
+def _free_name(context: Context, wanted: str) -> str:
+    if wanted:
+        check_machine_name(wanted)
+        if context.home.machine(wanted).exists():
+            raise AlreadyExists(
+                f"the name '{wanted}' is taken", code="name_taken", hint="choose another, or delete that machine first"
+            )
+        return wanted
+    while context.home.machine(name := generate_machine_name()).exists():
+        pass
+    return name
+
+
+def _planned(name: str, request: CreateMachine) -> MachineStatus:
+    spec = request.spec
+    return MachineStatus(
+        name=name, kind="vm", state=State.STOPPED, image=request.image, addresses=[], cpus=spec.cpus, memory=spec.memory,
+        disk=spec.disk, created=time.time(), ephemeral=request.ephemeral,
+    )  # fmt: skip
+
+
+def _fill(staged: Path, request: CreateMachine, image: Image) -> None:
+    """All of a machine's files, the record last."""
+    from insula.disks.layers import link_layer
+    from insula.disks.overlays import create_overlay
+
+    (staged / names.DISKS).mkdir(mode=0o700)
+    (staged / names.LAYERS).mkdir(mode=0o700)
+    short = image.digest[:16]
+    layer = f"{names.LAYERS}/{short}-{names.ROOT_LAYER}"
+    link_layer(image.root_layer, staged / layer)
+    head = f"{names.DISKS}/{ROOT}-0.qcow2"
+    create_overlay(staged / head, request.spec.disk)
+    identity = new_identity()
+    record = MachineRecord(
+        version=RECORD_VERSION,
+        id=identity.uuid,
+        kind="vm",
+        created=time.time(),
+        image=ImageUse(name=request.image, digest=image.digest),
+        spec=request.spec,
+        identity=identity,
+        boot=_boot(staged, image, short),
+        disks=[DiskRecord(name=ROOT, layers=[layer], head=head, size=request.spec.disk)],
+        arch=image.record.arch,
+        ephemeral=request.ephemeral,
+    )
+    write_machine(staged, record)
+
+
+def _boot(staged: Path, image: Image, short: str) -> Boot:
+    from insula.disks.layers import link_layer
+
+    if image.boot == "disk":
+        return Boot(kind="disk")
+    kernel, initrd = f"{names.LAYERS}/{short}-{names.KERNEL}", f"{names.LAYERS}/{short}-{names.INITRD}"
+    link_layer(image.kernel, staged / kernel)
+    link_layer(image.initrd, staged / initrd)
+    return Boot(kind="direct", kernel=kernel, initrd=initrd, cmdline=image.cmdline)
