@@ -79,6 +79,11 @@ ROOT_LAYER: Final = "root.qcow2"
 KERNEL: Final = "vmlinuz"
 INITRD: Final = "initrd"
 
+# -- beside the images, and what is remembered about them elsewhere ----------------------------------------------------------
+IMAGES_LOCK: Final = ".lock"  # held for the instants in which folders of images come, go, or are named
+BUILD_ROOM: Final = "room"  # in a building folder: owned by the ids of a user namespace
+VERIFIED: Final = "verified"  # in host/: which files of images were hashed, and how they looked then
+
 
 class Home:
     """The folder that holds all of Insula's state; made on first use, readable by its owner alone."""

@@ -1,0 +1,54 @@
+"""Layers: immutable parts of disks, shared by hard links, so that the kernel counts who uses them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Final
+
+from insula.errors import DamagedRecord
+from insula.host.files import explain_os_error, fsync_folder
+
+LAYER_MODE: Final = 0o444
+_FICLONE: Final = 0x40049409  # linux/fs.h: share all blocks of another file, where the file system can
+
+
+def link_layer(source: Path, target: Path) -> None:
+    """Make ``target`` the same immutable file as ``source``; on return that is on the disk.
+
+    A copy is made only where a link cannot be: on another file system, or when the file has as many links as it can have.
+    Raises FileExistsError, DamagedRecord (``layer_missing``), HostLacks (``no_space``).
+    """
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except FileNotFoundError as cause:
+        raise DamagedRecord(f"the layer {source} is missing", code="layer_missing", hint="build its image again") from cause
+    except OSError as cause:
+        if cause.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM):
+            raise explain_os_error(cause, target) from cause
+        _copy(source, target)
+    fsync_folder(target.parent)
+
+
+def _copy(source: Path, target: Path) -> None:
+    import fcntl
+
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as writer, source.open("rb") as reader:
+            try:
+                fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
+            except OSError:
+                shutil.copyfileobj(reader, writer, 1 << 20)
+            writer.flush()
+            os.fchmod(writer.fileno(), LAYER_MODE)
+            os.fsync(writer.fileno())
+    except BaseException as cause:
+        with contextlib.suppress(FileNotFoundError):
+            target.unlink()
+        if isinstance(cause, OSError):
+            raise explain_os_error(cause, target) from cause
+        raise

@@ -1,0 +1,173 @@
+"""Which images there are, and under which names."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+
+from insula.errors import DamagedRecord, InsulaError
+from insula.host.files import fsync_folder, remove_tree
+from insula.host.namespaces import remove_handed_over
+from insula.images.recipe import recipes, unknown_image
+from insula.images.record import Image, read_image
+from insula.images.verify import forget
+from insula.store import names
+from insula.store.locks import held
+from insula.store.names import Home
+from insula.store.records import read_record, write_record
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_PREFIX = re.compile(r"[0-9a-f]{8,64}")
+
+
+class Names(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``names.json``: what a name means now, and which image answers which question (see build.cache_key)."""
+
+    version: int = 1
+    names: dict[str, str] = {}
+    keys: dict[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One line of the catalogue: the image, or why it cannot be read; and the names that mean it."""
+
+    digest: str
+    names: tuple[str, ...]
+    image: Image | None
+    error: InsulaError | None = None
+
+
+@contextlib.contextmanager
+def images_lock(home: Home) -> Iterator[None]:
+    """Hold the lock of the images folder: for instants only, never while something is built."""
+    home.prepare()
+    descriptor = os.open(home.images / names.IMAGES_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def read_names(home: Home) -> Names:
+    """What is named. Raises DamagedRecord."""
+    try:
+        return read_record(home.images / names.IMAGE_NAMES, Names)
+    except FileNotFoundError:
+        return Names()
+
+
+def write_names(home: Home, table: Names) -> None:
+    """Call under ``images_lock``."""
+    write_record(home.images / names.IMAGE_NAMES, table)
+
+
+def find(home: Home, name: str) -> Image | None:
+    """The image called ``name``, or whose digest begins so (8 digits or more). Raises DamagedRecord when it cannot be read."""
+    digest = read_names(home).names.get(name) or _by_prefix(home, name)
+    if digest is None:
+        return None
+    try:
+        return read_image(home.image(digest))
+    except FileNotFoundError:
+        return None
+
+
+def find_built(home: Home, key: str) -> Image | None:
+    """The image that answered this question before, if it is still there and whole enough to be read."""
+    digest = read_names(home).keys.get(key)
+    if digest is None:
+        return None
+    with contextlib.suppress(FileNotFoundError, DamagedRecord):
+        return read_image(home.image(digest))
+    return None
+
+
+def get(home: Home, name: str) -> Image:
+    """Like ``find``. Raises NotFound (``image_not_found``) offering the nearest names."""
+    image = find(home, name)
+    if image is None:
+        raise unknown_image(name, sorted({*read_names(home).names, *recipes()}))
+    return image
+
+
+def _by_prefix(home: Home, prefix: str) -> str | None:
+    if not _PREFIX.fullmatch(prefix):
+        return None
+    matching = [digest for digest in _digests(home) if digest.startswith(prefix)]
+    return matching[0] if len(matching) == 1 else None
+
+
+def _digests(home: Home) -> list[str]:
+    try:
+        return sorted(entry for entry in os.listdir(home.images) if _DIGEST.fullmatch(entry))
+    except FileNotFoundError:
+        return []
+
+
+def list_images(home: Home) -> list[Listed]:
+    """All images, the broken ones with the reason."""
+    table = read_names(home)
+    listed = []
+    for digest in _digests(home):
+        meaning = tuple(sorted(name for name, meant in table.names.items() if meant == digest))
+        try:
+            listed.append(Listed(digest, meaning, read_image(home.image(digest))))
+        except FileNotFoundError:
+            error = DamagedRecord(f"the image {digest[:12]} has no record", hint=f"run: insula image delete {digest[:12]}")
+            listed.append(Listed(digest, meaning, None, error))
+        except DamagedRecord as error:
+            listed.append(Listed(digest, meaning, None, error))
+    return listed
+
+
+def delete(home: Home, name: str) -> str:
+    """Delete an image and its names; returns its digest. Machines made from it keep their layers.
+
+    Raises NotFound (``image_not_found``).
+    """
+    with images_lock(home):
+        table = read_names(home)
+        digest = table.names.get(name) or _by_prefix(home, name)
+        if digest is None or not home.image(digest).exists():
+            raise unknown_image(name, sorted(table.names))
+        kept = {called: meant for called, meant in table.names.items() if meant != digest}
+        keys = {key: meant for key, meant in table.keys.items() if meant != digest}
+        write_names(home, Names(names=kept, keys=keys))
+        gone = home.images / f"{names.GONE_PREFIX}{secrets.token_hex(8)}"
+        home.image(digest).rename(gone)
+        fsync_folder(home.images)
+    forget(home, digest)
+    remove_tree(gone)
+    return digest
+
+
+def sweep(home: Home) -> None:
+    """Remove what dead builds and deletes left. Cheap when there is nothing; what is in use is not touched."""
+    try:
+        left = [entry for entry in os.listdir(home.images) if entry.startswith((names.BUILDING_PREFIX, names.GONE_PREFIX))]
+    except FileNotFoundError:
+        return
+    if not left:
+        return
+    with images_lock(home):
+        for entry in left:
+            folder = home.images / entry
+            with held(folder / names.LOCK) as free:
+                if free:
+                    remove_handed_over(folder / names.BUILD_ROOM)
+                    remove_tree(folder)
+
+
+def require_recipe_or_image(home: Home, name: str) -> None:
+    """Raises NotFound (``image_not_found``) unless ``name`` is an image here or a recipe that comes with Insula."""
+    if find(home, name) is None and name not in recipes():
+        raise unknown_image(name, sorted({*read_names(home).names, *recipes()}))

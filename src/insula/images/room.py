@@ -1,0 +1,177 @@
+"""The closed room in which an image is put together: a scratch folder, and a namespace that owns all in it.
+
+Foreign code (package scripts, recipe commands) and everything that touches what it made runs in here; what comes out
+are streams: lines of progress, and archives that are read as untrusted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shlex
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from insula.errors import ChildFailed, HostLacks, InsulaError
+from insula.host.namespaces import confined, hand_over, package_namespace, remove_handed_over
+from insula.host.process import Child, spawn
+from insula.images.progress import Watcher
+
+_LOOK = 200  # ms between two looks at whether the caller gave up
+_LAST_LINES = 40
+_ENVIRONMENT: Final = {"HOME": "/root", "TMPDIR": "/tmp", "DEBIAN_FRONTEND": "noninteractive", "TZ": "UTC"}  # noqa: S108 - the room's own /tmp
+
+
+class Room:
+    """``with Room.open(folder, epoch, watcher) as room``: the folder is the room's ``/work``."""
+
+    def __init__(self, folder: Path, namespace: int, epoch: int, watcher: Watcher) -> None:
+        self.folder = folder
+        self._namespace = namespace
+        self._environment = _ENVIRONMENT | {"SOURCE_DATE_EPOCH": str(epoch)}
+        self._watcher = watcher
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, folder: Path, epoch: int, watcher: Watcher) -> Iterator[Room]:
+        """Make ``folder`` a room. It and all in it are deleted at the end."""
+        folder.mkdir(mode=0o755)
+        try:
+            hand_over(folder)
+            with package_namespace() as namespace:
+                yield cls(folder, namespace, epoch, watcher)
+        finally:
+            remove_handed_over(folder)
+
+    def run(self, argv: Sequence[str], *, step: str, fraction: float, data: bytes | None = None) -> None:
+        """Run ``argv`` in the room to its end, reporting the lines it says.
+
+        ``data`` is what it reads from its standard input. Raises Interrupted, ChildFailed with its last lines, or HostLacks
+        when those say that the disk is full or the archive cannot be reached.
+        """
+        self._watcher.say(step, fraction)
+        read_end, write_end = os.pipe()
+        with _stdin(data) as stdin:
+            child = self._spawn(argv, stdin=stdin, stdout=write_end, stderr=write_end)
+        os.close(write_end)
+        last: deque[str] = deque(maxlen=_LAST_LINES)
+        with child, open(read_end, "rb", buffering=0) as stream:
+            for line in self._lines(stream, child):
+                last.append(line)
+                self._watcher.say(step, fraction, line)
+            status = child.wait()
+        if status:
+            raise failure(step, argv, status, list(last))
+
+    def script(self, text: str, *words: str, step: str, fraction: float, data: bytes | None = None) -> None:
+        """Run a shell script of ours in the room; ``words`` are its ``$1``…. Raises as ``run``."""
+        self.run(["sh", "-euc", text, "sh", *words], step=step, fraction=fraction, data=data)
+
+    @contextlib.contextmanager
+    def reading(self, argv: Sequence[str], *, step: str) -> Iterator[BinaryIO]:
+        """The standard output of ``argv``, to be read to its end. Raises ChildFailed when the program failed."""
+        read_end, write_end = os.pipe()
+        child = self._spawn(argv, stdin=None, stdout=write_end, stderr=None)
+        os.close(write_end)
+        with child:
+            with open(read_end, "rb", buffering=1 << 20) as stream:
+                yield stream
+            status = child.wait()
+        if status:
+            raise failure(step, argv, status, [])
+
+    def _spawn(self, argv: Sequence[str], *, stdin: int | None, stdout: int, stderr: int | None) -> Child:
+        streams = {name: value for name, value in (("stdin", stdin), ("stderr", stderr)) if value is not None}
+        # Detached: a package script must not reach the caller's terminal, and Ctrl-C is for us to handle.
+        return spawn(
+            confined(self._namespace, argv),
+            env=self._environment,
+            cwd=self.folder,
+            stdout=stdout,
+            pass_fds=[self._namespace],
+            detached=True,
+            **streams,
+        )
+
+    def _lines(self, stream: BinaryIO, child: Child) -> Iterator[str]:
+        """The lines that come, until the program and everything it started closed the pipe or ended."""
+        pending = b""
+        poller = select.poll()
+        poller.register(stream, select.POLLIN)
+        poller.register(child, select.POLLIN)
+        while True:
+            ready = dict(poller.poll(_LOOK))
+            self._watcher.check()
+            if stream.fileno() in ready:
+                chunk = stream.read(65536)
+                *lines, pending = (pending + chunk).replace(b"\r", b"\n").split(b"\n")
+                yield from (clean for line in lines if (clean := _clean(line)))
+                if chunk:
+                    continue
+                break
+            if ready:
+                break
+        if clean := _clean(pending):
+            yield clean
+
+
+@contextlib.contextmanager
+def _stdin(data: bytes | None) -> Iterator[int | None]:
+    """A descriptor from which ``data`` can be read: a file in memory, so that nobody must feed a pipe."""
+    if data is None:
+        yield None
+        return
+    descriptor = os.memfd_create("insula-room", os.MFD_CLOEXEC)
+    try:
+        with open(descriptor, "wb", closefd=False) as stream:
+            stream.write(data)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _clean(untrusted_line: bytes) -> str:
+    """A line of a package script, made safe for a terminal or a log."""
+    text = untrusted_line.decode(errors="replace").strip()
+    return "".join(character if character.isprintable() else " " for character in text)[:500]
+
+
+_NO_SPACE: Final = ("No space left on device", "Disk quota exceeded", "not have enough free space")
+_NO_ARCHIVE: Final = ("Temporary failure resolving", "Could not resolve", "ould not connect", "Unable to connect", "unreachable")
+_NO_TRUST: Final = ("NO_PUBKEY", "is not signed", "BADSIG", "EXPKEYSIG", "The following signatures couldn't be verified")
+
+
+def failure(step: str, argv: Sequence[str], status: int, lines: list[str]) -> InsulaError:
+    """The error for a program of the room that failed after saying ``lines``."""
+    said = "\n".join(lines)
+    if any(words in said for words in _NO_SPACE):
+        return HostLacks(
+            f"no space left on the disk while {step}",
+            code="no_space",
+            hint="free some space, or set INSULA_HOME to a folder on another disk",
+        )
+    if any(words in said for words in _NO_TRUST):
+        return HostLacks(
+            "the package archive's signature could not be verified",
+            code="archive_untrusted",
+            hint="run: apt-get install debian-archive-keyring",
+        )
+    if any(words in said for words in _NO_ARCHIVE):
+        return HostLacks(
+            "the package archive cannot be reached", code="archive_unreachable", hint="look at the network and at apt's sources"
+        )
+    telling = (
+        [line for line in lines if line.startswith(("E:", "error", "mke2fs:", "dpkg: error"))] or lines or ["it said nothing"]
+    )
+    return ChildFailed(
+        f"{step} failed with status {status}: {telling[-1]}",
+        command=shlex.join(argv),
+        status=status,
+        output=said,
+        code="build_failed",
+        hint="the lines above say what the program did last",
+    )
