@@ -1,0 +1,123 @@
+"""Sizes, names, specs and transitions: what people write, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+
+import msgspec
+import pytest
+
+from insula.errors import DamagedRecord, UsageError, WrongState
+from insula.model.identity import new_identity
+from insula.model.lifecycle import check_transition, is_allowed
+from insula.model.names import check_machine_name, generate_machine_name, printable, split_location
+from insula.model.spec import MachineSpec, check_spec
+from insula.model.status import State
+from insula.model.units import GIB, MIB, format_size, parse_size
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("512M", 512 * MIB), ("2GiB", 2 * GIB), ("1.5g", 3 * GIB // 2), ("4096", 4096), (" 1 kb ", 1024), ("1T", 1024 * GIB)],
+)
+def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "big", "-1G", "1X", "1 G B", "0x10", "1e9", "½G"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse_size(text)
+    assert error.value.code == "bad_size"
+    assert error.value.hint
+
+
+@pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (999, "999 B"), (1536, "1.5 KiB"), (512 * MIB, "512 MiB"), (10 * GIB, "10 GiB")])
+def test_sizes_are_shown_short(size: int, text: str) -> None:
+    assert format_size(size) == text
+
+
+@pytest.mark.parametrize("name", ["a", "web", "web-1", "a" * 63])
+def test_good_names(name: str) -> None:
+    assert check_machine_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../x", "a/b", "Web", "1a", "-a", "a-", "a" * 64, "a b", "a\n", "é", ".new-x", "a\x00b", "--force", "a\x1b[31m"]
+)
+def test_hostile_names_are_refused_and_shown_harmless(name: str) -> None:
+    with pytest.raises(UsageError) as error:
+        check_machine_name(name)
+    assert error.value.code == "bad_name"
+    assert error.value.message.isprintable()
+
+
+def test_generated_names_are_good_names() -> None:
+    for _ in range(50):
+        check_machine_name(generate_machine_name())
+
+
+def test_printable_shows_what_it_hides() -> None:
+    assert printable("a\x1b[31mb\n") == "a\\x1b[31mb\\n"
+    assert printable("x" * 200) == "x" * 79 + "…"
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("web:/etc", ("web", "/etc")),
+        ("web:", ("web", "")),
+        ("/a:b", (None, "/a:b")),
+        ("./a:b", (None, "./a:b")),
+        ("file", (None, "file")),
+        (":x", (None, ":x")),
+    ],
+)
+def test_locations(text: str, place: tuple[str | None, str]) -> None:
+    assert split_location(text) == place
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        MachineSpec(cpus=0),
+        MachineSpec(cpus=65),
+        MachineSpec(cpus=-1),
+        MachineSpec(memory=1),
+        MachineSpec(memory=512 * MIB + 1),
+        MachineSpec(disk=0),
+        MachineSpec(disk=1 << 60),
+    ],
+)
+def test_impossible_shapes_are_refused(spec: MachineSpec) -> None:
+    with pytest.raises(UsageError) as error:
+        check_spec(spec)
+    assert error.value.code == "bad_size"
+
+
+def test_specs_refuse_unknown_fields() -> None:
+    with pytest.raises(msgspec.ValidationError, match="unknown"):
+        msgspec.json.decode(b'{"cpus": 1, "colour": "red"}', type=MachineSpec)
+
+
+def test_every_refusal_says_the_state_and_the_verb() -> None:
+    verbs = ("start", "stop", "restart", "pause", "resume", "rename", "delete", "exec", "copy", "console")
+    states = (State.STOPPED, State.STARTING, State.RUNNING, State.PAUSED)
+    for verb, state in itertools.product(verbs, states):
+        if is_allowed(verb, state):
+            check_transition("web", verb, state)
+        else:
+            with pytest.raises(WrongState, match=f"web is {state}: cannot {verb} it"):
+                check_transition("web", verb, state)
+
+
+def test_a_broken_machine_says_why_whatever_is_asked() -> None:
+    with pytest.raises(DamagedRecord, match="torn") as error:
+        check_transition("web", "start", State.BROKEN, "machine.json is torn")
+    assert error.value.hint == "to remove it: insula delete --force web"
+
+
+def test_identities_share_nothing() -> None:
+    first, second = new_identity(), new_identity()
+    for field in first.__struct_fields__:
+        assert getattr(first, field) != getattr(second, field)
