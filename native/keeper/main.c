@@ -1,0 +1,22 @@
+#include "keeper.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#ifndef INSULA_BUILD
+#define INSULA_BUILD "unknown"
+#endif
+
+int main(int argc, char **argv)
+{
+    if (argc > 1 && strcmp(argv[1], "porter") == 0)
+        return porter_main(argc - 2, argv + 2);
+    if (argc > 1 && strcmp(argv[1], "inner") == 0)
+        return inner_main(argc - 2, argv + 2);
+    if (argc > 1 && strcmp(argv[1], "--version") == 0) {
+        dprintf(1, "insula-keeper %s\n", INSULA_BUILD);
+        return 0;
+    }
+    dprintf(2, "usage: insula-keeper porter … -- JAIL-COMMAND…\n       insula-keeper inner … -- QEMU-COMMAND…\n");
+    return 2;
+}
