@@ -14,7 +14,12 @@ from pathlib import Path
 
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "net/tun", "kvm", "userfaultfd")
 # What ties a system to the network it is in; a real one has these from its installer or its DHCP client.
-_OF_THE_HOST = ("/etc/resolv.conf", "/etc/ssl/certs", "/etc/pip.conf")
+_CERTIFICATES = "/etc/host-certificates.crt"
+_OF_THE_HOST = {
+    "/etc/resolv.conf": "/etc/resolv.conf",
+    "/etc/pip.conf": "/etc/pip.conf",
+    "/etc/ssl/certs/ca-certificates.crt": _CERTIFICATES,
+}
 _MNT_DETACH = 2
 
 
@@ -25,8 +30,8 @@ def main(root: Path, user: str, words: list[str]) -> None:
     for name, mode in (("dev", "755"), ("run", "755"), ("tmp", "1777")):
         _mount("-t", "tmpfs", "-o", f"mode={mode}", "tmpfs", root / name)
     _fill_dev(root / "dev")
-    for name in _OF_THE_HOST:
-        _bind_readonly(Path(name), root / name.lstrip("/"))
+    for source, target in _OF_THE_HOST.items():
+        _bind_readonly(Path(source), root / target.lstrip("/"))
     entry = _entry(root, user)
     _pivot(root)
     _become(entry, words)
@@ -48,11 +53,8 @@ def _fill_dev(dev: Path) -> None:
 def _bind_readonly(source: Path, target: Path) -> None:
     if not source.exists():
         return
-    if source.is_dir():
-        target.mkdir(parents=True, exist_ok=True)
-    else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.touch()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.touch()
     _mount("--bind", "-o", "ro", source.resolve(), target)
 
 
@@ -87,6 +89,8 @@ def _become(entry: list[str], words: list[str]) -> None:
         "LOGNAME": name,
         "LANG": "C.UTF-8",
     }
+    if os.path.exists(_CERTIFICATES):
+        environment |= {"PIP_CERT": _CERTIFICATES, "SSL_CERT_FILE": _CERTIFICATES}
     os.execvpe(words[0], words, environment)
 
 

@@ -15,6 +15,7 @@ import secrets
 import struct
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -247,10 +248,36 @@ def _text(path: str | Path) -> str:
         return ""
 
 
-HOST_PROBES: Final[dict[str, Callable[[], Fact | list[Fact]]]] = {
-    "user namespaces": user_namespaces,
-    "id ranges": id_ranges,
-    "cgroups": cgroups,
-    "userfaultfd": userfaultfd,
-    "network devices": network_devices,
-}
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A probe whose answer holds until the host boots again or one of ``files`` (programs by their names alone) changes."""
+
+    name: str
+    run: Callable[[], Fact | list[Fact]]
+    files: tuple[str, ...] = ()
+
+    def facts(self) -> list[Fact]:
+        answer = self.run()
+        return answer if isinstance(answer, list) else [answer]
+
+    def rests_on(self) -> str:
+        """Changes when who asks, or a file that matters, is another."""
+        identity = f"{os.geteuid()} {sorted(os.getgroups())}"
+        return " ".join([identity, *(_state_of(name) for name in self.files)])
+
+
+def _state_of(name: str) -> str:
+    path = name if name.startswith("/") else find_program(name)
+    if path is None or not os.path.exists(path):
+        return f"{name}:absent"
+    status = os.stat(path)
+    return f"{path}:{status.st_ino}:{status.st_mode:o}:{status.st_uid}:{status.st_gid}:{status.st_size}:{status.st_mtime_ns}"
+
+
+HOST_PROBES: Final = (
+    Probe("user namespaces", user_namespaces, ("unshare",)),
+    Probe("id ranges", id_ranges, ("/etc/subuid", "/etc/subgid", "newuidmap")),
+    Probe("cgroups", cgroups),
+    Probe("userfaultfd", userfaultfd, ("/dev/userfaultfd",)),
+    Probe("network devices", network_devices, ("unshare", "nft")),
+)

@@ -1,0 +1,141 @@
+"""What this host can do, each fact proved by doing it; and mending what can be mended.
+
+What cost time to prove is kept in ``host/facts-<boot>.json`` until the host boots again or what it rests on changes;
+space, packages and the state folder are looked at every time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from insula.errors import HostLacks, InsulaError
+from insula.host import facts, packages
+from insula.host.native import native_path
+from insula.model.doctor import Fact, FactState, Report
+from insula.operations.operation import Operation, Progress
+from insula.store.names import Home
+from insula.store.records import write_record
+
+_SCHEMA: Final = 1
+
+
+class _Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Facts of one probe, and what they rest on."""
+
+    rests_on: str
+    facts: list[Fact]
+
+
+class _Notebook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file of facts."""
+
+    schema: int
+    kept: dict[str, _Kept]
+
+
+def doctor(
+    home: Home, *, fix: bool, confirm: Callable[[str], bool] | None, progress: Callable[[Progress], None] | None = None
+) -> Report:
+    """Examine this host. ``fix``: first install the packages that are missing and build the native parts.
+
+    ``confirm`` is asked before sudo is used; None when nobody can be asked. Raises HostLacks when the packages may not or
+    cannot be installed (its hint is the exact command).
+    """
+    operation = Operation("doctor", listener=progress)
+    if fix:
+        ensure_packages({packages.Purpose.MACHINE, packages.Purpose.IMAGE}, confirm=confirm, operation=operation)
+    found = [facts.state_folder(home.root), *_package_facts(), native_parts(operation)]
+    found += _kept_facts(home, operation, fresh=fix)
+    return Report(found, usable=all(fact.state is not FactState.MISSING for fact in found))
+
+
+def ensure_packages(
+    purposes: Collection[packages.Purpose], *, confirm: Callable[[str], bool] | None, operation: Operation
+) -> list[packages.Package]:
+    """Install the Debian packages that are missing for ``purposes``. Costs nothing worth mentioning when none is.
+
+    Raises HostLacks as ``host.packages.ensure``.
+    """
+    return packages.ensure(purposes, confirm=confirm, progress=operation.tell)
+
+
+def _package_facts() -> list[Fact]:
+    found = []
+    for purpose, state, costs in (
+        (packages.Purpose.MACHINE, FactState.MISSING, "machines cannot run"),
+        (packages.Purpose.IMAGE, FactState.LIMITED, "images cannot be built"),
+    ):
+        name = f"packages for {purpose}"
+        absent = packages.missing({purpose})
+        if absent:
+            names = ", ".join(package.name for package in absent)
+            found.append(Fact(name, state, f"missing or too old: {names}", costs, "insula doctor --fix"))
+        else:
+            found.append(Fact(name, FactState.OK, "all installed"))
+    return found
+
+
+def native_parts(operation: Operation) -> Fact:
+    """Are the agent and the keeper built? They are now, if they can be."""
+    name = "native parts"
+    operation.tell("building the agent and the keeper")
+    try:
+        places = {native_path(part).parent for part in ("insula-agent", "insula-keeper")}
+    except InsulaError as refusal:
+        return Fact(name, FactState.MISSING, refusal.message, "machines cannot run", _fix_of(refusal))
+    return Fact(name, FactState.OK, f"in {' and '.join(sorted(map(str, places)))}")
+
+
+def _fix_of(refusal: InsulaError) -> str:
+    """Its hint, when that is a command that mends (a failed compiler's only shows the failure again)."""
+    return refusal.hint or "" if isinstance(refusal, HostLacks) else ""
+
+
+def _kept_facts(home: Home, operation: Operation, *, fresh: bool) -> list[Fact]:
+    """The facts that are proved once per boot of the host, from the notebook or anew."""
+    notebook = {} if fresh else _read(home)
+    now: dict[str, _Kept] = {}
+    for probe in _probes():
+        rests_on = probe.rests_on()
+        known = notebook.get(probe.name)
+        if known is None or known.rests_on != rests_on:
+            operation.tell(f"trying {probe.name}")
+            known = _Kept(rests_on, probe.facts())
+        now[probe.name] = known
+    if now != notebook:
+        _write(home, now)
+    return [fact for kept in now.values() for fact in kept.facts]
+
+
+def _probes() -> tuple[facts.Probe, ...]:
+    return facts.HOST_PROBES
+
+
+def _path(home: Home) -> Path:
+    return home.host / f"facts-{facts.boot_id()}.json"
+
+
+def _read(home: Home) -> dict[str, _Kept]:
+    """What was proved since the host booted. A notebook that is damaged or of another version is no loss: prove it again."""
+    try:
+        notebook = msgspec.json.decode(_path(home).read_bytes(), type=_Notebook)
+    except (OSError, msgspec.MsgspecError):
+        return {}
+    return notebook.kept if notebook.schema == _SCHEMA else {}
+
+
+def _write(home: Home, kept: dict[str, _Kept]) -> None:
+    """Remember what was proved, and forget former boots. A folder that cannot be written has a fact of its own."""
+    path = _path(home)
+    try:
+        home.host.mkdir(parents=True, exist_ok=True)
+        write_record(path, _Notebook(_SCHEMA, kept))
+        for former in home.host.glob("facts-*.json"):
+            if former != path:
+                former.unlink(missing_ok=True)
+    except (OSError, HostLacks):
+        return
