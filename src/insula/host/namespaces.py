@@ -169,8 +169,9 @@ done
 ln -s /proc/self/fd "$room/dev/fd"
 mkdir -m 1777 "$room/dev/shm"
 mkdir "$room/dev/pts"
-# The stage runs in the work folder as root of the namespace, builds a root of the few things needed, moves into it and
-# becomes the program. What it mounts is in a mount namespace of its own and gone with its last process.
+if mount -t devpts -o newinstance,ptmxmode=0666,mode=620 devpts "$room/dev/pts" 2>/dev/null
+then ln -s pts/ptmx "$room/dev/ptmx"; fi
+# Inside some containers the kernel refuses a new view of the processes; then it is the container's own.
 mount -t proc -o nosuid,nodev,noexec proc "$room/proc" 2>/dev/null || mount --rbind /proc "$room/proc"
 for path in alternatives ssl/certs ca-certificates.conf ld.so.cache ld.so.conf ld.so.conf.d mke2fs.conf perl; do
     [ -e "/etc/$path" ] || continue
