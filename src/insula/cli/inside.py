@@ -108,15 +108,17 @@ def copy(sources: tuple[str, ...], destination: str, as_json: bool) -> None:
     places = [split_location(source) for source in sources]
     machines = {machine for machine, _ in places}
     if target is not None and machines == {None}:
-        put(client(), target, [path for _, path in places], target_path)
+        warnings = put(client(), target, [path for _, path in places], target_path)
     elif target is None and len(machines) == 1 and (machine := machines.pop()) is not None:
-        get(client(), machine, [path for _, path in places], Path(target_path))
+        warnings = get(client(), machine, [path for _, path in places], Path(target_path))
     else:
         raise UsageError(
             "a copy goes between this computer and one machine",
             code="bad_copy",
             hint="write NAME:PATH on one side only, as in: insula copy file web:/tmp",
         )
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
 
 
 @click.command(epilog="Example: insula logs -f web")

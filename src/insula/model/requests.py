@@ -124,15 +124,16 @@ class OpenConsole(Request, frozen=True):
 
 
 class CopyIn(Request, frozen=True):
-    """Copy into the guest what flows beside the request."""
+    """Write the stream of entries that flows beside, whose roots have these ``names``, to a path of the guest."""
 
     name: str
     destination: str
-    single: bool
     names: tuple[str, ...]
 
 
 class CopyOut(Request, frozen=True):
+    """Read paths of the guest as a stream of entries."""
+
     name: str
     sources: tuple[str, ...]
 
