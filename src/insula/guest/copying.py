@@ -15,9 +15,9 @@ import os
 import posixpath
 from collections.abc import Generator, Iterable, Sequence
 
-from insula.errors import GuestError, UsageError
+from insula.errors import GuestError, InsulaError, UsageError
 from insula.guest import wire
-from insula.guest.entries import FOLDER, Entry, batched, components, remapped
+from insula.guest.entries import FOLDER, batched, rerooted
 from insula.guest.link import Link
 from insula.guest.pack import CONTENTS, Packer
 from insula.guest.text import clean
@@ -53,10 +53,10 @@ def put_entries(link: Link, guest_path: str | bytes, chunks: Iterable[bytes | me
     Raises GuestError (``no_such_folder``, ``not_a_folder``, ``permission_denied``, ``guest_disk_full``, …), and what
     ``chunks`` raise.
     """
-    folder, renamed = _place(link, _absolute(guest_path), names)
-    if renamed is not None:
-        chunks = batched(remapped(chunks, renamed))
-    channel = link.open("put", path=folder)
+    placement = _place(link, _absolute(guest_path), names)
+    if placement.root is not None:
+        chunks = batched(rerooted(chunks, placement.root, unless_folder=placement.unless_folder))
+    channel = link.open("put", path=placement.folder)
     try:
         for chunk in chunks:
             if not channel.write(chunk):
@@ -64,40 +64,27 @@ def put_entries(link: Link, guest_path: str | bytes, chunks: Iterable[bytes | me
     except BaseException:
         channel.close()
         raise
-    channel.finish(subject=clean(folder))
+    channel.finish(subject=clean(placement.folder))
 
 
-class _Rename:
-    """Gives the root of a stream another name; an empty one means that its contents go where it would have gone."""
+class _Placement:
+    """``folder`` of the guest is written into; ``root``, when not None, is the new name of the stream's root."""
 
-    def __init__(self, new: bytes, *, only_folder: str = "") -> None:
-        self._new = new
-        self._only_folder = only_folder
+    __slots__ = ("folder", "root", "unless_folder")
 
-    def __call__(self, untrusted_entry: Entry) -> bytes | None:
-        root, slash, rest = untrusted_entry.path.partition(b"/")
-        if not slash and self._only_folder and untrusted_entry.kind != FOLDER:
-            raise GuestError(f"no such folder in the guest: {self._only_folder}", code="no_such_folder")
-        if not slash and not self._new and untrusted_entry.kind != FOLDER:
-            raise UsageError(f"not a folder: {clean(root)}", code="not_a_folder")
-        if untrusted_entry.kind == "h":
-            untrusted_entry.target = self._moved(*untrusted_entry.target.partition(b"/"))
-        path = self._moved(root, slash, rest)
-        if path:
-            components(path)
-        return path or None
-
-    def _moved(self, _root: bytes, slash: bytes, rest: bytes) -> bytes:
-        return self._new + slash + rest if self._new else rest
+    def __init__(self, folder: bytes, root: bytes | None = None, unless_folder: InsulaError | None = None) -> None:
+        self.folder = folder
+        self.root = root
+        self.unless_folder = unless_folder
 
 
-def _place(link: Link, path: bytes, names: Sequence[bytes]) -> tuple[bytes, _Rename | None]:
-    """The folder of the guest that is written into, and how the stream's root is to be renamed."""
+def _place(link: Link, path: bytes, names: Sequence[bytes]) -> _Placement:
     contents = CONTENTS in names
     if contents and len(names) > 1:
         raise UsageError("a folder's contents cannot be copied together with other sources", code="usage")
     if _is_folder(link, path):
-        return path, _Rename(b"") if contents else None
+        not_a_folder = UsageError("the source is not a folder", code="not_a_folder")
+        return _Placement(path, b"", not_a_folder) if contents else _Placement(path)
     shown = clean(path)
     if len(names) != 1:
         raise GuestError(
@@ -106,7 +93,8 @@ def _place(link: Link, path: bytes, names: Sequence[bytes]) -> tuple[bytes, _Ren
     parent, name = posixpath.split(path.rstrip(b"/"))
     if name in (b"", b".", b"..") or not _is_folder(link, parent):
         raise GuestError(f"no such folder in the guest: {clean(parent)}", code="no_such_folder")
-    return parent, _Rename(name, only_folder=shown if path.endswith(b"/") else "")
+    missing = GuestError(f"no such folder in the guest: {shown}", code="no_such_folder")
+    return _Placement(parent, name, missing if path.endswith(b"/") else None)
 
 
 def _is_folder(link: Link, path: bytes) -> bool:

@@ -7,9 +7,9 @@ Folders come before what is in them.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
-from insula.errors import GuestError
+from insula.errors import GuestError, InsulaError
 from insula.guest import wire
 from insula.guest.text import clean
 
@@ -159,19 +159,30 @@ def _decode(untrusted_fields: wire.Fields) -> Entry:
     )
 
 
-def remapped(chunks: Iterable[bytes | memoryview], rename: Callable[[Entry], bytes | None]) -> Iterator[bytes | memoryview]:
-    """The same stream of entries under other paths: ``rename`` gives each entry's new one, or None to leave it out."""
+def rerooted(
+    chunks: Iterable[bytes | memoryview], root: bytes, *, unless_folder: InsulaError | None = None
+) -> Iterator[bytes | memoryview]:
+    """The same stream of one tree with its root named ``root``; when that is empty, only what is in it is left.
+
+    ``unless_folder`` is raised when the tree is no folder. Raises as `EntryReader` and `components`.
+    """
     reader = EntryReader(chunks)
     while (entry := reader.next()) is not None:
-        path = rename(entry)
-        if path is not None:
-            entry.path = path
+        if b"/" not in entry.path and entry.kind != FOLDER and unless_folder is not None:
+            raise unless_folder
+        entry.path = _moved(entry.path, root)
+        if entry.kind == HARD_LINK:
+            entry.target = _moved(entry.target, root)
+        if entry.path:
+            components(entry.path)
             yield entry.encode()
             yield from reader.data()
-        else:
-            for _ in reader.data():
-                pass
     yield END
+
+
+def _moved(path: bytes, root: bytes) -> bytes:
+    _, slash, rest = path.partition(b"/")
+    return root + slash + rest if root else rest
 
 
 def batched(parts: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:

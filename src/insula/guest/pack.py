@@ -61,7 +61,7 @@ class Packer:
                 raise HostLacks(f"cannot read {os.fsdecode(path)}: permission denied", code="unreadable") from cause
 
     def _other(self, path: bytes, shown: bytes, status: os.stat_result) -> Iterator[bytes | memoryview]:
-        if status.st_nlink > 1:
+        if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
             first = self._links.setdefault((status.st_dev, status.st_ino), shown)
             if first != shown:
                 yield self._entry(shown, HARD_LINK, status, target=first).encode()

@@ -142,8 +142,7 @@ class _Unpacker:
         elif entry.kind == HARD_LINK:
             self._hard_link(entry, names[-1], folder)
         elif entry.kind == FIFO:
-            os.mkfifo(names[-1], 0o600, dir_fd=folder)
-            os.chmod(names[-1], self._mode(entry), dir_fd=folder)
+            self._fifo(entry, names[-1], folder)
         else:
             self._report.warn(f"{clean(entry.path)} was left out: neither a file nor a folder nor a link")
 
@@ -203,6 +202,14 @@ class _Unpacker:
         """A link may point anywhere: it is never followed here."""
         temporary = _temporary()
         os.symlink(entry.target, temporary, dir_fd=folder)
+        self._dress_unopened(temporary, folder, entry)
+        self._replace(temporary, name, folder)
+
+    def _fifo(self, entry: Entry, name: bytes, folder: int) -> None:
+        temporary = _temporary()
+        os.mkfifo(temporary, 0o600, dir_fd=folder)
+        self._dress_unopened(temporary, folder, entry)
+        os.chmod(temporary, self._mode(entry), dir_fd=folder)
         self._replace(temporary, name, folder)
 
     def _hard_link(self, entry: Entry, name: bytes, folder: int) -> None:
@@ -234,6 +241,12 @@ class _Unpacker:
             os.fchown(descriptor, _user(entry), _group(entry))
         os.fchmod(descriptor, self._mode(entry))
         os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
+
+    def _dress_unopened(self, name: bytes, folder: int, entry: Entry) -> None:
+        """Owner and time of what cannot be opened, by the random name that only we know."""
+        if self._archive and os.geteuid() == 0:
+            os.chown(name, _user(entry), _group(entry), dir_fd=folder, follow_symlinks=False)
+        os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=folder, follow_symlinks=False)
 
     def _mode(self, entry: Entry) -> int:
         return entry.mode & (0o7777 if self._archive else 0o777)

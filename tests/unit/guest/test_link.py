@@ -1,0 +1,255 @@
+"""A link against a peer that the test plays: answers, errors, credit, and all the ways a peer may misbehave."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from insula.errors import AgentAbsent, GuestError, MachineEnded
+from insula.guest import wire
+from insula.guest.link import open_link
+from tests.unit.guest.peer import Peer
+
+
+def answer(peer: Peer, **fields: wire.Value) -> int:
+    """Take an OPEN and answer it; the channel's number."""
+    frame = peer.read()
+    assert frame.type == wire.OPEN
+    peer.result(frame.channel, **fields)
+    return frame.channel
+
+
+def test_call_sends_verb_and_fields_and_returns_the_answer(peer: Peer) -> None:
+    channel = peer.link.open("stat", [("path", "/a")], mode=3)
+    opened = peer.read()
+    assert list(wire.decode_fields(opened.payload)) == [("verb", "stat"), ("path", b"/a"), ("mode", 3)]
+    peer.result(opened.channel, kind="f", size=5)
+    assert channel.finish().number("size") == 5
+
+
+def test_channel_numbers_are_never_used_twice(peer: Peer) -> None:
+    numbers = set()
+    for _ in range(20):
+        channel = peer.link.open("ping")
+        numbers.add(answer(peer))
+        channel.finish()
+    assert len(numbers) == 20
+
+
+def test_answers_find_their_channel_in_any_order(peer: Peer) -> None:
+    channels = [peer.link.open("ping") for _ in range(5)]
+    numbers = [peer.read().channel for _ in channels]
+    for number in reversed(numbers):
+        peer.result(number, code=number)
+    assert [channel.finish().number("code") for channel in channels] == numbers
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "code"),
+    [
+        ({"error": "ENOENT", "path": b"/x"}, GuestError, "no_such_file"),
+        ({"error": "EAGENT"}, AgentAbsent, "agent_absent"),
+        ({"error": "ENDED", "reason": "panic"}, MachineEnded, "machine_ended"),
+        ({"error": "ELIFE"}, GuestError, "guest_began_anew"),
+        ({"error": "ESTRANGE", "message": "odd"}, GuestError, "guest_estrange"),
+        ({"error": "\x1b[2J; rm"}, GuestError, "guest_unknown"),
+    ],
+)
+def test_errors_become_exceptions_with_codes(
+    peer: Peer, fields: dict[str, wire.Value], kind: type[Exception], code: str
+) -> None:
+    channel = peer.link.open("stat")
+    answer(peer, **fields)
+    with pytest.raises(kind) as caught:
+        channel.finish(subject="/x")
+    assert getattr(caught.value, "code", None) == code
+    assert "\x1b" not in str(caught.value)
+
+
+def test_exec_errors_have_words_of_their_own(peer: Peer) -> None:
+    channel = peer.link.open("exec", argv="nope")
+    answer(peer, error="ENOENT")
+    with pytest.raises(GuestError, match="no such command in the guest: nope") as caught:
+        channel.finish(subject="nope")
+    assert caught.value.code == "command_not_found"
+
+
+def test_no_answer_in_time_gives_the_request_up(peer: Peer) -> None:
+    with pytest.raises(GuestError, match="no answer to 'ping' in time"):
+        peer.link.call("ping", timeout=0.02)
+    assert [peer.read().type for _ in range(2)] == [wire.OPEN, wire.CLOSE]
+
+
+def test_late_frames_of_a_closed_channel_are_ignored(peer: Peer) -> None:
+    first = peer.link.open("ping")
+    number = peer.read().channel
+    first.close()
+    assert peer.read().type == wire.CLOSE
+    peer.send(wire.DATA, number, b"late", 1)
+    peer.result(number)
+    second = peer.link.open("ping")
+    answer(peer)
+    second.finish()
+    assert first.take() is None
+
+
+def test_lost_connection_is_machine_ended(peer: Peer) -> None:
+    channel = peer.link.open("ping")
+    peer.socket.close()
+    with pytest.raises(MachineEnded) as caught:
+        channel.finish()
+    assert caught.value.code == "keeper_gone"
+    channel.close()  # what comes after does no harm
+    with pytest.raises(MachineEnded):
+        peer.link.call("ping")
+
+
+def test_answer_sent_before_hanging_up_counts(peer: Peer) -> None:
+    channel = peer.link.open("ping")
+    answer(peer, code=4)
+    peer.socket.close()
+    assert channel.finish().number("code") == 4
+
+
+@pytest.mark.parametrize("garbage", [b"XX" + bytes(10), b"IN\x02\x01\x01\0\0\0\xff\xff\xff\xff"], ids=["magic", "length"])
+def test_garbage_is_told(peer: Peer, garbage: bytes) -> None:
+    channel = peer.link.open("ping")
+    peer.socket.sendall(garbage)
+    with pytest.raises(GuestError) as caught:
+        channel.finish()
+    assert caught.value.code == "garbled"
+
+
+def test_unknown_frames_are_ignored(peer: Peer) -> None:
+    channel = peer.link.open("ping")
+    number = peer.read().channel
+    peer.send(99, number, b"?")
+    peer.send(wire.DATA, number, b"?", 9)
+    peer.send(wire.DATA, 12345, b"?", 1)
+    peer.result(number)
+    assert list(channel.finish()) == []
+
+
+def test_sender_stops_at_its_window_and_goes_on_with_credit(peer: Peer) -> None:
+    channel = peer.link.open("put")
+    number = peer.read().channel
+    sent = got = 0
+    while channel.room() or peer.link.clogged:
+        sent += channel.send(bytes(channel.room()))
+        got += len(peer.read().payload)
+        peer.link.poll(timeout=0)
+    while got < sent:
+        got += len(peer.read().payload)
+    assert sent == wire.WINDOW
+    peer.send(wire.CREDIT, number, wire.encode_credit(10), 0)
+    peer.link.poll()
+    assert channel.send(bytes(100)) == 10
+
+
+def test_write_sends_everything_in_order_while_the_peer_consumes(peer: Peer) -> None:
+    data = os.urandom(3_000_000)
+    got = bytearray()
+
+    def consume() -> None:
+        number = peer.read().channel
+        while len(got) < len(data):
+            frame = peer.read()
+            got.extend(frame.payload)
+            peer.send(wire.CREDIT, number, wire.encode_credit(len(frame.payload)), 0)
+        peer.result(number)
+
+    thread = threading.Thread(target=consume)
+    thread.start()
+    channel = peer.link.open("put")
+    assert channel.write(data)
+    channel.finish(5)
+    thread.join()
+    assert got == data
+
+
+def test_write_gives_up_when_the_answer_comes_first(peer: Peer) -> None:
+    channel = peer.link.open("put")
+    answer(peer, error="ENOSPC", path=b"/x")
+    peer.socket.settimeout(None)
+    assert not channel.write(bytes(wire.WINDOW * 2))
+    with pytest.raises(GuestError, match="no space left on the guest's disk: /x"):
+        channel.finish()
+
+
+def test_credit_is_given_only_for_what_was_taken(peer: Peer) -> None:
+    channel = peer.link.open("get")
+    number = peer.read().channel
+    for _ in range(wire.WINDOW // 65536):
+        peer.send(wire.DATA, number, bytes(65536), 1)
+        peer.link.poll()
+    assert channel.take() == (1, bytes(65536))
+    peer.socket.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        peer.read()
+    channel.take()
+    credit = peer.read()
+    assert (credit.type, credit.stream, wire.decode_credit(credit.payload)) == (wire.CREDIT, 1, wire.WINDOW // 2)
+
+
+def test_peer_that_overruns_its_window_is_cut_off(peer: Peer) -> None:
+    peer.link.open("get")
+    number = peer.read().channel
+    for _ in range(wire.WINDOW // 65536):
+        peer.send(wire.DATA, number, bytes(65536), 1)
+        peer.link.poll()
+    peer.send(wire.DATA, number, b"1", 1)
+    with pytest.raises(GuestError, match="more data than was allowed"):
+        peer.link.poll()
+    assert peer.read().type == wire.CLOSE
+
+
+def test_end_of_stream_is_told_once_and_nothing_after_it(peer: Peer) -> None:
+    channel = peer.link.open("get")
+    number = peer.read().channel
+    peer.send(wire.DATA, number, b"a", 1)
+    for _ in range(3):
+        peer.send(wire.EOF, number, stream=1)
+    peer.send(wire.DATA, number, b"late", 1)
+    peer.result(number)
+    assert list(channel) == [(1, b"a"), (1, b"")]
+
+
+def test_credit_beyond_the_largest_window_is_dropped(peer: Peer) -> None:
+    channel = peer.link.open("put")
+    number = peer.read().channel
+    for _ in range(3):
+        peer.send(wire.CREDIT, number, wire.encode_credit(2**32 - 1), 0)
+        peer.link.poll()
+    assert channel._window[0] == wire.WINDOW_MAX
+
+
+def test_open_link_reaches_a_socket_whose_path_is_too_long(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 100) / ("y" * 100)
+    folder.mkdir(parents=True)
+    here = os.open(folder, os.O_PATH)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"/proc/self/fd/{here}/keeper.sock")
+        os.close(here)
+        listener.listen()
+        with open_link(folder) as link:
+            accepted, _ = listener.accept()
+            with accepted:
+                link.open("ping")
+                assert accepted.recv(2) == b"IN"
+
+
+@pytest.mark.parametrize("left", ["nothing", "folder", "socket"])
+def test_open_link_says_not_running(tmp_path: Path, left: str) -> None:
+    folder = tmp_path / "run"
+    if left != "nothing":
+        folder.mkdir()
+    if left == "socket":
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(os.fspath(folder / "keeper.sock"))
+    with pytest.raises(MachineEnded) as caught:
+        open_link(folder)
+    assert caught.value.code == "not_running"
