@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -62,9 +63,11 @@ def completion(shell: str) -> None:
 
 
 @click.command(hidden=True)
+@click.argument("home", type=click.Path(path_type=Path))
 @click.argument("machine_id")
-def ended(machine_id: str) -> None:
+def ended(home: Path, machine_id: str) -> None:
     """Called by a machine's keeper when the machine has ended."""
+    from insula.client.local import LocalClient
     from insula.model.requests import SettleMachine
 
-    client().do(SettleMachine(id=machine_id))
+    LocalClient(home).do(SettleMachine(id=machine_id))

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -52,3 +53,16 @@ def _copy(source: Path, target: Path) -> None:
         if isinstance(cause, OSError):
             raise explain_os_error(cause, target) from cause
         raise
+
+
+def require_layers(folder: Path, paths: list[str]) -> None:
+    """Raises DamagedRecord (``layer_missing``) unless all ``paths`` in ``folder`` are regular files; links are not followed."""
+    for path in paths:
+        try:
+            regular = stat.S_ISREG(os.stat(folder / path, follow_symlinks=False).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            regular = False
+        if not regular:
+            raise DamagedRecord(
+                f"{folder / path} is missing", code="layer_missing", hint=f"restore it, or: insula delete --force {folder.name}"
+            )

@@ -42,6 +42,7 @@ LAST_END: Final = "last-end.json"
 DISKS: Final = "disks"
 LAYERS: Final = "layers"
 FIRMWARE: Final = "firmware"
+VARIABLES: Final = "vars.fd"
 RUN: Final = "run"
 
 ON_COPY: Final[dict[str, OnCopy]] = {

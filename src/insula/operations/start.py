@@ -1,0 +1,182 @@
+"""Start: boot a stopped machine.
+
+    check the files → choose the board → launch (jail, keeper, QEMU) → wait for the agent → tell the guest who it is
+
+Each step is noted in the journal before it is done. When a step fails, QEMU is ended and the machine is stopped as before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from insula.errors import AgentAbsent, GuestError, MachineEnded
+from insula.model.requests import StartMachine
+from insula.model.status import MachineStatus
+from insula.operations import journal
+from insula.operations.context import Context
+from insula.operations.hold import hold_machine, status_of
+from insula.operations.identify import identify
+from insula.operations.observe import read_exit
+from insula.operations.operation import Operation, Steps
+from insula.operations.settle import settle_locked
+from insula.operations.stop import pull_plug
+from insula.store import names
+from insula.store.events import append_event
+from insula.store.machines import MachineRecord, write_machine
+
+if TYPE_CHECKING:
+    from insula.engines.base import DirectBoot, DiskBoot, LaunchPlan
+
+
+def start(context: Context, request: StartMachine, operation: Operation) -> MachineStatus:
+    """Start a stopped machine. Raises NotFound, Busy, WrongState, DamagedRecord, HostLacks, MachineEnded, AgentAbsent."""
+    with hold_machine(context, request.name, "start") as held:
+        boot(context, held.folder, held.record, operation, request.timeout)
+        return status_of(held.folder)
+
+
+def boot(
+    context: Context,
+    folder: Path,
+    record: MachineRecord,
+    operation: Operation,
+    timeout: float,
+    launched: Callable[[], None] | None = None,
+) -> None:
+    """Boot the machine in ``folder``; the caller holds its lock. ``launched`` is called as soon as its keeper lives."""
+    with Steps(operation) as steps:
+        steps.undo(lambda: journal.clear(folder))
+        _step(steps, folder, "check its files")
+        check_files(context, folder, record)
+        _step(steps, folder, "choose the board")
+        record = _with_board(context, folder, record)
+        _step(steps, folder, "start QEMU")
+        context.engine.launch(launch_plan(folder, record))
+        steps.undo(lambda: _end(context, folder))
+        append_event(folder, "started")
+        if launched is not None:
+            launched()
+        if record.boot.agent and timeout > 0:
+            _step(steps, folder, "wait until the guest answers")
+            _wait_ready(folder, record, timeout)
+    journal.clear(folder)
+
+
+def _step(steps: Steps, folder: Path, step: str) -> None:
+    steps.begin(step)
+    journal.note(folder, "start", step)
+
+
+def _end(context: Context, folder: Path) -> None:
+    pull_plug(folder)
+    settle_locked(context.home, folder, keep_ephemeral=True)
+
+
+def check_files(context: Context, folder: Path, record: MachineRecord) -> None:
+    """Refuse to boot from files that are missing or not what was built. Raises DamagedRecord."""
+    from insula.disks.layers import require_layers
+    from insula.images.catalogue import find
+    from insula.images.verify import ensure_verified
+
+    paths = [path for disk in record.disks for path in (*disk.layers, disk.head)]
+    require_layers(folder, [*paths, *(path for path in (record.boot.kernel, record.boot.initrd) if path)])
+    with contextlib.suppress(FileNotFoundError):
+        image = find(context.home, record.image.digest)
+        if image is not None:  # the machine's layers are hard links of its files
+            ensure_verified(context.home, image)
+
+
+def _with_board(context: Context, folder: Path, record: MachineRecord) -> MachineRecord:
+    """The record with the board of this start, written down when it is new."""
+    board = context.engine.choose_board(record.arch, record.board)
+    if board != record.board:
+        record = msgspec.structs.replace(record, board=board)
+        write_machine(folder, record)
+    return record
+
+
+def launch_plan(folder: Path, record: MachineRecord) -> LaunchPlan:
+    """The engine's view of a machine: pure, but for the absolute paths it makes."""
+    from insula.engines.base import DiskPlan, LaunchPlan, LayerFile, NicPlan
+
+    assert record.board is not None
+    return LaunchPlan(
+        name=folder.name,
+        folder=folder,
+        uuid=record.identity.uuid,
+        generation=record.identity.generation,
+        cpus=record.spec.cpus,
+        memory=record.spec.memory,
+        board=record.board,
+        boot=_boot_plan(folder, record),
+        disks=tuple(
+            DiskPlan(
+                name=f"disk{index}",
+                head=LayerFile(folder / disk.head),
+                layers=tuple(LayerFile(folder / layer) for layer in disk.layers),
+                serial=disk.name,
+                unsafe=record.ephemeral,
+            )
+            for index, disk in enumerate(record.disks)
+        ),
+        nics=(NicPlan(record.identity.mac),) if record.spec.network == "nat" else (),
+        on_end=_settle_command(folder.parent.parent, record.id),
+    )
+
+
+def _boot_plan(folder: Path, record: MachineRecord) -> DiskBoot | DirectBoot:
+    from insula.engines.base import DirectBoot, DiskBoot
+
+    if record.boot.kind == "direct":
+        assert record.boot.kernel is not None
+        initrd = folder / record.boot.initrd if record.boot.initrd else None
+        return DirectBoot(folder / record.boot.kernel, initrd, record.boot.cmdline)
+    variables = folder / names.FIRMWARE / names.VARIABLES if record.spec.firmware == "uefi" else None
+    return DiskBoot(record.spec.firmware, variables)
+
+
+def _settle_command(home: Path, machine_id: str) -> tuple[str, ...]:
+    """How the keeper calls this very Insula again when the machine has ended."""
+    import insula
+
+    main = Path(insula.__file__).with_name("__main__.py")
+    return (sys.executable, "-I", str(main), "_ended", str(home), machine_id)
+
+
+def _wait_ready(folder: Path, record: MachineRecord, timeout: float) -> None:
+    """Wait for the agent, then tell the guest who it is. Raises MachineEnded with the last words, AgentAbsent when it took too long."""
+    from insula.guest.keeper import wait_agent
+    from insula.guest.link import open_link
+
+    deadline = time.monotonic() + timeout
+    try:
+        with open_link(folder / names.RUN) as link:
+            wait_agent(link, deadline - time.monotonic())
+        identify(folder, record)
+    except MachineEnded as cause:
+        raise _ended(folder) from cause
+    except GuestError as cause:
+        if cause.code != "timeout":
+            raise
+        raise AgentAbsent(
+            f"{folder.name} did not answer within {timeout:g} s",
+            code="agent_timeout",
+            hint=f"see what it prints: insula logs {folder.name}; give it more time with --timeout",
+        ) from cause
+
+
+def _ended(folder: Path) -> MachineEnded:
+    end = read_exit(folder)
+    words = f": {end.last_words.strip().splitlines()[-1]}" if end.last_words.strip() else ""
+    return MachineEnded(
+        f"{folder.name} ended while starting ({end.reason}{': ' + end.detail if end.detail else ''}){words}",
+        code=end.reason.replace("-", "_"),
+        hint=f"see what the guest printed: insula logs {folder.name}",
+    )
