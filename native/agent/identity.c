@@ -1,0 +1,326 @@
+#include "identity.h"
+
+#include <arpa/inet.h>
+#include <ctype.h>
+#include <errno.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "files.h"
+#include "netlink.h"
+
+enum { HOSTS_MAX = 65536, RESOLV_MAX = 2048 };
+
+/* What went wrong first. Everything else is done all the same: a half new identity is worse than a message. */
+struct outcome {
+    int error;
+    char path[PATH_MAX];
+};
+
+static void note(struct outcome *outcome, int error, const char *path)
+{
+    if (error == 0 || outcome->error)
+        return;
+    outcome->error = error;
+    snprintf(outcome->path, sizeof outcome->path, "%s", path);
+}
+
+/* ---- machine-id and host name ---- */
+
+static bool is_machine_id(const char *text)
+{
+    return strlen(text) == 32 && strspn(text, "0123456789abcdef") == 32;
+}
+
+static void set_machine_id(const char *id, struct outcome *outcome)
+{
+    static const char dbus[] = "/var/lib/dbus/machine-id"; /* mostly a link to the other */
+    struct stat status;
+    char line[34];
+    if (!is_machine_id(id)) {
+        note(outcome, EINVAL, "machine_id");
+        return;
+    }
+    snprintf(line, sizeof line, "%.32s\n", id);
+    note(outcome, replace_file("/etc/machine-id", line, 33, 0444), "/etc/machine-id");
+    if (lstat(dbus, &status) == 0 && S_ISREG(status.st_mode))
+        note(outcome, replace_file(dbus, line, 33, 0444), dbus);
+}
+
+static bool is_host_name(const char *name)
+{
+    size_t length = strlen(name);
+    for (size_t i = 0; i < length; i++)
+        if (!isalnum((unsigned char)name[i]) && name[i] != '-' && name[i] != '.')
+            return false;
+    return length > 0 && length <= 64;
+}
+
+/* Give the line of 127.0.1.1, if there is one, the new name. */
+static void rename_in_hosts(const char *name, struct outcome *outcome)
+{
+    static const char path[] = "/etc/hosts", address[] = "127.0.1.1";
+    static char old[HOSTS_MAX], new[HOSTS_MAX + 128];
+    size_t length = 0;
+    bool changed = false;
+    ssize_t size = read_text(path, old, sizeof old);
+    if (size <= 0 || size == sizeof old - 1)
+        return;
+    for (char *line = old; *line;) {
+        size_t piece = strcspn(line, "\n");
+        bool ours = strncmp(line, address, strlen(address)) == 0 && isspace((unsigned char)line[strlen(address)]);
+        if (ours && !changed)
+            length += (size_t)snprintf(new + length, sizeof new - length, "%s\t%s\n", address, name);
+        else if (!ours)
+            length += (size_t)snprintf(new + length, sizeof new - length, "%.*s\n", (int)piece, line);
+        changed |= ours;
+        line += piece + (line[piece] == '\n');
+    }
+    if (changed)
+        note(outcome, replace_file(path, new, length, 0644), path);
+}
+
+static void set_host_name(const char *name, struct outcome *outcome)
+{
+    char line[80];
+    if (!is_host_name(name)) {
+        note(outcome, EINVAL, "hostname");
+        return;
+    }
+    if (sethostname(name, strlen(name)) < 0)
+        note(outcome, errno, "hostname");
+    int length = snprintf(line, sizeof line, "%s\n", name);
+    note(outcome, replace_file("/etc/hostname", line, (size_t)length, 0644), "/etc/hostname");
+    rename_in_hosts(name, outcome);
+}
+
+/* ---- host keys ---- */
+
+/* `file name NUL content`; a plain name only. */
+static void set_host_key(const struct wire_field *field, struct outcome *outcome)
+{
+    const uint8_t *end = memchr(field->bytes, 0, field->length);
+    char path[PATH_MAX];
+    size_t name = end ? (size_t)(end - field->bytes) : 0;
+    if (name == 0 || name > NAME_MAX || field->bytes[0] == '.' || memchr(field->bytes, '/', name)) {
+        note(outcome, EINVAL, "host_key");
+        return;
+    }
+    mkdir("/etc/ssh", 0755);
+    snprintf(path, sizeof path, "/etc/ssh/%s", (const char *)field->bytes);
+    bool public = name > 4 && memcmp(end - 4, ".pub", 4) == 0;
+    note(outcome, replace_file(path, end + 1, field->length - name - 1, public ? 0644 : 0600), path);
+}
+
+/* A server that runs keeps the keys it began with until it is told. */
+static void tell_ssh_server(void)
+{
+    char text[64], path[64];
+    if (!read_line("/run/sshd.pid", text, sizeof text))
+        return;
+    int pid = atoi(text);
+    snprintf(path, sizeof path, "/proc/%d/comm", pid);
+    if (pid > 1 && read_line(path, text, sizeof text) && strcmp(text, "sshd") == 0)
+        kill(pid, SIGHUP);
+}
+
+/* ---- network ---- */
+
+/* The NIC that the fields at hand are about. */
+struct nic {
+    bool known;
+    struct link_info link;
+    int flushed[2]; /* families whose old addresses are gone */
+};
+
+static void choose_nic(struct nic *nic, const char *text, struct outcome *outcome)
+{
+    uint8_t mac[MAC_BYTES];
+    memset(nic, 0, sizeof *nic);
+    int error = mac_parse(text, mac) ? link_find(mac, &nic->link) : EINVAL;
+    nic->known = error == 0;
+    note(outcome, error, text);
+}
+
+static void set_mac(struct nic *nic, const char *text, struct outcome *outcome)
+{
+    uint8_t mac[MAC_BYTES];
+    if (!mac_parse(text, mac)) {
+        note(outcome, EINVAL, text);
+        return;
+    }
+    if (nic->link.up)
+        note(outcome, link_set_up(nic->link.index, false), text);
+    note(outcome, link_set_mac(nic->link.index, mac), text);
+    if (nic->link.up)
+        note(outcome, link_set_up(nic->link.index, true), text);
+}
+
+struct flush {
+    int family, index;
+    struct ip_address old[64];
+    size_t count;
+};
+
+static void collect(const struct ip_address *address, void *context)
+{
+    struct flush *flush = context;
+    bool ours = address->family == flush->family && address->index == flush->index && address->scope != 253;
+    if (ours && flush->count < sizeof flush->old / sizeof *flush->old)
+        flush->old[flush->count++] = *address;
+}
+
+/* The first new address of a family replaces all old ones; link-local ones stay. */
+static void add_address(struct nic *nic, const char *text, struct outcome *outcome)
+{
+    struct ip_address address = { 0 };
+    if (!ip_parse(text, &address)) {
+        note(outcome, EINVAL, text);
+        return;
+    }
+    int *flushed = &nic->flushed[address.family == AF_INET ? 0 : 1];
+    address.index = nic->link.index;
+    if (!*flushed) {
+        struct flush flush = { .family = address.family, .index = address.index };
+        addresses_each(collect, &flush);
+        for (size_t i = 0; i < flush.count; i++)
+            address_delete(&flush.old[i]);
+        *flushed = 1;
+    }
+    if (!nic->link.up)
+        note(outcome, link_set_up(nic->link.index, true), text);
+    nic->link.up = true;
+    note(outcome, address_add(&address), text);
+}
+
+static void set_gateway(const struct nic *nic, const char *text, struct outcome *outcome)
+{
+    struct ip_address address = { 0 };
+    note(outcome, ip_parse(text, &address) ? gateway_set(&address, nic->link.index) : EINVAL, text);
+}
+
+/* Name servers of all NICs together. A link belongs to a program (systemd-resolved, resolvconf) that keeps it. */
+static void set_dns(const char *lines, struct outcome *outcome)
+{
+    static const char path[] = "/etc/resolv.conf";
+    struct stat status;
+    if (!lines[0] || (lstat(path, &status) == 0 && S_ISLNK(status.st_mode)))
+        return;
+    note(outcome, replace_file(path, lines, strlen(lines), 0644), path);
+}
+
+static void add_dns(char *lines, const char *text, struct outcome *outcome)
+{
+    struct ip_address address;
+    size_t length = strlen(lines);
+    if (ip_parse(text, &address) && !strchr(text, '/'))
+        snprintf(lines + length, RESOLV_MAX - length, "nameserver %s\n", text);
+    else
+        note(outcome, EINVAL, text);
+}
+
+/* ---- the verb ---- */
+
+static void apply(const struct wire_field *field, struct nic *nic, char *dns, struct outcome *outcome)
+{
+    char text[128];
+    if (field->tag == TAG_HOST_KEY) {
+        set_host_key(field, outcome);
+        return;
+    }
+    if (!wire_field_text(field, text, sizeof text))
+        return;
+    if (field->tag == TAG_MACHINE_ID)
+        set_machine_id(text, outcome);
+    else if (field->tag == TAG_HOSTNAME)
+        set_host_name(text, outcome);
+    else if (field->tag == TAG_MAC)
+        choose_nic(nic, text, outcome);
+    else if (field->tag == TAG_DNS)
+        add_dns(dns, text, outcome);
+    else if (field->tag == TAG_NEW_MAC && nic->known)
+        set_mac(nic, text, outcome);
+    else if (field->tag == TAG_ADDRESS && nic->known)
+        add_address(nic, text, outcome);
+    else if (field->tag == TAG_GATEWAY && nic->known)
+        set_gateway(nic, text, outcome);
+}
+
+void identity_run(const struct request *request)
+{
+    static char dns[RESOLV_MAX];
+    struct outcome outcome = { 0 };
+    struct nic nic = { 0 };
+    struct wire_cursor cursor;
+    struct wire_field field;
+    bool keys = false;
+    dns[0] = 0;
+    wire_cursor_init(&cursor, request->fields, request->length);
+    while (wire_field_next(&cursor, &field) == WIRE_GOT) {
+        apply(&field, &nic, dns, &outcome);
+        keys |= field.tag == TAG_HOST_KEY;
+    }
+    set_dns(dns, &outcome);
+    if (keys)
+        tell_ssh_server();
+    if (outcome.error)
+        answer_errno(request, outcome.error, outcome.path);
+    else
+        answer_done(request);
+}
+
+/* ---- addresses ---- */
+
+struct listing {
+    struct wire_writer fields;
+    int loopbacks[8];
+    size_t loopback_count;
+};
+
+static void list_link(const struct link_info *link, void *context)
+{
+    struct listing *listing = context;
+    char text[3 * MAC_BYTES];
+    if (link->loopback) {
+        if (listing->loopback_count < 8)
+            listing->loopbacks[listing->loopback_count++] = link->index;
+        return;
+    }
+    if (!link->has_mac)
+        return;
+    const uint8_t *mac = link->mac;
+    snprintf(text, sizeof text, "%02x:%02x:%02x:%02x:%02x:%02x", mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]);
+    wire_put_text(&listing->fields, TAG_MAC, text);
+}
+
+static void list_address(const struct ip_address *address, void *context)
+{
+    struct listing *listing = context;
+    char host[INET6_ADDRSTRLEN], text[INET6_ADDRSTRLEN + 8];
+    for (size_t i = 0; i < listing->loopback_count; i++)
+        if (listing->loopbacks[i] == address->index)
+            return;
+    if (!inet_ntop(address->family, address->bytes, host, sizeof host))
+        return;
+    snprintf(text, sizeof text, "%s/%u", host, address->prefix);
+    wire_put_text(&listing->fields, TAG_ADDRESS, text);
+}
+
+void addresses_run(const struct request *request)
+{
+    static uint8_t buffer[16384];
+    struct listing listing = { 0 };
+    wire_writer_init(&listing.fields, buffer, sizeof buffer);
+    int error = links_each(list_link, &listing);
+    if (error == 0)
+        error = addresses_each(list_address, &listing);
+    if (error)
+        answer_errno(request, error, NULL);
+    else
+        answer(request, &listing.fields); /* more than fit are not told */
+}
