@@ -219,7 +219,7 @@ def state_folder(folder: Path) -> Fact:
     name = "state folder"
     costs, fix = "machines have nowhere to be", "set INSULA_HOME to a folder you may write"
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         probe = folder / f".probe-{secrets.token_hex(4)}"
         probe.write_bytes(b"written")
         probe.unlink()

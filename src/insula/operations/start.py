@@ -8,7 +8,6 @@ Each step is noted in the journal before it is done. When a step fails, QEMU is 
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from insula.errors import AgentAbsent, GuestError, MachineEnded
+from insula.host.program import own_command
 from insula.model.requests import StartMachine
 from insula.model.status import MachineStatus
 from insula.operations import journal
@@ -144,10 +144,7 @@ def _boot_plan(folder: Path, record: MachineRecord) -> DiskBoot | DirectBoot:
 
 def _settle_command(home: Path, machine_id: str) -> tuple[str, ...]:
     """How the keeper calls this very Insula again when the machine has ended."""
-    import insula
-
-    main = Path(insula.__file__).with_name("__main__.py")
-    return (sys.executable, "-I", str(main), "_ended", str(home), machine_id)
+    return own_command("_ended", str(home), machine_id)
 
 
 def _wait_ready(folder: Path, record: MachineRecord, timeout: float) -> None:

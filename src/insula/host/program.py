@@ -1,0 +1,12 @@
+"""How this very Insula is started again, from a clone or an installation alike."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def own_command(*words: str) -> tuple[str, ...]:
+    """The command line ``insula WORDS`` of this interpreter and these sources, compiled files kept where ours are."""
+    prefix = ("-X", f"pycache_prefix={sys.pycache_prefix}") if sys.pycache_prefix else ()
+    return (sys.executable, "-I", *prefix, str(Path(__file__).resolve().parents[1] / "__main__.py"), *words)

@@ -1,0 +1,87 @@
+"""The check at the end of a run finds what it should."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.framework import leaks
+
+TOKEN = "feedfacecafe"
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaks, "_PATIENCE", 0.0)
+
+
+@pytest.fixture
+def sleeper() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """A place for children that must be gone afterwards."""
+    children: list[subprocess.Popen[bytes]] = []
+    yield children
+    for child in children:
+        child.kill()
+        child.communicate()
+
+
+def _start(children: list[subprocess.Popen[bytes]], *words: str, **environment: str) -> int:
+    """A child that waits for the end of its input."""
+    program = "import sys; sys.stdout.write('up'); sys.stdout.flush(); sys.stdin.read()"
+    child = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", program, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    )
+    children.append(child)
+    assert child.stdout is not None
+    assert child.stdout.read(2) == b"up"
+    return child.pid
+
+
+def test_nothing_is_found_in_a_clean_folder(tmp_path: Path, quick: None) -> None:
+    assert leaks.left_behind(tmp_path / "run", TOKEN, leaks.host_state()) == []
+
+
+def test_a_child_with_the_token_is_found(tmp_path: Path, quick: None, sleeper: list[subprocess.Popen[bytes]]) -> None:
+    pid = _start(sleeper, **{leaks.MARKER: TOKEN})
+    found = leaks.left_behind(tmp_path / "run", TOKEN, leaks.host_state())
+    assert [line for line in found if line.startswith(f"process {pid}:")]
+
+
+def test_a_child_that_names_the_folder_is_found(tmp_path: Path, quick: None, sleeper: list[subprocess.Popen[bytes]]) -> None:
+    pid = _start(sleeper, str(tmp_path / "run" / "disk"))
+    found = leaks.left_behind(tmp_path / "run", TOKEN, leaks.host_state())
+    assert [line for line in found if line.startswith(f"process {pid}:")]
+
+
+def test_another_runs_child_is_not_ours(tmp_path: Path, quick: None, sleeper: list[subprocess.Popen[bytes]]) -> None:
+    _start(sleeper, **{leaks.MARKER: "another"})
+    assert leaks.left_behind(tmp_path / "run", TOKEN, leaks.host_state()) == []
+
+
+def test_a_socket_is_found(tmp_path: Path, quick: None) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"{folder}/s")
+        found = leaks.left_behind(folder, TOKEN, leaks.host_state())
+    assert f"socket: {folder}/s" in found
+
+
+def test_what_was_there_before_is_no_leak_and_what_came_is(tmp_path: Path, quick: None) -> None:
+    now = leaks.host_state()
+    before = replace(now, links=now.links | {"ins0"})
+    assert leaks.left_behind(tmp_path / "run", TOKEN, before) == []
+    name = f"insula-leak-{os.getpid()}"
+    path = Path("/dev/shm") / name
+    path.touch()
+    try:
+        assert leaks.left_behind(tmp_path / "run", TOKEN, now) == [f"shared memory: {name}"]
+    finally:
+        path.unlink()

@@ -1,0 +1,89 @@
+"""Facts are proved once per boot, anew when asked or when what they rest on changed, and a damaged notebook costs nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from insula.host import facts, packages
+from insula.model.doctor import Fact, FactState
+from insula.operations import doctor
+from insula.store.names import Home
+
+
+class Bench:
+    """A home and one probe that counts how often it was asked."""
+
+    def __init__(self, folder: Path) -> None:
+        self.home = Home(folder / "home")
+        self.file = folder / "rests-on"
+        self.asked = 0
+        self.state = FactState.OK
+
+    def probe(self) -> Fact:
+        self.asked += 1
+        return Fact("counted", self.state, f"asked {self.asked} times", "something")
+
+    def examine(self, *, fix: bool = False) -> Fact:
+        report = doctor.doctor(self.home, fix=fix, confirm=None)
+        assert report.usable is all(fact.state is not FactState.MISSING for fact in report.facts)
+        return next(fact for fact in report.facts if fact.name == "counted")
+
+    @property
+    def notebook(self) -> Path:
+        (path,) = self.home.host.glob("facts-*.json")
+        return path
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    bench = Bench(tmp_path)
+    monkeypatch.setattr(doctor, "_probes", lambda: (facts.Probe("counted", bench.probe, (str(bench.file),)),))
+    monkeypatch.setattr(doctor, "native_parts", lambda operation: Fact("native parts", FactState.OK, "not built here"))
+    monkeypatch.setattr(packages, "packages", lambda: ())
+    return bench
+
+
+def test_a_fact_is_proved_once(bench: Bench) -> None:
+    assert bench.examine().detail == "asked 1 times"
+    assert bench.examine().detail == "asked 1 times"
+    assert bench.asked == 1
+
+
+def test_a_fact_is_proved_anew_when_a_file_changed_and_when_fixing(bench: Bench) -> None:
+    bench.examine()
+    bench.file.touch()
+    assert bench.examine().detail == "asked 2 times"
+    assert bench.examine(fix=True).detail == "asked 3 times"
+    assert bench.examine().detail == "asked 3 times"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"schema": 99, "kept": {}}', b"\xff\x00"])
+def test_a_damaged_notebook_is_written_anew(bench: Bench, content: bytes) -> None:
+    bench.examine()
+    bench.notebook.write_bytes(content)
+    assert bench.examine().detail == "asked 2 times"
+    assert bench.examine().detail == "asked 2 times"
+
+
+def test_another_boot_forgets(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.examine()
+    monkeypatch.setattr(facts, "boot_id", lambda: "another-boot")
+    assert bench.examine().detail == "asked 2 times"
+    assert bench.notebook.name == "facts-another-boot.json"
+
+
+def test_what_is_missing_makes_the_host_unusable(bench: Bench) -> None:
+    bench.state = FactState.LIMITED
+    bench.examine()
+    assert doctor.doctor(bench.home, fix=False, confirm=None).usable
+    bench.state = FactState.MISSING
+    bench.file.touch()
+    assert not doctor.doctor(bench.home, fix=False, confirm=None).usable
+
+
+def test_progress_is_told(bench: Bench) -> None:
+    heard: list[str] = []
+    doctor.doctor(bench.home, fix=False, confirm=None, progress=lambda news: heard.append(news.step))
+    assert "trying counted" in heard
