@@ -1,0 +1,80 @@
+"""Real guests: one home for the run, its images built once; machines shared where a test does not change them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import insula
+from insula.errors import NotFound
+from tests.framework.doors import CliDoor, Door, SdkDoor
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def home() -> Path:
+    return Path(os.environ["INSULA_HOME"])
+
+
+@pytest.fixture(scope="session")
+def tiny(home: Path) -> str:
+    """The tiny image, built once a run."""
+    insula.connect(home).build("tiny")
+    return "tiny"
+
+
+@pytest.fixture(scope="session")
+def debian(home: Path) -> str:
+    """The Debian image, built once a run."""
+    insula.connect(home).build("debian")
+    return "debian"
+
+
+@pytest.fixture(params=["sdk", "cli"])
+def door(request: pytest.FixtureRequest, home: Path) -> Door:
+    return SdkDoor(home) if request.param == "sdk" else CliDoor(home)
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest, home: Path) -> Iterator[str]:
+    """A machine's name for this test alone; the machine is deleted afterwards, however the test ended."""
+    chosen = f"t{next(_numbers)}-{request.node.originalname.removeprefix('test_').replace('_', '-')}"[:50].rstrip("-")
+    yield chosen
+    _delete(home, chosen)
+
+
+@pytest.fixture(scope="module")
+def shared(home: Path, tiny: str) -> Iterator[str]:
+    """A running tiny machine that the tests of a module share, none of them stopping it."""
+    chosen = f"shared-{next(_numbers)}"
+    insula.connect(home).run(tiny, name=chosen, memory="128M", network="none")
+    yield chosen
+    _delete(home, chosen)
+
+
+@pytest.fixture
+def running(home: Path, tiny: str, name: str) -> str:
+    """A running tiny machine of this test's own."""
+    insula.connect(home).run(tiny, name=name, memory="128M", network="none")
+    return name
+
+
+@pytest.fixture
+def forget(home: Path) -> Iterator[Callable[[str], None]]:
+    """Tell of further machines to be deleted at the end."""
+    names: list[str] = []
+    yield names.append
+    for each in names:
+        _delete(home, each)
+
+
+def _delete(home: Path, name: str) -> None:
+    try:
+        insula.connect(home).get(name).delete(force=True)
+    except NotFound:
+        pass

@@ -1,0 +1,201 @@
+"""Reaching inside a running guest: commands, streams, files, console, logs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.framework.doors import CliDoor, Door, Refused, cli_command, cli_environment, run_cli
+
+pytestmark = pytest.mark.limit(120)
+
+
+def test_output_errors_and_code_come_apart(door: Door, shared: str) -> None:
+    ran = door.exec(shared, "sh", "-c", "echo out; echo err >&2; exit 3")
+    assert ran == (3, b"out\n", b"err\n")
+
+
+def test_a_signal_is_128_and_its_number(door: Door, shared: str) -> None:
+    assert door.exec(shared, "sh", "-c", "kill -TERM $$").code == 128 + signal.SIGTERM
+
+
+def test_input_environment_user_and_folder_are_passed(door: Door, shared: str) -> None:
+    ran = door.exec(shared, "sh", "-c", "cat; echo $COLOUR; id -u; pwd", input=b"in\n", env={"COLOUR": "a b=c"}, user="65534", cwd="/tmp")
+    assert ran == (0, b"in\na b=c\n65534\n/tmp\n", b"")
+
+
+def test_large_binary_streams_pass_unchanged_both_ways(door: Door, shared: str) -> None:
+    data = os.urandom(3 << 20)
+    assert door.exec(shared, "cat", input=data).stdout == data
+
+
+def test_output_that_is_no_utf8_passes_unchanged(door: Door, shared: str) -> None:
+    assert door.exec(shared, "printf", r"\377\000\200").stdout == b"\xff\x00\x80"
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "status"),
+    [(("/no/such",), "command_not_found", 127), (("nosuch",), "command_not_found", 127), (("/etc",), "command_not_executable", 126)],
+)
+def test_what_cannot_run_is_told_apart(door: Door, shared: str, argv: tuple[str, ...], code: str, status: int) -> None:
+    with pytest.raises(Refused) as refused:
+        door.exec(shared, *argv)
+    assert refused.value.code == code
+    if isinstance(door, CliDoor):
+        assert refused.value.status == status
+
+
+@pytest.mark.parametrize(("options", "code"), [({"user": "nobody-here"}, "no_such_user"), ({"cwd": "/nowhere"}, "no_such_folder")])
+def test_an_unknown_user_or_folder_is_told(door: Door, shared: str, options: dict[str, str], code: str) -> None:
+    with pytest.raises(Refused) as refused:
+        door.exec(shared, "true", **options)  # type: ignore[arg-type]  # user and cwd, one at a time
+    assert refused.value.code == code
+
+
+def test_a_command_line_killed_hangs_up_what_it_ran(shared: str, home: Path) -> None:
+    with subprocess.Popen(
+        cli_command("exec", shared, "--", "sh", "-c", "echo $$; exec sleep 1000"), env=cli_environment(home), stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        pid = child.stdout.readline().decode().strip()
+        child.kill()
+    done = run_cli(home, "exec", shared, "--", "sh", "-c", f"for i in $(seq 50); do kill -0 {pid} 2>/dev/null || exit 0; sleep 0.1; done; exit 1")
+    assert done.returncode == 0
+
+
+def test_signals_reach_the_command(shared: str, home: Path) -> None:
+    script = "trap 'echo caught; exit 9' TERM; echo ready; while :; do sleep 0.05; done"
+    with subprocess.Popen(cli_command("exec", shared, "--", "sh", "-c", script), env=cli_environment(home), stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        child.send_signal(signal.SIGTERM)
+        assert child.stdout.read() == b"caught\n"
+    assert child.returncode == 9
+
+
+def test_without_i_input_is_at_its_end(shared: str, home: Path) -> None:
+    done = run_cli(home, "exec", shared, "--", "cat", input=b"not for the guest")
+    assert (done.returncode, done.stdout) == (0, b"")
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_closed_standard_streams_do_no_harm(shared: str, home: Path, closed: int) -> None:
+    child = subprocess.run(
+        ["sh", "-c", f'exec {closed}<&-; exec "$@"', "sh", *cli_command("exec", "-i", shared, "--", "sh", "-c", "echo x; echo y >&2; exit 4")],
+        env=cli_environment(home), capture_output=True, stdin=subprocess.DEVNULL, check=False, timeout=60,
+    )  # fmt: skip
+    assert child.returncode == 4
+
+
+def test_a_reader_that_leaves_ends_the_command(shared: str, home: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", '"$@" | head -c 10', "sh", *cli_command("exec", shared, "--", "yes")],
+        env=cli_environment(home), capture_output=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout == b"y\n" * 5
+
+
+def test_eight_commands_and_a_slow_one_run_side_by_side(door: Door, shared: str) -> None:
+    results: dict[int, bytes] = {}
+
+    def work(number: int) -> None:
+        results[number] = door.exec(shared, "sh", "-c", f"head -c 300000 /dev/zero | wc -c; echo {number}").stdout
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    with subprocess.Popen(cli_command("exec", shared, "--", "cat", "/dev/zero"), env=cli_environment(door.home), stdout=subprocess.PIPE) as slow:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        slow.kill()
+    assert results == {number: f"300000\n{number}\n".encode() for number in range(8)}
+
+
+def test_files_go_in_and_come_out_with_modes_links_and_folders(door: Door, shared: str, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "sub" / "file").write_bytes(os.urandom(100_000))
+    (tree / "sub" / "file").chmod(0o640)
+    (tree / "script").write_text("#!/bin/sh\necho ran\n")
+    (tree / "script").chmod(0o755)
+    (tree / "link").symlink_to("sub/file")
+    (tree / "empty").touch()
+    os.link(tree / "script", tree / "hard")
+    place = f"/root/{tmp_path.name}-{type(door).__name__}"
+    door.put(shared, [tree], place)
+    assert door.exec(shared, f"{place}/script").stdout == b"ran\n"
+    assert door.exec(shared, "readlink", f"{place}/link").stdout == b"sub/file\n"
+    door.get(shared, [place], tmp_path / "back")
+    back = tmp_path / "back"
+    assert (back / "sub" / "file").read_bytes() == (tree / "sub" / "file").read_bytes()
+    assert (back / "sub" / "file").stat().st_mode & 0o777 == 0o640
+    assert (back / "link").readlink() == Path("sub/file")
+    assert (back / "hard").stat().st_ino == (back / "script").stat().st_ino
+    assert (back / "empty").read_bytes() == b""
+
+
+def test_a_missing_file_of_the_guest_is_told(door: Door, shared: str, tmp_path: Path) -> None:
+    with pytest.raises(Refused) as refused:
+        door.get(shared, ["/no/such/file"], tmp_path / "x")
+    assert refused.value.code == "no_such_file"
+    assert "/no/such/file" in refused.value.message
+    assert not (tmp_path / "x").exists()
+
+
+def test_logs_hold_what_the_console_printed(door: Door, shared: str) -> None:
+    door.exec(shared, "sh", "-c", "echo a-mark-on-the-console > /dev/console")
+    assert b"a-mark-on-the-console" in door.logs(shared)
+
+
+def test_events_tell_the_life(door: Door, shared: str) -> None:
+    events = [event["event"] for event in door.events(shared)]
+    assert events[0] == "created"
+    assert "started" in events
+
+
+def test_the_console_works_both_ways(shared: str, home: Path) -> None:
+    with subprocess.Popen(
+        cli_command("console", shared), env=cli_environment(home), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        run_cli(home, "exec", shared, "--", "sh", "-c", "echo seen-live > /dev/console")
+        for line in child.stdout:
+            if b"seen-live" in line:
+                break
+        else:
+            pytest.fail("the console ended")
+        child.kill()
+
+
+def test_a_terminal_has_a_size_and_is_one(shared: str, home: Path) -> None:
+    import pty
+    import tty
+
+    ours, theirs = pty.openpty()
+    tty.setraw(theirs)
+    os.set_inheritable(theirs, True)
+    import fcntl
+    import struct
+    import termios
+
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 99, 0, 0))
+    child = subprocess.Popen(
+        cli_command("exec", "-it", shared, "--", "sh", "-c", "stty size; tty; read x; echo got $x"),
+        env=cli_environment(home), stdin=theirs, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    seen = b""
+    while b"/dev/pts" not in seen:
+        seen += os.read(ours, 4096)
+    os.write(ours, b"word\r")
+    while b"got word" not in seen:
+        seen += os.read(ours, 4096)
+    assert child.wait(30) == 0
+    assert b"33 99" in seen
+    os.close(ours)

@@ -1,0 +1,135 @@
+"""A machine's life on a real guest, through both doors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.framework.doors import Door, Refused, run_cli
+
+pytestmark = pytest.mark.limit(180)
+
+SHAPE = {"memory": "128M", "network": "none"}
+
+
+def _state(door: Door, name: str) -> str:
+    return next(machine["state"] for machine in door.list() if machine["name"] == name)
+
+
+def test_a_machine_lives_pauses_stops_and_comes_back_with_its_disk(door: Door, tiny: str, name: str) -> None:
+    door.run(tiny, name, **SHAPE)
+    assert _state(door, name) == "running"
+    assert door.exec(name, "hostname").stdout == name.encode() + b"\n"
+    assert door.exec(name, "sh", "-c", "echo kept > /root/note && sync").code == 0
+    door.verb("pause", name)
+    assert _state(door, name) == "paused"
+    with pytest.raises(Refused) as refused:
+        door.exec(name, "true")
+    assert refused.value.code == "wrong_state"
+    assert "resume" in (refused.value.hint or "")
+    door.verb("resume", name)
+    assert door.exec(name, "cat", "/root/note").stdout == b"kept\n"
+    door.verb("stop", name)
+    assert _state(door, name) == "stopped"
+    assert door.show(name)["status"]["ended"]["reason"] in ("guest-shutdown", "stopped")
+    door.verb("start", name)
+    assert door.exec(name, "cat", "/root/note").stdout == b"kept\n"
+    door.verb("restart", name)
+    assert door.exec(name, "cat", "/root/note").stdout == b"kept\n"
+    door.verb("delete", name, force=True)
+    assert name not in {machine["name"] for machine in door.list()}
+    assert not (door.home / "machines" / name).exists()
+
+
+def test_a_created_machine_is_stopped_until_it_is_started(door: Door, tiny: str, name: str) -> None:
+    door.create(tiny, name, **SHAPE)
+    listed = next(machine for machine in door.list() if machine["name"] == name)
+    assert list(listed)[:5] == ["name", "kind", "state", "image", "addresses"]
+    assert (listed["state"], listed["image"], listed["memory"]) == ("stopped", "tiny", 128 << 20)
+    with pytest.raises(Refused) as refused:
+        door.exec(name, "true")
+    assert refused.value.code == "wrong_state"
+    door.verb("start", name)
+    assert door.exec(name, "true").code == 0
+
+
+def test_renaming_a_running_machine_renames_its_guest(door: Door, running: str, forget: Callable[[str], None]) -> None:
+    new = f"{running}-x"
+    forget(new)
+    door.rename(running, new)
+    assert door.exec(new, "hostname").stdout == new.encode() + b"\n"
+    with pytest.raises(Refused) as refused:
+        door.show(running)
+    assert refused.value.code == "machine_not_found"
+    door.verb("stop", new, force=True)
+    assert _state(door, new) == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("verb", "code"), [("start", "wrong_state"), ("resume", "wrong_state"), ("delete", "wrong_state")]
+)
+def test_what_a_running_machine_does_not_allow(door: Door, shared: str, verb: str, code: str) -> None:
+    with pytest.raises(Refused) as refused:
+        door.verb(verb, shared)
+    assert refused.value.code == code
+    assert shared in refused.value.message
+
+
+def test_the_guests_own_shutdown_is_known(door: Door, running: str) -> None:
+    door.exec(running, "poweroff")
+    done = run_cli(door.home, "events", running)
+    assert done.returncode == 0
+    _wait_stopped(door, running)
+    assert door.show(running)["status"]["ended"]["reason"] == "guest-shutdown"
+
+
+def test_a_panic_of_the_guest_is_known(door: Door, running: str) -> None:
+    door.exec(running, "sh", "-c", "echo 1 > /proc/sys/kernel/sysrq; (sleep 0.2; echo c > /proc/sysrq-trigger) >/dev/null 2>&1 &")
+    _wait_stopped(door, running)
+    assert door.show(running)["status"]["ended"]["reason"] == "guest-panic"
+
+
+def test_a_reboot_of_the_guest_keeps_the_machine(door: Door, running: str) -> None:
+    before = door.exec(running, "cat", "/proc/sys/kernel/random/boot_id").stdout
+    door.exec(running, "reboot")
+    done = run_cli(door.home, "exec", "--wait", "60", running, "--", "cat", "/proc/sys/kernel/random/boot_id")
+    while done.stdout == before or done.returncode == 125:
+        done = run_cli(door.home, "exec", "--wait", "60", running, "--", "cat", "/proc/sys/kernel/random/boot_id")
+    assert done.returncode == 0
+    assert _state(door, running) == "running"
+
+
+def _wait_stopped(door: Door, name: str) -> None:
+    """Follow the machine's events until the keeper's call has settled it."""
+    import subprocess
+
+    from tests.framework.doors import cli_command, cli_environment
+
+    with subprocess.Popen(cli_command("events", "-f", name), env=cli_environment(door.home), stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if b'"event": "ended"' in line:
+                break
+        child.kill()
+
+
+def test_run_with_a_command_leaves_no_machine(tiny: str, home: Path) -> None:
+    before = {entry.name for entry in (home / "machines").iterdir()} if (home / "machines").exists() else set()
+    done = run_cli(home, "run", "-q", "-i", "--memory", "128M", "--network", "none", tiny, "--", "sh", "-c", "cat; exit 7", input=b"hello")
+    assert (done.returncode, done.stdout) == (7, b"hello")
+    assert {entry.name for entry in (home / "machines").iterdir()} == before
+
+
+def test_a_taken_name_is_refused(door: Door, shared: str, tiny: str) -> None:
+    with pytest.raises(Refused) as refused:
+        door.create(tiny, shared, **SHAPE)
+    assert refused.value.code == "name_taken"
+
+
+def test_an_unknown_image_offers_the_nearest(door: Door, name: str) -> None:
+    with pytest.raises(Refused) as refused:
+        door.create("debain", name, **SHAPE)
+    assert refused.value.code == "image_not_found"
+    assert "debian" in (refused.value.hint or "")
