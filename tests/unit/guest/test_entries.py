@@ -129,8 +129,8 @@ def test_archive_keeps_owners_and_plain_copy_does_not(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [b"../x", b"x/../../y", b"/x", b"x//y", b"x/", b"", b"x/./y", b"..", b"x/..", b"other", b"x/" + b"n" * 256, b"x" + b"/d" * 300]
-)  # fmt: skip
+    [b"../x", b"x/../../y", b"/x", b"x//y", b"x/", b"", b"x/./y", b"..", b"x/..", b"z", b"x/" + b"n" * 256, b"x" + b"/d" * 300],
+)
 def test_paths_that_lead_astray_are_refused(tmp_path: Path, path: bytes) -> None:
     inside = tmp_path / "in"
     inside.mkdir()
@@ -200,17 +200,22 @@ def test_escapes_in_a_hostile_name_do_not_reach_the_message(tmp_path: Path) -> N
     assert "\x1b" not in str(caught.value)
 
 
+def refusal(untrusted: bytes) -> str:
+    """The code of the error that refused a stream, or nothing when it was taken."""
+    reader = EntryReader([untrusted])
+    try:
+        while (entry := reader.next()) is not None:
+            components(entry.path)
+            assert sum(map(len, reader.data())) == entry.size
+    except GuestError as error:
+        return error.code
+    return ""
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=120))
 def test_garbage_entries_give_entries_or_guest_error(untrusted: bytes) -> None:
-    reader = EntryReader([untrusted])
-    with pytest.raises(GuestError) as caught:  # at the latest for the end that is missing
-        while True:
-            entry = reader.next() or EntryReader([]).next()
-            assert entry is not None
-            assert all(len(piece) for piece in reader.data())
-            components(entry.path)
-    assert caught.value.code in ("garbled", "truncated", "unsafe_entry", "path_too_long")
+    assert refusal(untrusted) in ("", "garbled", "truncated", "unsafe_entry", "path_too_long")
 
 
 def test_small_parts_travel_together_and_large_ones_as_they_are() -> None:

@@ -12,7 +12,7 @@ import pytest
 from insula.errors import AgentAbsent, GuestError, MachineEnded
 from insula.guest import wire
 from insula.guest.link import open_link
-from tests.unit.guest.peer import Peer
+from tests.framework.peer import Peer
 
 
 def answer(peer: Peer, **fields: wire.Value) -> int:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from insula.errors import GuestError, UsageError
 from insula.guest import wire
-from insula.guest.wire import Fields, Frame, FrameReader
+from insula.guest.wire import Frame, FrameReader
 
 frames = st.lists(
     st.builds(Frame, st.integers(0, 255), st.integers(0, 2**32 - 1), st.binary(max_size=200), st.integers(0, 255)), max_size=8

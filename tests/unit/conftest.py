@@ -11,7 +11,13 @@ import pytest
 from insula.guest.link import Link
 from insula.guest.wire import encode_sync, find_hello
 from insula.host.native import native_path
-from tests.unit.guest.peer import Peer
+from tests.framework.peer import Peer
+
+
+# Where the agent runs in tests: all of this computer but its cgroups, which the agent would use as a guest's own, and other
+# processes. Whoever it started ends with it.
+_ROOM = ["bwrap", "--die-with-parent", "--unshare-pid", "--cap-add", "ALL", "--dev-bind", "/", "/"]
+_ROOM += ["--proc", "/proc", "--tmpfs", "/sys/fs/cgroup"]
 
 
 @pytest.fixture
@@ -32,7 +38,7 @@ def agent(agent_program: str) -> Iterator[Link]:
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
-            [agent_program, "--port", f"fd:{theirs.fileno()}"], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+            [*_ROOM, agent_program, "--port", f"fd:{theirs.fileno()}"], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
         )
     try:
         _begin_life(ours)
