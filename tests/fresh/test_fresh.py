@@ -1,0 +1,54 @@
+"""A newcomer's two commands on fresh Debian systems. Two of the four are tried unless INSULA_TEST_FRESH=all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.fresh.system import USER, FreshSystem, make_system
+
+ALL = [("bookworm", "root"), ("trixie", USER), ("bookworm", USER), ("trixie", "root")]
+CHOSEN = ALL if os.environ.get("INSULA_TEST_FRESH") == "all" else ALL[:2]
+
+pytestmark = [pytest.mark.full, pytest.mark.root, pytest.mark.limit(5400)]
+
+
+@pytest.fixture(scope="module", params=CHOSEN, ids=lambda chosen: "-".join(chosen))
+def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FreshSystem:
+    suite, user = request.param
+    return make_system(suite, user, tmp_path_factory.mktemp("fresh"))
+
+
+def test_without_privileges_the_exact_command_is_told(system: FreshSystem) -> None:
+    if system.user == "root":
+        pytest.skip("root is not asked")
+    said = system.run("./insula", "run", "debian", "--", "true")
+    assert said.status == 125
+    assert "python3-venv" in said.stderr
+    assert "run as root: apt-get " in said.stderr
+
+
+def test_a_command_runs_in_a_guest(system: FreshSystem) -> None:
+    said = system.run_with_an_administrator("./insula", "run", "debian", "--", "uname", "-a")
+    assert said.status == 0, said.stderr
+    assert said.stdout.startswith("Linux ")
+    assert "Debian" in said.stdout
+    assert len(said.stdout.splitlines()) == 1, "something else was written where the guest's answer belongs"
+    if "bookworm" in system.root.name:
+        # Said plainly by whoever installed it, or had it installed.
+        assert (system.root / "etc/apt/preferences.d/insula-backports").exists()
+    again = system.run("./insula", "run", "debian", "--", "sh", "-c", "exit 42")
+    assert again.status == 42, again.stderr
+    assert system.run("./insula", "list", "--json").stdout.strip() == "[]"
+
+
+def test_the_tests_pass(system: FreshSystem) -> None:
+    said = system.run_with_an_administrator("./test", "-q", "tests/unit", "tests/style")
+    assert said.status == 0, said.stdout[-8000:] + said.stderr[-4000:]
+    assert " passed" in said.stdout.splitlines()[-1]
+
+
+def test_the_clone_is_as_it_was(system: FreshSystem, tmp_path: Path) -> None:
+    assert system.written_into_the_clone() == ""
