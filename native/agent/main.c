@@ -52,7 +52,8 @@ int main(int argc, char **argv)
     setsid();
     loop_init();
     children_init(power_asked);
-    cgroup_init();
+    if (!port)
+        cgroup_init(); /* at a port given by hand we are somebody's guest, and change nothing around us */
     link_init(port, &listener);
     loop_run(settle);
 }

@@ -36,15 +36,14 @@ static void finish(struct put *put, int error)
     put->stage = DONE;
 }
 
+/* By name where this guest knows it, else by number; without either it is the agent's own. */
 static void choose_owner(struct entry *entry, const uint8_t *fields, size_t length)
 {
     char name[NAME_SIZE];
-    entry->uid = (uid_t)wire_find_u64(fields, length, TAG_UID, (uid_t)-1);
-    entry->gid = (gid_t)wire_find_u64(fields, length, TAG_GID, (gid_t)-1);
-    if (entry->uid == (uid_t)-1 && wire_find_text(fields, length, TAG_UNAME, name, sizeof name) && name[0])
-        user_id(name, &entry->uid);
-    if (entry->gid == (gid_t)-1 && wire_find_text(fields, length, TAG_GNAME, name, sizeof name) && name[0])
-        group_id(name, &entry->gid);
+    if (!wire_find_text(fields, length, TAG_UNAME, name, sizeof name) || !name[0] || !user_id(name, &entry->uid))
+        entry->uid = (uid_t)wire_find_u64(fields, length, TAG_UID, (uid_t)-1);
+    if (!wire_find_text(fields, length, TAG_GNAME, name, sizeof name) || !name[0] || !group_id(name, &entry->gid))
+        entry->gid = (gid_t)wire_find_u64(fields, length, TAG_GID, (gid_t)-1);
 }
 
 static bool parse_entry(struct entry *entry, const uint8_t *fields, size_t length)
