@@ -15,7 +15,7 @@ CHOSEN = ALL if os.environ.get("INSULA_TEST_FRESH") == "all" else ALL[:2]
 pytestmark = [pytest.mark.full, pytest.mark.root, pytest.mark.limit(5400)]
 
 
-@pytest.fixture(scope="module", params=CHOSEN, ids=lambda chosen: "-".join(chosen))
+@pytest.fixture(scope="module", params=CHOSEN, ids="-".join)
 def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FreshSystem:
     suite, user = request.param
     return make_system(suite, user, tmp_path_factory.mktemp("fresh"))

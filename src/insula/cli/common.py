@@ -10,9 +10,10 @@ import click
 from insula.cli.render import ProgressLine, print_json
 from insula.client.local import LocalClient
 from insula.errors import InsulaError
-from insula.model.requests import Request
+from insula.model.requests import BuildImage, CreateMachine, Request, RestartMachine, StartMachine
 
 F = TypeVar("F", bound=Callable[..., Any])
+_NEED_PACKAGES = (BuildImage, CreateMachine, RestartMachine, StartMachine)  # all others work with what runs already
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; errors become one JSON line on standard error.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Do not tell what is being done.")
@@ -59,6 +60,10 @@ def client() -> LocalClient:
 
 def perform(request: Request, quiet: bool = False, streams: Any = None) -> Any:
     """Do one request, showing its progress."""
+    if isinstance(request, _NEED_PACKAGES):
+        from insula.cli.packages import ensure_packages
+
+        ensure_packages(request)
     progress = ProgressLine(quiet)
     try:
         return client().do(request, streams, listener=progress)

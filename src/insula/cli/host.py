@@ -20,16 +20,13 @@ _MARKS = {"ok": "✓", "limited": "!", "missing": "✗"}
 @click.pass_context
 def doctor(ctx: click.Context, fix: bool, quiet: bool, as_json: bool) -> int:
     """Find out what this host can do by doing it; for each shortfall, what it costs and the command that mends it."""
+    from insula.cli.packages import consent
     from insula.operations.doctor import doctor as examine
 
     progress = ProgressLine(quiet or as_json)
 
-    def confirm(question: str) -> bool:
-        progress.clear()
-        return bool(ctx.obj["yes"]) or click.confirm(question, err=True)
-
     try:
-        report = examine(client().context.home, fix=fix, confirm=confirm, progress=progress)
+        report = examine(client().context.home, fix=fix, confirm=consent(bool(ctx.obj["yes"])), progress=progress)
     finally:
         progress.clear()
     if as_json:

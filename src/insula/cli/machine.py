@@ -65,6 +65,7 @@ def run(image: str, argv: tuple[str, ...], as_json: bool, quiet: bool, **options
     With CMD and neither --name nor --detach the machine is deleted when CMD ends. Without CMD: a login shell on a
     terminal, otherwise the machine is left running.
     """
+    from insula.cli.packages import ensure_packages
     from insula.cli.streams import guest_streams, window_size
 
     command = strip_dashes(argv)
@@ -88,6 +89,7 @@ def run(image: str, argv: tuple[str, ...], as_json: bool, quiet: bool, **options
         cols=cols,
         timeout=options["timeout"],
     )
+    ensure_packages(request)
     progress = ProgressLine(quiet or as_json)
 
     def open_streams() -> Any:

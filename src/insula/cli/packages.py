@@ -1,0 +1,42 @@
+"""Before a verb that needs them: install the Debian packages that are missing, having said which and why."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Final
+
+import click
+
+from insula.host.packages import Purpose, ensure
+from insula.model import requests
+
+_NEEDS: Final[dict[type[requests.Request], tuple[Purpose, ...]]] = {
+    # A machine may need its image built first, and building one needs QEMU's tools.
+    requests.RunMachine: (Purpose.MACHINE, Purpose.IMAGE),
+    requests.CreateMachine: (Purpose.MACHINE, Purpose.IMAGE),
+    requests.BuildImage: (Purpose.MACHINE, Purpose.IMAGE),
+    requests.StartMachine: (Purpose.MACHINE,),
+    requests.RestartMachine: (Purpose.MACHINE,),
+}
+
+
+def ensure_packages(request: requests.Request) -> None:
+    """Have what ``request`` needs, if it needs anything. Raises HostLacks (``packages_missing``): its hint is the command."""
+    purposes = _NEEDS.get(type(request), ())
+    if purposes and not getattr(request, "dry_run", False):
+        context = click.get_current_context(silent=True)
+        ensure(purposes, confirm=consent(bool(context and context.obj["yes"])), progress=_say)
+
+
+def consent(yes: bool) -> Callable[[str], bool] | None:
+    """How to ask a question: always yes, at the terminal, or None when nobody is there to ask."""
+    if yes:
+        return lambda _question: True
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
+    return lambda question: click.confirm(question, default=True, err=True)
+
+
+def _say(line: str) -> None:
+    click.echo(f"insula: {line}", err=True)
