@@ -199,6 +199,16 @@ void channels_hang_up(void)
     }
 }
 
+void channels_cut(const char *error)
+{
+    while (count > 0) {
+        struct channel *channel = table[--count];
+        struct request request = { .channel = channel->id };
+        channel->kind->hang_up(channel);
+        answer_error(&request, error, NULL);
+    }
+}
+
 bool channels_settle(void)
 {
     for (size_t i = count; i-- > 0;) { /* backwards: a channel that ends gives its place to one that had its turn */

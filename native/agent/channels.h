@@ -57,6 +57,9 @@ void put_failure(struct wire_writer *fields, int error, const char *path);
 /* Listener of the link. */
 void channels_frame(const struct wire_frame *frame);
 void channels_hang_up(void);
+
+/* Hang all channels up within a life: whoever waits for one is told `error`. */
+void channels_cut(const char *error);
 bool channels_settle(void); /* false: not all had their turn, for want of room */
 
 #endif

@@ -75,7 +75,7 @@ static void sync_run(const struct request *request)
 
 static void hangup_run(const struct request *request)
 {
-    channels_hang_up();
+    channels_cut("EHANGUP");
     answer_done(request);
 }
 

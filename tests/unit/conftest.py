@@ -13,7 +13,6 @@ from insula.guest.wire import encode_sync, find_hello
 from insula.host.native import native_path
 from tests.framework.peer import Peer
 
-
 # Where the agent runs in tests: all of this computer but its cgroups, which the agent would use as a guest's own, and other
 # processes. Whoever it started ends with it.
 _ROOM = ["bwrap", "--die-with-parent", "--unshare-pid", "--cap-add", "ALL", "--dev-bind", "/", "/"]

@@ -38,7 +38,7 @@ from insula.model.streams import Controls, Resize, Signal, Sink, Source
 
 TYPE_CHECKING = False  # as in typing, which takes long to load
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Self
 
 _INSISTENCE = 3  # times Ctrl-C within _INSISTENCE_SECONDS until we end ourselves, whatever the guest makes of it
 _INSISTENCE_SECONDS = 3.0
@@ -56,7 +56,7 @@ class LocalStreams:
     def close(self) -> None:
         """Give back what was taken."""
 
-    def __enter__(self) -> LocalStreams:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -196,9 +196,7 @@ class CallbackStreams(LocalStreams):
     callback raises ends the request.
     """
 
-    def __init__(
-        self, stdout: Callable[[bytes], object] | None = None, stderr: Callable[[bytes], object] | None = None
-    ) -> None:
+    def __init__(self, stdout: Callable[[bytes], object] | None = None, stderr: Callable[[bytes], object] | None = None) -> None:
         self._input = QueueSource()
         self.stdin = self._input
         self.stdout = CallbackSink(stdout) if stdout else DropSink()

@@ -21,6 +21,7 @@ _FACTS = {
     "EPROTO": ("garbled", "the guest's agent says that the protocol was broken: {}"),
     "EAGAIN": ("too_many_channels", "the guest's agent has too much to do at once: {}"),
     "ETIMEDOUT": ("timeout", "it took too long: {}"),
+    "EHANGUP": ("hung_up", "the request was hung up by another one: {}"),
     "ELIFE": ("guest_began_anew", "the guest or its agent began anew meanwhile: {}"),
 }
 _EXEC_FACTS = {

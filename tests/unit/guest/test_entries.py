@@ -16,8 +16,8 @@ from insula.errors import GuestError, InsulaError, NotFound, UsageError
 from insula.guest.entries import END, Entry, EntryReader, batched, components, rerooted
 from insula.guest.pack import Packer
 from insula.guest.unpack import Copied, unpack
-
-WHEN = 1_234_567_890_123_456_789
+from tests.framework.trees import seen
+from tests.unit.guest.conftest import WHEN
 
 
 def unpacked(packer: Packer, destination: Path, *, archive: bool = False) -> Copied:
@@ -27,40 +27,6 @@ def unpacked(packer: Packer, destination: Path, *, archive: bool = False) -> Cop
 def hostile(destination: Path, *entries: Entry | bytes, roots: Iterable[bytes] = (b"x",), archive: bool = False) -> Copied:
     parts = [entry if isinstance(entry, bytes) else entry.encode() for entry in entries]
     return unpack([b"".join(parts) + END], destination, [(root, False) for root in roots], archive=archive)
-
-
-def seen(root: Path) -> dict[str, tuple[int, int, bytes | str]]:
-    """Mode, time and content or target of all below ``root``."""
-    found: dict[str, tuple[int, int, bytes | str]] = {}
-    for path in sorted(root.rglob("*")):
-        status = path.lstat()
-        content: bytes | str = ""
-        if path.is_symlink():
-            content = os.readlink(path)
-        elif path.is_file():
-            content = path.read_bytes()
-        found[os.fspath(path.relative_to(root))] = (stat.S_IMODE(status.st_mode), status.st_mtime_ns, content)
-    return found
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    top = tmp_path / "source" / "x"
-    (top / "deep" / "er").mkdir(parents=True)
-    (top / "file").write_bytes(b"content")
-    (top / "empty").touch()
-    (top / "large").write_bytes(os.urandom(700_001))
-    (top / "run").write_bytes(b"#!/bin/sh\n")
-    (top / "run").chmod(0o755)
-    (top / "deep" / "er" / os.fsdecode(b"caf\xe9")).write_bytes(b"name")
-    (top / "link").symlink_to("deep/er")
-    (top / "dangling").symlink_to("/nowhere")
-    os.link(top / "file", top / "deep" / "same")
-    os.mkfifo(top / "fifo")
-    for path in [*top.rglob("*"), top]:
-        os.utime(path, ns=(WHEN, WHEN), follow_symlinks=False)
-    (top / "deep").chmod(0o555)
-    return top
 
 
 def test_tree_comes_through_whole(tree: Path, tmp_path: Path) -> None:

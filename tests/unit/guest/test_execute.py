@@ -69,7 +69,7 @@ def test_environment_folder_and_user(agent: Link, tmp_path: Path) -> None:
 )
 def test_what_cannot_be_run_is_told(agent: Link, argv: list[str], options: dict[str, str], code: str, message: str) -> None:
     with pytest.raises(GuestError) as caught:
-        execute(agent, argv, MemoryStreams(), **options)  # type: ignore[arg-type] - the table's values are all text
+        execute(agent, argv, MemoryStreams(), cwd=options.get("cwd", ""), user=options.get("user", ""))
     assert (caught.value.code, str(caught.value)) == (code, message)
 
 
