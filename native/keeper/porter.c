@@ -145,11 +145,8 @@ static void listen_to_jail(int ready, int words, struct heard *line, struct hear
         if (polls[0].revents && (!hear(ready, line) || memchr(line->text, '\n', line->length)))
             polls[0].fd = -1;
     }
-    for (size_t before = spoken->length + 1; before != spoken->length && polls[1].fd >= 0;) {
-        before = spoken->length;
-        if (!hear(words, spoken))
-            break;
-    }
+    while (polls[1].fd >= 0 && poll(&polls[1], 1, 0) > 0 && hear(words, spoken))
+        ;
 }
 
 /* One line of printable ASCII. */
@@ -190,7 +187,10 @@ static void call_ended(const struct porter *porter)
     if (!porter->ended)
         return;
     close_others(nothing, 0);
-    signal(SIGPIPE, SIG_DFL);
+    for (int number = 1; number < NSIG; number++) {
+        signal(number, SIG_IGN); /* what came while it was blocked must not strike now */
+        signal(number, SIG_DFL);
+    }
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     execvp(porter->ended[0], porter->ended);
@@ -235,7 +235,6 @@ int porter_main(int argc, char **argv)
     setsid();
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, NULL); /* nothing but SIGKILL keeps it from calling who must be told */
-    signal(SIGPIPE, SIG_IGN);
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     be_silent();
     stand(&porter);
