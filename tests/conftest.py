@@ -16,6 +16,8 @@ import pytest
 
 from tests.framework import leaks
 
+pytest_plugins = ["tests.framework.guests"]
+
 _LIMIT = 60.0  # seconds for a test; marked ones say otherwise
 _FIXTURE_LIMIT = 1800.0  # a fixture may build an image
 

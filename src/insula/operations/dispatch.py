@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 from collections.abc import Callable
 from typing import Any, Final
@@ -11,6 +12,9 @@ from insula.host.files import explain_os_error
 from insula.model.requests import Request
 from insula.operations.context import Context
 from insula.operations.operation import Operation, Progress
+
+# Facts about the caller's files, not bugs of ours.
+_NO_ACCESS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EIO})
 
 # request type -> (module below insula.operations, function, verb as people say it)
 _VERBS: Final[dict[str, tuple[str, str, str]]] = {
@@ -61,9 +65,9 @@ def perform(
         explained = explain_os_error(cause, context.home.root / "x")
         if explained is not cause:
             raise explained from cause
-        if isinstance(cause, (PermissionError, NotADirectoryError, IsADirectoryError)) or cause.errno == 30:
+        if cause.errno in _NO_ACCESS:
             where = cause.filename or context.home.root
             raise HostLacks(
-                f"{where}: {cause.strerror}", code="no_access", hint="set INSULA_HOME to a folder you may write"
+                f"{where}: {cause.strerror}", code="no_access", hint="see who owns it; INSULA_HOME names another folder"
             ) from cause
         raise

@@ -98,7 +98,9 @@ def machine_names(home: Home) -> list[str]:
     """Names of all machines, sorted. A folder without a record counts: it is shown as broken, not hidden."""
     try:
         with os.scandir(home.machines) as entries:
-            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False))
+            return sorted(
+                entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+            )
     except FileNotFoundError:
         return []
 
@@ -112,7 +114,8 @@ def read_machine(folder: Path) -> MachineRecord:
         raise DamagedRecord(f"{path} is missing", hint=f"to remove what is left: insula delete --force {folder.name}") from None
     if record.version > RECORD_VERSION:
         raise DamagedRecord(
-            f"{path} was written by a newer Insula (format {record.version}, this one knows {RECORD_VERSION})", hint="use the newer Insula"
+            f"{path} was written by a newer Insula (format {record.version}, this one knows {RECORD_VERSION})",
+            hint="use the newer Insula",
         )
     return record
 
@@ -159,7 +162,9 @@ def _rename_exclusively(source: Path, target: Path, name: str) -> None:
         source.rename(target)
     except OSError as cause:
         if target.exists():
-            raise AlreadyExists(f"the name '{name}' is taken", code="name_taken", hint="choose another, or delete that machine first") from cause
+            raise AlreadyExists(
+                f"the name '{name}' is taken", code="name_taken", hint="choose another, or delete that machine first"
+            ) from cause
         raise
 
 

@@ -19,6 +19,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from insula.errors import HostLacks
+
 
 class OnCopy(StrEnum):
     """What a clone or a fork does with a file of its parent."""
@@ -96,9 +98,16 @@ class Home:
         self.host = root / "host"
 
     def prepare(self) -> None:
-        """Make the folders. Raises OSError when the place cannot be written."""
-        for folder in (self.root, self.machines, self.images, self.host):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Make the folders. Raises HostLacks (``no_home``) when that cannot be."""
+        try:
+            for folder in (self.root, self.machines, self.images, self.host):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as cause:
+            raise HostLacks(
+                f"{self.root} cannot hold Insula's state: {cause.strerror}",
+                code="no_home",
+                hint="set INSULA_HOME to a folder you may write, on a disk with room",
+            ) from cause
 
     def machine(self, name: str) -> Path:
         return self.machines / name

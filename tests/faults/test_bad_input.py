@@ -1,0 +1,116 @@
+"""Bad input: a clear error, the right exit code, and nothing changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.framework.doors import run_cli
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        (("frobnicate",), 2, "No such command 'frobnicate'"),
+        (("lst",), 2, "Did you mean list"),
+        (("list", "--colour"), 2, "No such option"),
+        (("start",), 2, "Missing argument"),
+        (("create", "--cpus", "0", "tiny"), 2, "0 CPUs is not possible"),
+        (("create", "--cpus", "many", "tiny"), 2, "not a valid integer"),
+        (("create", "--memory", "1K", "tiny"), 2, "too little"),
+        (("create", "--memory", "huge", "tiny"), 2, "'huge' is not a size"),
+        (("create", "--disk", "0", "tiny"), 2, "not possible"),
+        (("create", "--disk", "99999T", "tiny"), 2, "not possible"),
+        (("create", "--network", "lan", "tiny"), 2, "lan"),
+        (("create", "--name", "../../etc", "tiny"), 2, "cannot be a machine's name"),
+        (("create", "--name", "UPPER", "tiny"), 2, "cannot be a machine's name"),
+        (("create", "debain"), 1, "no image or recipe named 'debain'"),
+        (("start", "nobody"), 1, "no machine named 'nobody'"),
+        (("show", "nobody"), 1, "no machine named 'nobody'"),
+        (("delete", "--force", "nobody"), 1, "no machine named 'nobody'"),
+        (("delete", "../images"), 1, "no machine named"),
+        (("copy", "a", "b"), 2, "between this computer and one machine"),
+        (("copy", "web:/a", "db:/b"), 2, "between this computer and one machine"),
+        (("copy", "/x", "nobody:/x"), 1, "no"),
+        (("image", "build", "./nothing.toml"), 1, "no recipe"),
+        (("image", "delete", "nothing"), 1, "no image"),
+        (("completion", "tcsh"), 2, "tcsh"),
+        (("run", "debain", "--", "true"), 125, "no image or recipe named 'debain'"),
+        (("run", "--cpus", "x", "tiny"), 125, "x"),
+        (("exec", "nobody", "--", "true"), 125, "no machine named 'nobody'"),
+        (("exec", "nobody"), 125, "Missing"),
+        (("shell", "nobody"), 125, "no machine named 'nobody'"),
+    ],
+)
+def test_wrong_words_are_told_and_change_nothing(home: Path, words: tuple[str, ...], status: int, says: str) -> None:
+    done = run_cli(home, *words)
+    assert says in done.stderr.decode()
+    assert done.returncode == status
+    assert b"Traceback" not in done.stderr
+    assert not list((home / "machines").glob("*")) if (home / "machines").exists() else True
+
+
+def test_json_errors_are_one_line_with_a_stable_code(home: Path) -> None:
+    done = run_cli(home, "start", "--json", "nobody")
+    error = json.loads(done.stderr)
+    assert done.stderr.count(b"\n") == 1
+    assert (error["code"], done.returncode) == ("machine_not_found", 1)
+    assert set(error) == {"code", "message", "hint"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [
+        ("name = ", "line 1"),
+        ('name = "x"\nsuite = 13\n', "line 2: suite"),
+        ('name = "x"\nsuite = "trixie"\ncolour = "red"\n[kernel]\npackage = "linux-image-cloud-amd64"\n', "line 3: colour"),
+        ('name = "X Y"\nsuite = "trixie"\n[kernel]\npackage = "linux-image-cloud-amd64"\n', "line 1: name"),
+    ],
+)
+def test_a_broken_recipe_is_told_by_line_and_key(home: Path, tmp_path: Path, recipe: str, says: str) -> None:
+    path = tmp_path / "web.toml"
+    path.write_text(recipe)
+    done = run_cli(home, "image", "build", str(path))
+    assert says in done.stderr.decode()
+    assert done.returncode == 2
+
+
+def test_a_recipe_that_is_no_text_is_told(home: Path, tmp_path: Path) -> None:
+    path = tmp_path / "web.toml"
+    path.write_bytes(b"\xff\xfe\x00")
+    done = run_cli(home, "image", "build", str(path))
+    assert done.returncode == 2
+    assert str(path) in done.stderr.decode()
+
+
+def test_a_home_that_cannot_be_one_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run_cli(tmp_path / "file", "create", "tiny")
+    assert done.returncode == 1
+    assert "INSULA_HOME" in done.stderr.decode()
+
+
+def test_one_bad_name_keeps_no_other_from_being_done(home: Path) -> None:
+    done = run_cli(home, "start", "--json", "no1", "no2")
+    codes = [json.loads(line)["message"] for line in done.stderr.splitlines()]
+    assert codes == ["no machine named 'no1'", "no machine named 'no2'"]
+    assert (done.returncode, json.loads(done.stdout)) == (1, [])
+
+
+def test_a_reader_that_leaves_is_met_with_silence(home: Path) -> None:
+    import subprocess
+
+    from tests.framework.doors import cli_command, cli_environment
+
+    done = subprocess.run(
+        ["bash", "-c", 'set -o pipefail; "$@" | true', "bash", *cli_command("image", "list")],
+        env=cli_environment(home), capture_output=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.stderr == b""
