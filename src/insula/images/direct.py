@@ -14,7 +14,7 @@ from insula.errors import InsulaError
 from insula.images import archives
 from insula.images.archives import Entry, folder, link, regular
 from insula.images.filesystem import make_ext4
-from insula.images.layout import AGENT_PATH, Built, sha256
+from insula.images.layout import DIRECT_AGENT, Built, sha256
 from insula.images.mirror import Mirror
 from insula.images.modules import decompress, load_order, module_name, read_builtin
 from insula.images.packages import bootstrap
@@ -143,7 +143,7 @@ def _identity(release: str, kernel: bytes, initramfs: list[Entry], root: list[En
 
 
 def _install(room: Room, root: list[Entry], agent: bytes, epoch: int) -> None:
-    whole = archives.with_parents([*root, regular(AGENT_PATH, agent, 0o755)])
+    whole = archives.with_parents([*root, regular(DIRECT_AGENT, agent, 0o755)])
     room.script(
         _UNPACK,
         step="putting the root together",

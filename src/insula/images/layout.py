@@ -6,7 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from typing import Final
 
-AGENT_PATH: Final = "usr/lib/insula/insula-agent"
+# Where /sbin/insula-agent is: in Debian /sbin is a link to usr/sbin, in tiny all such folders are links to usr/bin.
+SYSTEM_AGENT: Final = "usr/sbin/insula-agent"
+DIRECT_AGENT: Final = "usr/bin/insula-agent"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from insula.images.room import Room
 Variant = Literal["extract", "apt"]
 
 # Mirror lists are written by us; documentation of packages stays out, licences stay in.
-_DPKG_OPTIONS: Final = (
+DPKG_OPTIONS: Final = (
     "path-exclude=/usr/share/man/*",
     "path-exclude=/usr/share/locale/*",
     "path-include=/usr/share/locale/locale.alias",
@@ -45,8 +45,9 @@ def bootstrap(
     lines = archive_lines(mirror, suite, extra_suites)
     arguments = ["mmdebstrap", "--mode=root", f"--variant={variant}", "--format=directory", f"--architectures={arch}"]
     arguments += [f"--include={','.join(packages)}", f"--aptopt={_apt_options()}"]
-    arguments += [f"--dpkgopt={option}" for option in _DPKG_OPTIONS]
-    arguments += ["--skip=chroot/mount/sys", *hooks, suite, tree]
+    arguments += [f"--dpkgopt={option}" for option in DPKG_OPTIONS]
+    # A recipe's file stands where a package brings its own: the recipe's stays.
+    arguments += ["--dpkgopt=force-confold", "--skip=chroot/mount/sys", *hooks, suite, tree]
     if lines:
         arguments.append("-")
     room.run(arguments, step="getting packages", fraction=fraction, data="\n".join(lines).encode() + b"\n" if lines else None)

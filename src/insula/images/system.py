@@ -1,0 +1,145 @@
+"""Images of whole systems (``debian``): installed by their own package system, booting by themselves.
+
+The order decides what the digest covers: packages, files, commands, normalising, *digest*; only then come the parts that
+follow from the digest (the names of partitions) or are ours (the agent, known by the digest of its sources).
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import Final
+
+from insula.errors import InsulaError
+from insula.host.native import native_sources
+from insula.images.archives import Entry, link, regular, with_parents, write_tar
+from insula.images.bootdisk import GRUB_HOOK, GRUB_PACKAGES, DiskPlan, assemble, grub_configuration
+from insula.images.layout import SYSTEM_AGENT, Built, sha256
+from insula.images.mirror import KEYRING, Mirror
+from insula.images.packages import DPKG_OPTIONS, bootstrap
+from insula.images.recipe import Recipe
+from insula.images.room import Room
+from insula.images.tree import TAR_OF_TREE, read_tree
+
+_UNIT: Final = "insula-agent.service"
+_UNIT_PATH: Final = f"usr/lib/systemd/system/{_UNIT}"
+_KERNEL: Final = re.compile(r"boot/vmlinuz-(.+)")
+
+# Takes away what the build left and what two machines must not share; what remains is the same whoever built it, and when.
+_NORMALISE: Final = r"""
+cd /work/tree
+rm -rf var/lib/apt/lists var/cache/apt var/log var/tmp tmp run home/* root/.[!.]* lost+found
+mkdir -p var/lib/apt/lists/partial var/cache/apt/archives/partial var/log/apt var/log/private var/log/journal run
+mkdir -m 1777 tmp var/tmp
+chmod 0700 var/log/private var/cache/apt/archives/partial var/lib/apt/lists/partial
+rm -rf var/log/journal
+rm -f etc/ssh/ssh_host_* var/lib/systemd/random-seed var/lib/systemd/credential.secret etc/machine-id var/lib/dbus/machine-id
+rm -f etc/hostname etc/resolv.conf etc/.pwd.lock etc/passwd- etc/shadow- etc/group- etc/gshadow- etc/subuid- etc/subgid-
+rm -f etc/apt/apt.conf.d/99mmdebstrap etc/dpkg/dpkg.cfg.d/99mmdebstrap etc/apt/sources.list.d/0000* etc/fstab
+rm -f var/lib/dpkg/*-old var/lib/dpkg/lock* var/lib/dpkg/triggers/Lock var/lib/ucf/*.[0-9]* var/cache/debconf/*-old
+rm -f var/cache/ldconfig/aux-cache var/lib/apt/extended_states.tmp var/cache/man/* usr/share/info/dir.old
+find . -xdev \( -name __pycache__ -prune -exec rm -rf {} + \)
+: > etc/machine-id
+chmod 0444 etc/machine-id
+ln -sf ../run/systemd/resolve/stub-resolv.conf etc/resolv.conf
+# Without these, systemd takes the first boot for an update of /usr, and rebuilds its databases for seconds.
+: > etc/.updated
+: > var/.updated
+find . -newermt "@$SOURCE_DATE_EPOCH" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+touch -d "@$SOURCE_DATE_EPOCH" usr etc/.updated var/.updated
+"""
+_UNPACK: Final = r"""
+tar --extract --preserve-permissions --numeric-owner --keep-directory-symlink --directory=/work/tree --file=-
+find /work/tree -newermt "@$SOURCE_DATE_EPOCH" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+"""
+
+
+def build_system(room: Room, recipe: Recipe, arch: str, mirror: Mirror, agent: bytes) -> Built:
+    """Make ``/work/disk.raw`` in the room. Raises as Room.run, and InsulaError (``kernel_missing``)."""
+    _install_packages(room, recipe, arch, mirror)
+    room.script(_NORMALISE, step="cleaning up", fraction=0.66)
+    with room.reading([*TAR_OF_TREE, "--directory=/work/tree", "."], step="computing the digest") as stream:
+        tree = read_tree(stream)
+    kernels = sorted(match[1] for path in tree.lines if (match := _KERNEL.fullmatch(path.decode(errors="surrogateescape"))))
+    if not kernels:
+        raise InsulaError("the kernel package brought no kernel", code="kernel_missing", hint="choose another kernel package")
+    content = tree.digest()
+    plan = DiskPlan(sha256(f"{content} {recipe.canonical().decode()}".encode()), arch, recipe.disk_bytes)
+    entries = write_tar(with_parents(_own_parts(recipe, plan, agent)), recipe.epoch)
+    room.script(_UNPACK, step="adding the agent", fraction=0.8, data=entries)
+    assemble(room, plan)
+    return Built(content=content, kernel=kernels[-1])
+
+
+def _install_packages(room: Room, recipe: Recipe, arch: str, mirror: Mirror) -> None:
+    room.script(
+        "mkdir -m 0755 /work/boot; cat > /work/files.tar; cat",
+        step="preparing",
+        fraction=0.01,
+        data=write_tar(with_parents(_files(recipe, mirror)), recipe.epoch),
+    )
+    unpack = (
+        'tar --extract --preserve-permissions --numeric-owner --keep-directory-symlink --directory="$1" --file=/work/files.tar'
+    )
+    commands = "".join(f'chroot "$1" sh -euc {shlex.quote(command)}\n' for command in recipe.commands)
+    grub = GRUB_HOOK.format(packages=" ".join(GRUB_PACKAGES))
+    kernel = recipe.kernel.package + (f"/{recipe.kernel.suite}" if recipe.kernel.suite else "")
+    bootstrap(
+        room,
+        "/work/tree",
+        variant="apt",
+        suite=recipe.suite,
+        arch=arch,
+        packages=(*recipe.packages, kernel, *GRUB_PACKAGES),
+        mirror=mirror,
+        extra_suites=(recipe.kernel.suite,) if recipe.kernel.suite else (),
+        hooks=(f"--essential-hook={unpack}", f"--customize-hook=set -eu\n{commands}", f"--customize-hook=set -eu\n{grub}"),
+        fraction=0.05,
+    )
+
+
+def _files(recipe: Recipe, mirror: Mirror) -> list[Entry]:
+    """The recipe's files, and what every system needs to go on living: apt's sources, what dpkg leaves out."""
+    entries = [regular("etc/dpkg/dpkg.cfg.d/insula-slim", "".join(f"{option}\n" for option in DPKG_OPTIONS).encode())]
+    if sources := _sources(recipe, mirror):
+        entries.append(regular("etc/apt/sources.list.d/debian.sources", sources.encode()))
+    for file in recipe.files:
+        uid, gid = (int(number) for number in file.owner.split(":"))
+        entries.append(Entry(file.path.strip("/"), 0o100000 | int(file.mode, 8), file.content.encode(), uid=uid, gid=gid))
+    return entries
+
+
+def _sources(recipe: Recipe, mirror: Mirror) -> str:
+    """apt's sources for the guest, in deb822 form; empty when mmdebstrap's own choice stays."""
+    if mirror.main is None:
+        return ""
+    rolling = recipe.suite in ("sid", "unstable")
+    suites = [
+        recipe.suite,
+        *([] if rolling else [f"{recipe.suite}-updates"]),
+        *([recipe.kernel.suite] if recipe.kernel.suite else []),
+    ]
+    paragraphs = [(mirror.main, " ".join(suites))]
+    if mirror.security is not None and not rolling:
+        paragraphs.append((mirror.security, f"{recipe.suite}-security"))
+    return "\n".join(
+        f"Types: deb\nURIs: {uri}\nSuites: {names}\nComponents: main\nSigned-By: {KEYRING}\n" for uri, names in paragraphs
+    )
+
+
+def _own_parts(recipe: Recipe, plan: DiskPlan, agent: bytes) -> list[Entry]:
+    """What follows from the digest, and the agent."""
+    unit = (native_sources() / "agent" / _UNIT).read_bytes()
+    fstab = f"PARTUUID={plan.root_partuuid} / ext4 defaults,errors=remount-ro,x-systemd.growfs 0 1\n"
+    return [
+        regular("etc/fstab", fstab.encode()),
+        regular("boot/grub/grub.cfg", grub_configuration(plan, recipe.kernel.cmdline).encode()),
+        regular(SYSTEM_AGENT, agent, 0o755),
+        regular(_UNIT_PATH, unit),
+        link(f"etc/systemd/system/{_wanted_by(unit)}.wants/{_UNIT}", f"/{_UNIT_PATH}"),
+    ]
+
+
+def _wanted_by(unit: bytes) -> str:
+    match = re.search(rb"^WantedBy=([a-z-]+\.target)$", unit, re.MULTILINE)
+    return match[1].decode() if match else "multi-user.target"
