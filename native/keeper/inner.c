@@ -184,7 +184,6 @@ static void say_farewell(struct keeper *keeper, int signals)
 
 void keeper_init(struct keeper *keeper, const struct descriptors *descriptors)
 {
-    memset(keeper, 0, sizeof *keeper);
     keeper->fd = *descriptors;
     keeper->qemu.words = -1;
     keeper->since = keeper->started = now_ns();

@@ -205,7 +205,7 @@ void tell_ready(struct keeper *keeper, const char *text, size_t length);
 /* ---- inner.c ---- */
 
 int inner_main(int argc, char **argv);
-void keeper_init(struct keeper *keeper, const struct descriptors *descriptors);
+void keeper_init(struct keeper *keeper, const struct descriptors *descriptors); /* of one that is all zeros */
 
 /* One turn of the loop, waiting `most` milliseconds at most (-1: until something happens). */
 void keeper_turn(struct keeper *keeper, int most, int signals);

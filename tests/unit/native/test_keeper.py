@@ -27,7 +27,12 @@ def test_it_is_ready_when_qemu_says_how_it_is(rig: Rig) -> None:
 
 @pytest.mark.parametrize(
     ("word", "state", "reason"),
-    [("inmigrate", "paused", "inmigrate"), ("prelaunch", "paused", "prelaunch"), ("paused", "paused", ""), ("running", "running", "")],
+    [
+        ("inmigrate", "paused", "inmigrate"),
+        ("prelaunch", "paused", "prelaunch"),
+        ("paused", "paused", ""),
+        ("running", "running", ""),
+    ],
 )
 def test_the_state_is_qemus(rig: Rig, word: str, state: str, reason: str) -> None:
     status = rig.greet(word).status()
@@ -377,8 +382,11 @@ def test_the_journal_is_bounded(rig: Rig) -> None:
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"\n\r\n", b"not json\r\n", b'{"event": "A\x1b[0m"}\r\n', b"[" * 5000 + b"\n", b"{}\n", b'{"event": 7}\n', b"x" * 200_000 + b"\n",
-     b'{"return": [}\n', b'{"event": "SHUTDOWN", "data": 3}\n', b"\xff\xfe\n", b'"\\ud800"\n', b'{"QMP": {}}\n'],
+    [
+        b"\n\r\n", b"not json\r\n", b'{"event": "A\x1b[0m"}\r\n', b"[" * 5000 + b"\n", b"{}\n", b'{"event": 7}\n',
+        b"x" * 200_000 + b"\n", b'{"return": [}\n', b'{"event": "SHUTDOWN", "data": 3}\n', b"\xff\xfe\n", b'"\\ud800"\n',
+        b'{"QMP": {}}\n',
+    ],
 )  # fmt: skip
 def test_garbage_from_the_monitor_is_survived(rig: Rig, garbage: bytes) -> None:
     rig.greet()
@@ -397,7 +405,7 @@ def test_a_reason_is_a_word(rig: Rig) -> None:
     assert rig.end()["reason"] == "ended"
 
 
-# -- what QEMU gets ----------------------------------------------------------------------------------------------------------------
+# -- what QEMU gets ----------------------------------------------------------------------------------------------------------
 def test_qemu_gets_only_what_it_needs(rig: Rig) -> None:
     rig.greet()
     rig.child("ls /proc/self/fd >&2; grep -E 'SigBlk|SigIgn|NoNewPrivs' /proc/self/status >&2")

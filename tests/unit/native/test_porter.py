@@ -136,8 +136,8 @@ def test_the_caller_may_be_gone(start, gate: Path) -> None:
 
 def test_it_holds_nothing_of_the_jail(start, tmp_path: Path, gate: Path) -> None:
     with open(tmp_path / "disk", "w") as disk:
-        words = f"echo $PPID >{tmp_path}/pid; ls -l /proc/self/fd >{tmp_path}/jail; echo ready >/proc/self/fd/READY; read -r x <{gate}"
-        porter = start("/bin/sh", "-c", words, pass_fds=[disk.fileno()])
+        words = f"echo $PPID >{tmp_path}/pid; ls -l /proc/self/fd >{tmp_path}/jail; "
+        porter = start("/bin/sh", "-c", words + f"echo ready >/proc/self/fd/READY; read -r x <{gate}", pass_fds=[disk.fileno()])
     assert porter.line() == "ready\n"
     held = [os.readlink(entry) for entry in Path(f"/proc/{pids_in(tmp_path / 'pid')[0]}/fd").iterdir()]
     assert str(tmp_path / "disk") in (tmp_path / "jail").read_text()
