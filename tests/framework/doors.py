@@ -24,7 +24,7 @@ class Ran(NamedTuple):
     stderr: bytes
 
 
-class Refused(Exception):  # noqa: N818 - reads well in tests: raises(Refused)
+class Refused(Exception):
     """Insula said no. ``status`` is the exit code (of the class, through the SDK)."""
 
     def __init__(self, code: str, message: str, hint: str | None, status: int) -> None:
@@ -45,7 +45,13 @@ class Door(Protocol):
     def verb(self, verb: str, name: str, *, force: bool = False) -> None: ...
     def rename(self, name: str, new_name: str) -> None: ...
     def exec(
-        self, name: str, *argv: str, input: bytes | None = None, env: Mapping[str, str] | None = None, user: str = "", cwd: str = ""
+        self,
+        name: str,
+        *argv: str,
+        data: bytes | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str = "",
+        cwd: str = "",
     ) -> Ran: ...
     def list(self) -> list[dict[str, Any]]: ...
     def show(self, name: str) -> dict[str, Any]: ...
@@ -85,9 +91,15 @@ class SdkDoor:
         self._do(self._machine(name).rename, new_name)
 
     def exec(
-        self, name: str, *argv: str, input: bytes | None = None, env: Mapping[str, str] | None = None, user: str = "", cwd: str = ""
+        self,
+        name: str,
+        *argv: str,
+        data: bytes | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str = "",
+        cwd: str = "",
     ) -> Ran:
-        result = self._do(self._machine(name).exec, *argv, input=input, env=env, user=user, cwd=cwd)
+        result = self._do(self._machine(name).exec, *argv, input=data, env=env, user=user, cwd=cwd)
         return Ran(result.code, result.stdout_bytes, result.stderr_bytes)
 
     def list(self) -> list[dict[str, Any]]:
@@ -122,17 +134,23 @@ def cli_environment(home: Path) -> dict[str, str]:
     return {**os.environ, "INSULA_HOME": str(home), "PYTHONPATH": str(source)}
 
 
-def run_cli(home: Path, *words: str, input: bytes | None = None, timeout: float = 300.0) -> subprocess.CompletedProcess[bytes]:
+def run_cli(home: Path, *words: str, data: bytes | None = None, timeout: float = 300.0) -> subprocess.CompletedProcess[bytes]:
     """Run `insula WORDS` to its end."""
     return subprocess.run(
         cli_command(*words),
         env=cli_environment(home),
-        input=input,
-        stdin=subprocess.DEVNULL if input is None else None,
+        input=data,
+        stdin=subprocess.DEVNULL if data is None else None,
         capture_output=True,
         timeout=timeout,
         check=False,
     )
+
+
+def popen_cli(home: Path, *words: str, **options: Any) -> subprocess.Popen[bytes]:
+    """Start `insula WORDS`, its output on a pipe."""
+    options.setdefault("stdin", subprocess.DEVNULL)
+    return subprocess.Popen(cli_command(*words), env=cli_environment(home), stdout=subprocess.PIPE, **options)
 
 
 class CliDoor:
@@ -160,12 +178,18 @@ class CliDoor:
         self._call("rename", "--json", name, new_name)
 
     def exec(
-        self, name: str, *argv: str, input: bytes | None = None, env: Mapping[str, str] | None = None, user: str = "", cwd: str = ""
+        self,
+        name: str,
+        *argv: str,
+        data: bytes | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str = "",
+        cwd: str = "",
     ) -> Ran:
-        words = ["exec", "--json", *(["-i"] if input is not None else [])]
+        words = ["exec", "--json", *(["-i"] if data is not None else [])]
         words += [word for key, value in (env or {}).items() for word in ("-e", f"{key}={value}")]
         words += (["-u", user] if user else []) + (["-w", cwd] if cwd else [])
-        done = run_cli(self.home, *words, name, "--", *argv, input=input)
+        done = run_cli(self.home, *words, name, "--", *argv, data=data)
         if done.returncode in (125, 126, 127) and done.stderr.startswith(b'{"code"'):
             raise _refusal(done)
         return Ran(done.returncode, done.stdout, done.stderr)

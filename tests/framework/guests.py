@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -74,7 +75,5 @@ def forget(home: Path) -> Iterator[Callable[[str], None]]:
 
 
 def _delete(home: Path, name: str) -> None:
-    try:
+    with contextlib.suppress(NotFound):
         insula.connect(home).get(name).delete(force=True)
-    except NotFound:
-        pass

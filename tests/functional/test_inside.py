@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.framework.doors import CliDoor, Door, Refused, cli_command, cli_environment, run_cli
+from tests.framework.doors import CliDoor, Door, Refused, cli_command, cli_environment, popen_cli, run_cli
 
 pytestmark = pytest.mark.limit(120)
 
@@ -25,13 +25,14 @@ def test_a_signal_is_128_and_its_number(door: Door, shared: str) -> None:
 
 
 def test_input_environment_user_and_folder_are_passed(door: Door, shared: str) -> None:
-    ran = door.exec(shared, "sh", "-c", "cat; echo $COLOUR; id -u; pwd", input=b"in\n", env={"COLOUR": "a b=c"}, user="65534", cwd="/tmp")
+    script = "cat; echo $COLOUR; id -u; pwd"
+    ran = door.exec(shared, "sh", "-c", script, data=b"in\n", env={"COLOUR": "a b=c"}, user="65534", cwd="/tmp")
     assert ran == (0, b"in\na b=c\n65534\n/tmp\n", b"")
 
 
 def test_large_binary_streams_pass_unchanged_both_ways(door: Door, shared: str) -> None:
     data = os.urandom(3 << 20)
-    assert door.exec(shared, "cat", input=data).stdout == data
+    assert door.exec(shared, "cat", data=data).stdout == data
 
 
 def test_output_that_is_no_utf8_passes_unchanged(door: Door, shared: str) -> None:
@@ -40,7 +41,11 @@ def test_output_that_is_no_utf8_passes_unchanged(door: Door, shared: str) -> Non
 
 @pytest.mark.parametrize(
     ("argv", "code", "status"),
-    [(("/no/such",), "command_not_found", 127), (("nosuch",), "command_not_found", 127), (("/etc",), "command_not_executable", 126)],
+    [
+        (("/no/such",), "command_not_found", 127),
+        (("nosuch",), "command_not_found", 127),
+        (("/etc",), "command_not_executable", 126),
+    ],
 )
 def test_what_cannot_run_is_told_apart(door: Door, shared: str, argv: tuple[str, ...], code: str, status: int) -> None:
     with pytest.raises(Refused) as refused:
@@ -50,7 +55,9 @@ def test_what_cannot_run_is_told_apart(door: Door, shared: str, argv: tuple[str,
         assert refused.value.status == status
 
 
-@pytest.mark.parametrize(("options", "code"), [({"user": "nobody-here"}, "no_such_user"), ({"cwd": "/nowhere"}, "no_such_folder")])
+@pytest.mark.parametrize(
+    ("options", "code"), [({"user": "nobody-here"}, "no_such_user"), ({"cwd": "/nowhere"}, "no_such_folder")]
+)
 def test_an_unknown_user_or_folder_is_told(door: Door, shared: str, options: dict[str, str], code: str) -> None:
     with pytest.raises(Refused) as refused:
         door.exec(shared, "true", **options)  # type: ignore[arg-type]  # user and cwd, one at a time
@@ -58,19 +65,18 @@ def test_an_unknown_user_or_folder_is_told(door: Door, shared: str, options: dic
 
 
 def test_a_command_line_killed_hangs_up_what_it_ran(shared: str, home: Path) -> None:
-    with subprocess.Popen(
-        cli_command("exec", shared, "--", "sh", "-c", "echo $$; exec sleep 1000"), env=cli_environment(home), stdout=subprocess.PIPE
-    ) as child:
+    with popen_cli(home, "exec", shared, "--", "sh", "-c", "echo $$; exec sleep 1000") as child:
         assert child.stdout is not None
         pid = child.stdout.readline().decode().strip()
         child.kill()
-    done = run_cli(home, "exec", shared, "--", "sh", "-c", f"for i in $(seq 50); do kill -0 {pid} 2>/dev/null || exit 0; sleep 0.1; done; exit 1")
+    gone = f"for i in $(seq 50); do kill -0 {pid} 2>/dev/null || exit 0; sleep 0.1; done; exit 1"
+    done = run_cli(home, "exec", shared, "--", "sh", "-c", gone)
     assert done.returncode == 0
 
 
 def test_signals_reach_the_command(shared: str, home: Path) -> None:
     script = "trap 'echo caught; exit 9' TERM; echo ready; while :; do sleep 0.05; done"
-    with subprocess.Popen(cli_command("exec", shared, "--", "sh", "-c", script), env=cli_environment(home), stdout=subprocess.PIPE) as child:
+    with popen_cli(home, "exec", shared, "--", "sh", "-c", script) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"
         child.send_signal(signal.SIGTERM)
@@ -79,14 +85,15 @@ def test_signals_reach_the_command(shared: str, home: Path) -> None:
 
 
 def test_without_i_input_is_at_its_end(shared: str, home: Path) -> None:
-    done = run_cli(home, "exec", shared, "--", "cat", input=b"not for the guest")
+    done = run_cli(home, "exec", shared, "--", "cat", data=b"not for the guest")
     assert (done.returncode, done.stdout) == (0, b"")
 
 
 @pytest.mark.parametrize("closed", [0, 1, 2])
 def test_closed_standard_streams_do_no_harm(shared: str, home: Path, closed: int) -> None:
+    command = cli_command("exec", "-i", shared, "--", "sh", "-c", "echo x; echo y >&2; exit 4")
     child = subprocess.run(
-        ["sh", "-c", f'exec {closed}<&-; exec "$@"', "sh", *cli_command("exec", "-i", shared, "--", "sh", "-c", "echo x; echo y >&2; exit 4")],
+        ["sh", "-c", f'exec {closed}<&-; exec "$@"', "sh", *command],
         env=cli_environment(home), capture_output=True, stdin=subprocess.DEVNULL, check=False, timeout=60,
     )  # fmt: skip
     assert child.returncode == 4
@@ -107,7 +114,7 @@ def test_eight_commands_and_a_slow_one_run_side_by_side(door: Door, shared: str)
         results[number] = door.exec(shared, "sh", "-c", f"head -c 300000 /dev/zero | wc -c; echo {number}").stdout
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    with subprocess.Popen(cli_command("exec", shared, "--", "cat", "/dev/zero"), env=cli_environment(door.home), stdout=subprocess.PIPE) as slow:
+    with popen_cli(door.home, "exec", shared, "--", "cat", "/dev/zero") as slow:
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -159,9 +166,7 @@ def test_events_tell_the_life(door: Door, shared: str) -> None:
 
 
 def test_the_console_works_both_ways(shared: str, home: Path) -> None:
-    with subprocess.Popen(
-        cli_command("console", shared), env=cli_environment(home), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as child:
+    with popen_cli(home, "console", shared, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
         assert child.stdin is not None
         assert child.stdout is not None
         run_cli(home, "exec", shared, "--", "sh", "-c", "echo seen-live > /dev/console")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.framework.doors import Door, Refused, run_cli
+from tests.framework.doors import Door, Refused, popen_cli, run_cli
 
 pytestmark = pytest.mark.limit(180)
 
@@ -67,9 +67,7 @@ def test_renaming_a_running_machine_renames_its_guest(door: Door, running: str, 
     assert _state(door, new) == "stopped"
 
 
-@pytest.mark.parametrize(
-    ("verb", "code"), [("start", "wrong_state"), ("resume", "wrong_state"), ("delete", "wrong_state")]
-)
+@pytest.mark.parametrize(("verb", "code"), [("start", "wrong_state"), ("resume", "wrong_state"), ("delete", "wrong_state")])
 def test_what_a_running_machine_does_not_allow(door: Door, shared: str, verb: str, code: str) -> None:
     with pytest.raises(Refused) as refused:
         door.verb(verb, shared)
@@ -103,11 +101,7 @@ def test_a_reboot_of_the_guest_keeps_the_machine(door: Door, running: str) -> No
 
 def _wait_stopped(door: Door, name: str) -> None:
     """Follow the machine's events until the keeper's call has settled it."""
-    import subprocess
-
-    from tests.framework.doors import cli_command, cli_environment
-
-    with subprocess.Popen(cli_command("events", "-f", name), env=cli_environment(door.home), stdout=subprocess.PIPE) as child:
+    with popen_cli(door.home, "events", "-f", name) as child:
         assert child.stdout is not None
         for line in child.stdout:
             if b'"event": "ended"' in line:
@@ -116,8 +110,9 @@ def _wait_stopped(door: Door, name: str) -> None:
 
 
 def test_run_with_a_command_leaves_no_machine(tiny: str, home: Path) -> None:
-    before = {entry.name for entry in (home / "machines").iterdir()} if (home / "machines").exists() else set()
-    done = run_cli(home, "run", "-q", "-i", "--memory", "128M", "--network", "none", tiny, "--", "sh", "-c", "cat; exit 7", input=b"hello")
+    before = {entry.name for entry in (home / "machines").iterdir()}
+    words = ("run", "-q", "-i", "--memory", "128M", "--network", "none", tiny, "--", "sh", "-c", "cat; exit 7")
+    done = run_cli(home, *words, data=b"hello")
     assert (done.returncode, done.stdout) == (7, b"hello")
     assert {entry.name for entry in (home / "machines").iterdir()} == before
 

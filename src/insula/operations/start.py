@@ -148,7 +148,7 @@ def _settle_command(home: Path, machine_id: str) -> tuple[str, ...]:
 
 
 def _wait_ready(folder: Path, record: MachineRecord, timeout: float) -> None:
-    """Wait for the agent, then tell the guest who it is. Raises MachineEnded with the last words, AgentAbsent when it took too long."""
+    """Wait for the agent, then tell the guest who it is. Raises MachineEnded with the last words, AgentAbsent when late."""
     from insula.guest.keeper import wait_agent
     from insula.guest.link import open_link
 
