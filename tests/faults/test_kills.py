@@ -1,0 +1,123 @@
+"""`kill -9` of a command at every one of its steps: the next command works, nothing is lost and nothing is left behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import insula
+from insula.errors import InsulaError
+from insula.operations.observe import is_alive
+from tests.framework.doors import cli_environment, run_cli
+
+pytestmark = pytest.mark.limit(240)
+
+ROOT = Path(__file__).parents[2]
+# verb -> the state its machine is in before it
+VERBS = {
+    "create": "none",
+    "run": "none",
+    "run-ephemeral": "none",
+    "start": "stopped",
+    "stop": "running",
+    "restart": "running",
+    "pause": "running",
+    "resume": "paused",
+    "rename": "stopped",
+    "delete": "running",
+}
+
+
+def _victim(home: Path, step: int, verb: str, name: str) -> tuple[int, list[str]]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.victim", str(home), str(step), verb, name],
+        env=cli_environment(home), cwd=ROOT, capture_output=True, check=False, timeout=120,
+    )  # fmt: skip
+    return done.returncode, done.stdout.decode().splitlines()
+
+
+def _prepare(home: Path, state: str, name: str) -> None:
+    connection = insula.connect(home)
+    _remove(home, name)
+    if state == "none":
+        return
+    machine = connection.create("tiny", name=name, memory="128M", network="none")
+    if state != "stopped":
+        machine.start()
+        machine.exec("sh", "-c", "echo precious > /root/note; sync", check=True)
+    if state == "paused":
+        machine.pause()
+
+
+def _remove(home: Path, name: str) -> None:
+    for each in (name, f"{name}-x"):
+        run_cli(home, "delete", "--force", "-q", each)
+
+
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_a_command_killed_at_any_step_leaves_a_machine_that_works(home: Path, tiny: str, name: str, verb: str) -> None:
+    step = 1
+    while True:
+        _prepare(home, VERBS[verb], name)
+        status, steps = _victim(home, step, verb, name)
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL, steps
+        _check_whole(home, name, verb)
+        step += 1
+    assert step > 1, "the verb told of no step, so nothing was tried"
+    _remove(home, name)
+
+
+def _check_whole(home: Path, name: str, verb: str) -> None:
+    """Whatever the victim left: the list works, the machine (if there is one) starts, keeps its data and can be deleted."""
+    connection = insula.connect(home)
+    left = [status for status in connection.list() if status.name in (name, f"{name}-x")]
+    assert all(status.problem is None for status in left)
+    assert len(left) <= 1
+    if verb == "run-ephemeral" and left:
+        _wait_gone(home, name)
+        left = []
+    for status in left:
+        machine = connection.get(status.name)
+        if machine.state == "paused":
+            machine.resume()
+        if machine.state == "stopped":
+            machine.start()
+        done = run_cli(home, "exec", "--wait", "60", status.name, "--", "cat", "/root/note")
+        if VERBS[verb] in ("running", "paused"):
+            assert done.stdout == b"precious\n"
+        machine.delete(force=True)
+    scraps = [entry.name for entry in (home / "machines").iterdir() if entry.name.startswith(".")]
+    run_cli(home, "delete", "nobody-here")  # any changing verb sweeps
+    assert [entry.name for entry in (home / "machines").iterdir() if entry.name.startswith(".")] == [], scraps
+
+
+def _wait_gone(home: Path, name: str) -> None:
+    """An ephemeral machine whose command line died goes away by itself, but a created one that never ran has to be deleted."""
+    folder = home / "machines" / name
+    from insula.host.watch import Watch
+
+    with Watch() as watch:
+        watch.add(home / "machines")
+        while folder.exists() and (folder / "run").exists():
+            assert watch.wait_change(timeout=30) or is_alive(folder) is False
+    if folder.exists():
+        insula.connect(home).get(name).delete(force=True)
+
+
+def test_errors_of_the_next_command_are_clear_too(home: Path, tiny: str, name: str) -> None:
+    """After a killed start the machine is running or stopped, never in between."""
+    _prepare(home, "stopped", name)
+    _victim(home, 4, "start", name)
+    state = insula.connect(home).get(name).state
+    assert state in ("running", "starting", "stopped")
+    try:
+        insula.connect(home).get(name).start()
+    except InsulaError as error:
+        assert error.code == "wrong_state"
+    assert insula.connect(home).get(name).state == "running"

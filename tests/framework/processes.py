@@ -1,0 +1,41 @@
+"""The processes of a machine, found from outside; ended and waited for without polling."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def processes_of(folder: Path) -> dict[str, int]:
+    """The pids of a machine's ``qemu``, ``keeper`` and ``porter``.
+
+    All three hold files in the machine's folder open or were started by one that does: the keeper and QEMU are found by
+    their descriptors, the porter as the keeper's parent.
+    """
+    found: dict[str, int] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            if any(str(folder) in os.readlink(link) for link in (entry / "fd").iterdir()):
+                name = (entry / "comm").read_text().strip()
+                found["qemu" if name.startswith("qemu") else "keeper" if "keeper" in name else name] = int(entry.name)
+    if "keeper" in found:
+        found["porter"] = int(Path(f"/proc/{found['keeper']}/stat").read_text().rpartition(")")[2].split()[1])
+    return found
+
+
+def kill_and_wait(pid: int, gone: Iterable[int]) -> None:
+    """Kill ``pid`` with signal 9 and return when all of ``gone`` have ended (at most 10 s)."""
+    descriptors = []
+    for each in gone:
+        with contextlib.suppress(ProcessLookupError):
+            descriptors.append(os.pidfd_open(each))
+    os.kill(pid, signal.SIGKILL)
+    for descriptor in descriptors:
+        assert select.select([descriptor], [], [], 10)[0], "a process did not end"
+        os.close(descriptor)
