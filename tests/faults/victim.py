@@ -1,6 +1,6 @@
-"""A program that does one request and kills itself with signal 9 at a given step: `python -m tests.faults.victim HOME STEP REQUEST ARGS`.
+"""Do one request and die by signal 9 at a given step: `python -m tests.faults.victim HOME STEP VERB NAME`.
 
-STEP counts from 1; 0 means: do it all and print how many steps there were.
+STEP counts from 1; with a step that never comes the request is done to its end.
 """
 
 from __future__ import annotations

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from insula.errors import AgentAbsent, GuestError, MachineEnded
+from insula.errors import AgentAbsent, GuestError, HostLacks, MachineEnded
 from insula.host.program import own_command
 from insula.model.requests import StartMachine
 from insula.model.status import MachineStatus
+from insula.model.units import format_size
 from insula.operations import journal
 from insula.operations.context import Context
 from insula.operations.hold import hold_machine, status_of
@@ -55,6 +56,7 @@ def boot(
         steps.undo(lambda: journal.clear(folder))
         _step(steps, folder, "check its files")
         check_files(context, folder, record)
+        check_memory(record)
         _step(steps, folder, "choose the board")
         record = _with_board(context, folder, record)
         _step(steps, folder, "start QEMU")
@@ -91,6 +93,19 @@ def check_files(context: Context, folder: Path, record: MachineRecord) -> None:
         image = find(context.home, record.image.digest)
         if image is not None:  # the machine's layers are hard links of its files
             ensure_verified(context.home, image)
+
+
+def check_memory(record: MachineRecord) -> None:
+    """Raises HostLacks (``no_memory``) when the host could not give the guest its memory now."""
+    from insula.host.memory import available_bytes
+
+    available = available_bytes()
+    if record.spec.memory > available:
+        raise HostLacks(
+            f"the machine asks for {format_size(record.spec.memory)} of memory, and this host has {format_size(available)} available",
+            code="no_memory",
+            hint="stop other machines, or make this one with less: --memory",
+        )
 
 
 def _with_board(context: Context, folder: Path, record: MachineRecord) -> MachineRecord:
