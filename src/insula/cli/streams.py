@@ -36,4 +36,4 @@ def console_streams() -> LocalStreams:
     try:
         return TerminalStreams(escape=CONSOLE_ESCAPE)
     except UsageError:
-        return PipeStreams()
+        return PipeStreams(signals=())  # Ctrl-C leaves: a serial line has no signals

@@ -65,9 +65,7 @@ class Link:
         self._socket.close()
         self._channels.clear()
 
-    def open(
-        self, verb: str, fields: Sequence[tuple[str, Value]] = (), /, **more: Value | Sequence[Value] | None
-    ) -> Channel:
+    def open(self, verb: str, fields: Sequence[tuple[str, Value]] = (), /, **more: Value | Sequence[Value] | None) -> Channel:
         """Ask for ``verb``; the answer comes on the channel. ``fields`` go first, in their order."""
         payload = wire.encode_fields([("verb", verb), *fields, *more.items()])
         self._last += 1

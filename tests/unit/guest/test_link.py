@@ -59,9 +59,7 @@ def test_answers_find_their_channel_in_any_order(peer: Peer) -> None:
         ({"error": "\x1b[2J; rm"}, GuestError, "guest_unknown"),
     ],
 )
-def test_errors_become_exceptions_with_codes(
-    peer: Peer, fields: dict[str, wire.Value], kind: type[Exception], code: str
-) -> None:
+def test_errors_become_exceptions_with_codes(peer: Peer, fields: dict[str, wire.Value], kind: type[Exception], code: str) -> None:
     channel = peer.link.open("stat")
     answer(peer, **fields)
     with pytest.raises(kind) as caught:
