@@ -10,11 +10,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from insula.version import __version__
 
+TYPE_CHECKING = False  # as in typing, which takes long to load
 if TYPE_CHECKING:
+    from typing import Any
+
     from insula.client.sdk import ExecResult, Insula, Machine, connect, run
     from insula.errors import (
         AgentAbsent,

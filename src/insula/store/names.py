@@ -17,9 +17,12 @@ import os
 import pwd
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
 
 from insula.errors import HostLacks
+
+TYPE_CHECKING = False  # as in typing, which takes long to load
+if TYPE_CHECKING:
+    from typing import Final
 
 
 class OnCopy(StrEnum):
