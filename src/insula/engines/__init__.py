@@ -1,1 +1,1 @@
-"""TODO_DOC"""
+"""How machines run: the Engine protocol (base.py) and its implementations."""

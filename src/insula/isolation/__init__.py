@@ -1,1 +1,1 @@
-"""TODO_DOC"""
+"""The jail around every process that touches what a guest wrote."""

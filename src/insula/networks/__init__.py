@@ -1,1 +1,1 @@
-"""TODO_DOC"""
+"""How machines reach the world."""

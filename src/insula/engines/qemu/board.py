@@ -1,0 +1,280 @@
+"""What is on the board. Pure: a plan goes in, a description of every part comes out; docs/board.md shows the same table.
+
+The board is q35 and complete from the start: the places below never move, so that a snapshot taken today loads tomorrow,
+and a guest never meets its hardware at another address::
+
+    00      host bridge               08      disk 0
+    01      display          (free)   09      vsock                (free)
+    02      virtio-serial             0a      shared folder        (free)
+    03      random numbers            0b      extra memory         (free)
+    04      balloon, booted only      0c      IOMMU                (free)
+    05      panic notifier            0d      watchdog             (free)
+    06      USB: tablet, keys (free)  10.0–7  root ports rp0–rp7: NICs on rp0–rp3, further disks on rp4–rp7
+    07      sound            (free)   11, 12  further root ports   (free)
+                                      1f      ISA bridge, SATA, SMBus: part of q35
+
+VMGENID and a TPM have no PCI address; the serial console is the ISA port COM1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from insula.engines.base import DirectBoot, DiskBoot, DiskPlan, LaunchPlan, NicPlan
+from insula.errors import UsageError
+from insula.model.units import GIB, MIB
+
+SLOT_SERIAL: Final = 0x02
+SLOT_RANDOM: Final = 0x03
+SLOT_BALLOON: Final = 0x04
+SLOT_PANIC: Final = 0x05
+SLOT_DISK: Final = 0x08
+SLOT_ROOT_PORTS: Final = 0x10
+# Each root port costs the guest about 13 ms of boot time under TCG: enough to plug into, not more.
+ROOT_PORTS: Final = 8
+NIC_PORTS: Final = (0, 1, 2, 3)
+DISK_PORTS: Final = (4, 5, 6, 7)
+
+RESERVED: Final[Mapping[int, str]] = {
+    0x01: "display",
+    0x06: "USB controller (tablet, keyboard)",
+    0x07: "sound",
+    0x09: "vsock",
+    0x0A: "shared folder",
+    0x0B: "extra memory (virtio-mem)",
+    0x0C: "IOMMU",
+    0x0D: "watchdog",
+    0x11: "further root ports",
+    0x12: "further root ports",
+}
+
+# Inside the jail's root; isolation/roots.py puts them there.
+FIRMWARE_CODE: Final = "/usr/share/OVMF/OVMF_CODE_4M.fd"
+JAIL_KERNEL: Final = "/boot/kernel"
+JAIL_INITRD: Final = "/boot/initrd"
+
+AGENT_PORT: Final = "org.insula.agent"
+
+_HOTPLUG_CPUS: Final = 8
+_HOTPLUG_SLOTS: Final = 8
+_HOTPLUG_MEMORY: Final = 16 * GIB
+# A quarter of the default and still more than a Debian boot translates; the default is up to 1 GiB.
+_TRANSLATION_CACHE_MIB: Final = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One ``-object`` or ``-device``: its type and its properties, in QEMU's own words."""
+
+    kind: str
+    properties: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file QEMU is handed open; ``key`` names its descriptor. ``set`` is the number of its descriptor set in QEMU."""
+
+    key: str
+    set: int
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """A character device on a socket that QEMU is handed: listening, or already connected."""
+
+    id: str
+    key: str
+    listening: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """Everything on one machine's board. Descriptors appear as keys; cmdline.py puts the numbers in."""
+
+    name: str
+    uuid: str
+    machine: Mapping[str, object]
+    accelerator: Mapping[str, object]
+    cpu: str
+    processors: Mapping[str, object]
+    memory: Mapping[str, object]
+    boot: tuple[tuple[str, str], ...]
+    files: tuple[File, ...]
+    nodes: tuple[Mapping[str, Any], ...]
+    objects: tuple[Part, ...]
+    channels: tuple[Channel, ...]
+    monitors: tuple[str, ...]
+    netdevs: tuple[tuple[str, str], ...]
+    devices: tuple[Part, ...]
+
+
+def build_board(plan: LaunchPlan) -> Board:
+    """The board of ``plan``. Raises UsageError (``too_many_devices``) when it asks for more than there are places."""
+    if len(plan.disks) > 1 + len(DISK_PORTS) or len(plan.nics) > len(NIC_PORTS):
+        raise UsageError(
+            f"the board has places for {1 + len(DISK_PORTS)} disks and {len(NIC_PORTS)} network cards", code="too_many_devices"
+        )
+    files: list[File] = []
+    nodes: list[Mapping[str, Any]] = []
+    for disk in plan.disks:
+        _chain(disk, files, nodes)
+    firmware = _firmware(plan.boot, files, nodes)
+    return Board(
+        name=plan.name,
+        uuid=plan.uuid,
+        machine={"type": plan.board.machine, **_MACHINE, **firmware},
+        accelerator=_accelerator(plan, files),
+        cpu=plan.board.cpu,
+        processors=_processors(plan.cpus),
+        memory=_memory(plan.memory),
+        boot=_boot(plan.boot),
+        files=tuple(files),
+        nodes=tuple(nodes),
+        objects=(
+            Part("memory-backend-ram", {"id": "m", "size": plan.memory}),
+            Part("rng-builtin", {"id": "rng0"}),
+            *(Part("throttle-group", {"id": _throttle(disk)}) for disk in plan.disks),
+        ),
+        channels=_CHANNELS,
+        monitors=("mon-keeper", "mon-verbs", "mon-readers"),
+        netdevs=tuple((f"net{index}", f"net{index}") for index in range(len(plan.nics))),
+        devices=_devices(plan),
+    )
+
+
+# Properties that differ from QEMU's defaults: nothing we do not use is emulated, nothing of the guest lands in core files, and
+# pages are not shared with other machines behind the guest's back.
+_MACHINE: Final[Mapping[str, object]] = {
+    "memory-backend": "m",
+    "smm": False,
+    "vmport": False,
+    "hpet": False,
+    "dump-guest-core": False,
+    "mem-merge": False,
+}
+
+_CHANNELS: Final = (
+    Channel("mon-keeper", "mon-keeper"),
+    Channel("mon-verbs", "mon-verbs", listening=True),
+    Channel("mon-readers", "mon-readers", listening=True),
+    Channel("agent", "agent"),
+    Channel("console", "console"),
+)
+
+
+def _accelerator(plan: LaunchPlan, files: list[File]) -> Mapping[str, object]:
+    if plan.board.accelerator == "kvm":
+        files.append(File("kvm", len(files) + 1, ""))
+        return {"accel": "kvm", "device": f"/dev/fdset/{files[-1].set}"}
+    if plan.board.accelerator == "tcg":
+        return {"accel": "tcg", "thread": "multi", "tb-size": _TRANSLATION_CACHE_MIB}
+    return {"accel": plan.board.accelerator}
+
+
+def _processors(cpus: int) -> Mapping[str, object]:
+    """The CPUs present share one package; room to grow comes as further packages.
+
+    Linux refuses a CPU that appears in a package it already knows, unless it recognises the hypervisor.
+    """
+    packages = max(2, -(-_HOTPLUG_CPUS // cpus))
+    return {"cpus": cpus, "maxcpus": cpus * packages, "sockets": packages, "cores": cpus, "threads": 1}
+
+
+def _memory(size: int) -> Mapping[str, object]:
+    most = -(-max(4 * size, size + _HOTPLUG_MEMORY) // GIB) * GIB
+    return {"size": f"{size // MIB}M", "slots": _HOTPLUG_SLOTS, "maxmem": f"{most // MIB}M"}
+
+
+def _boot(boot: DiskBoot | DirectBoot) -> tuple[tuple[str, str], ...]:
+    if isinstance(boot, DiskBoot):
+        return ()
+    words = [("-kernel", JAIL_KERNEL)]
+    if boot.initrd is not None:
+        words.append(("-initrd", JAIL_INITRD))
+    return (*words, ("-append", boot.cmdline))
+
+
+def _firmware(boot: DiskBoot | DirectBoot, files: list[File], nodes: list[Mapping[str, Any]]) -> Mapping[str, object]:
+    if not isinstance(boot, DiskBoot) or boot.firmware == "bios":
+        return {}
+    nodes.append({"driver": "raw", "node-name": "code", "read-only": True, "file": {"driver": "file", "filename": FIRMWARE_CODE}})
+    files.append(File("variables", len(files) + 1, "variables-file"))
+    nodes.append({"driver": "file", "node-name": "variables-file", "filename": f"/dev/fdset/{files[-1].set}"})
+    nodes.append({"driver": "raw", "node-name": "variables", "file": "variables-file"})
+    return {"pflash0": "code", "pflash1": "variables"}
+
+
+def _chain(disk: DiskPlan, files: list[File], nodes: list[Mapping[str, Any]]) -> None:
+    """The nodes of one disk, bottom to top: per file a protocol and a format node, and a throttle node on top of all.
+
+    ``backing`` is always said, also that there is none: no path in a header is ever followed.
+    """
+    below: str | None = None
+    chain = (*disk.layers, disk.head)
+    for index, layer in enumerate(chain):
+        node = f"{disk.name}-{index}"
+        head = index == len(chain) - 1
+        files.append(File(node, len(files) + 1, f"{node}-file"))
+        common: dict[str, object] = {"read-only": not head, "auto-read-only": False}
+        if head:
+            common["discard"] = "unmap"
+        if disk.unsafe:
+            common["cache"] = {"direct": False, "no-flush": True}
+        nodes.append({"driver": "file", "node-name": f"{node}-file", "filename": f"/dev/fdset/{files[-1].set}", **common})
+        node_format: dict[str, object] = {"driver": layer.format, "node-name": node, "file": f"{node}-file", **common}
+        if layer.format == "qcow2":
+            node_format["backing"] = below
+        if head:
+            node_format["detect-zeroes"] = "unmap"
+        nodes.append(node_format)
+        below = node
+    limits = {"driver": "throttle", "node-name": disk.name, "throttle-group": _throttle(disk)}
+    nodes.append({**limits, "file": below, "discard": "unmap"})
+
+
+def _throttle(disk: DiskPlan) -> str:
+    return f"limit-{disk.name}"
+
+
+def _devices(plan: LaunchPlan) -> tuple[Part, ...]:
+    ports = tuple(_root_port(index) for index in range(ROOT_PORTS))
+    fixed = (
+        Part("virtio-serial-pci", {"id": "serial0", **_at(SLOT_SERIAL), "max_ports": 8}),
+        Part("virtserialport", {"id": "agent0", "bus": "serial0.0", "nr": 1, "chardev": "agent", "name": AGENT_PORT}),
+        Part("isa-serial", {"id": "console0", "chardev": "console"}),
+        Part("virtio-rng-pci", {"id": "random0", **_at(SLOT_RANDOM), "rng": "rng0"}),
+        Part("virtio-balloon-pci", {"id": "balloon0", **_at(SLOT_BALLOON), "free-page-reporting": True, "deflate-on-oom": True}),
+        Part("pvpanic-pci", {"id": "panic0", "bus": "pcie.0", "addr": f"{SLOT_PANIC:#x}"}),
+        Part("vmgenid", {"id": "generation0", "guid": plan.generation}),
+    )
+    disks = tuple(_disk(index, disk) for index, disk in enumerate(plan.disks))
+    nics = tuple(_nic(index, nic) for index, nic in enumerate(plan.nics))
+    return (*ports, *fixed, *disks, *nics)
+
+
+def _at(slot: int) -> dict[str, object]:
+    """A place on the root bus; modern virtio only (behind a root port that is so by itself)."""
+    return {"bus": "pcie.0", "addr": f"{slot:#x}", "disable-legacy": "on"}
+
+
+def _root_port(index: int) -> Part:
+    place = {"bus": "pcie.0", "addr": f"{SLOT_ROOT_PORTS:#x}.{index:x}", "multifunction": True}
+    return Part("pcie-root-port", {"id": f"rp{index}", "chassis": index + 1, **place})
+
+
+def _disk(index: int, disk: DiskPlan) -> Part:
+    place: dict[str, object] = _at(SLOT_DISK) if index == 0 else {"bus": f"rp{DISK_PORTS[index - 1]}", "addr": "0x0"}
+    # A full host disk pauses the guest until there is room; a host's read error is told to the guest, as a real disk would.
+    policy = {"werror": "stop", "rerror": "report"}
+    serial = {"serial": disk.serial} if disk.serial else {}
+    names = {"id": f"{disk.name}-device", **place, "drive": disk.name, **serial}
+    return Part("virtio-blk-pci", {**names, "bootindex": index + 1, **policy})
+
+
+def _nic(index: int, nic: NicPlan) -> Part:
+    place = {"bus": f"rp{NIC_PORTS[index]}", "addr": "0x0"}
+    # No ROM: nothing boots from the network, and loading it would cost each boot.
+    return Part("virtio-net-pci", {"id": f"nic{index}", **place, "netdev": f"net{index}", "mac": nic.mac, "romfile": ""})

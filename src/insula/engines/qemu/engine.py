@@ -1,0 +1,61 @@
+"""The QEMU engine: what engines/base.py promises, kept by the modules beside this one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from insula.engines.base import Features, LaunchPlan
+from insula.store import names
+from insula.store.machines import BoardRecord
+from insula.store.names import Home
+
+if TYPE_CHECKING:
+    from insula.engines.qemu.probe import Notes
+
+FEATURES: Final = Features(
+    direct_boot=True, uefi=True, pause=True, power_button=True, nat=True, most_disks=5, most_nics=4
+)
+
+
+class QemuEngine:
+    """See engines/base.py. ``home`` is where notes about this host are kept."""
+
+    name: Final = "qemu"
+    features: Final = FEATURES
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._notes: dict[str, Notes] = {}
+
+    def _learn(self, arch: str) -> Notes:
+        from insula.engines.qemu.probe import learn
+
+        if arch not in self._notes:
+            self._notes[arch] = learn(self._home, arch)
+        return self._notes[arch]
+
+    def choose_board(self, arch: str, former: BoardRecord | None = None) -> BoardRecord:
+        from insula.engines.qemu.probe import choose
+
+        return choose(self._learn(arch), former)
+
+    def launch(self, plan: LaunchPlan) -> None:
+        from insula.engines.qemu.launch import launch
+
+        launch(plan, self._learn("amd64").build)
+
+    def pause(self, run: Path) -> None:
+        from insula.engines.qemu import monitor
+
+        monitor.pause(run / names.QMP_SOCKET)
+
+    def resume(self, run: Path) -> None:
+        from insula.engines.qemu import monitor
+
+        monitor.resume(run / names.QMP_SOCKET)
+
+    def power_button(self, run: Path) -> None:
+        from insula.engines.qemu import monitor
+
+        monitor.power_button(run / names.QMP_SOCKET)

@@ -1,0 +1,165 @@
+"""Starting a machine: sockets and files opened, passt, the jail's words put together, the porter started, `ready` awaited.
+
+    us ── porter (outside, waits) ── setpriv ── prlimit ── bwrap ── keeper (pid 1 of the jail) ── QEMU
+
+Each step pushes its undo; whatever fails, nothing of the machine is left running and its run folder is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+from insula.engines.base import DiskBoot, LaunchPlan
+from insula.engines.qemu.board import FIRMWARE_CODE, JAIL_INITRD, JAIL_KERNEL, build_board
+from insula.engines.qemu.cmdline import build_argv
+from insula.engines.qemu.descriptors import Descriptors, open_for_keeper, open_for_qemu
+from insula.engines.qemu.probe import Build, root_plan
+from insula.errors import ChildFailed, DamagedRecord, HostLacks, InsulaError, MachineEnded
+from insula.host.files import explain_os_error, remove_tree
+from insula.host.native import native_path
+from insula.host.process import Child, require_program, run
+from insula.isolation.jail import Jail, jail_argv
+from insula.isolation.roots import KEEPER_INSIDE, jail_root
+from insula.isolation.uids import jail_ids
+from insula.store import names
+
+_READY: Final = 60.0  # seconds; takes a tenth of one unless the host is very busy
+_INSIDE: Final = {"kernel": JAIL_KERNEL, "initrd": JAIL_INITRD}
+
+
+def launch(plan: LaunchPlan, build: Build) -> None:
+    """Start ``plan`` on ``build``; on return QEMU answers its monitor and the keeper serves its socket.
+
+    Raises HostLacks (a program, memory or disk space is missing, the jail was refused), DamagedRecord (a file of the
+    machine is missing), MachineEnded (``failed_to_start``: QEMU ended at once; its last words are in the message).
+    """
+    for program in ("bwrap", "setpriv", "prlimit"):
+        require_program(program)
+    if isinstance(plan.boot, DiskBoot) and plan.boot.firmware == "uefi" and not Path(FIRMWARE_CODE).exists():
+        raise HostLacks("the UEFI firmware is not installed", code="firmware_missing", hint="run: apt-get install ovmf")
+    keeper = native_path("insula-keeper")
+    root = jail_root(root_plan(build, keeper))
+    ids = jail_ids(plan.uuid)
+    board = build_board(plan)
+    with _run_folder(plan.folder), Descriptors() as descriptors, ExitStack() as undo:
+        with _file_errors(plan.folder):
+            open_for_keeper(descriptors, plan.folder)
+            open_for_qemu(descriptors, plan, board)
+        helpers = _networks(plan, descriptors, ids.network, undo)
+        contents = tuple((number, _INSIDE[place]) for place, number in descriptors.contents.items())
+        jail = Jail(root, ids.machine, contents)
+        undo.callback(_end, plan.folder / names.RUN)
+        _start(plan, jail, keeper, build_argv(board, descriptors.qemu, str(build.binary)), descriptors)
+        _check_helpers(helpers, ids.network)
+        undo.pop_all()
+        for helper in helpers:
+            helper.close()
+
+
+@contextlib.contextmanager
+def _run_folder(folder: Path) -> Iterator[None]:
+    """A fresh run folder, gone again when the start fails."""
+    run_folder = folder / names.RUN
+    remove_tree(run_folder)
+    run_folder.mkdir(mode=0o700)
+    try:
+        yield
+    except BaseException:
+        remove_tree(run_folder)
+        raise
+
+
+@contextlib.contextmanager
+def _file_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as cause:
+        raise DamagedRecord(f"{cause.filename} is missing", hint="somebody removed a disk or kernel by hand") from cause
+    except OSError as cause:
+        raise explain_os_error(cause, folder / names.RUN) from cause
+
+
+def _networks(plan: LaunchPlan, descriptors: Descriptors, uid: int | None, undo: ExitStack) -> list[Child]:
+    from insula.networks.passt import start_passt
+
+    helpers = []
+    for index in range(len(plan.nics)):
+        helper, end = start_passt(uid)
+        undo.callback(helper.close)
+        undo.callback(helper.stop)
+        descriptors.qemu[f"net{index}"] = end.detach()
+        helpers.append(helper)
+    return helpers
+
+
+def _check_helpers(helpers: list[Child], uid: int | None) -> None:
+    from insula.networks.passt import explain_end
+
+    for helper in helpers:
+        if helper.wait(0) is not None:
+            raise explain_end(uid)
+
+
+def _end(run_folder: Path) -> None:
+    """Undo a start: end whatever serves the keeper's socket."""
+    from insula.guest.keeper import quit_machine
+    from insula.guest.link import open_link
+
+    with contextlib.suppress(InsulaError, OSError), open_link(run_folder) as link:
+        quit_machine(link, "kill")
+
+
+def _start(plan: LaunchPlan, jail: Jail, keeper: Path, qemu: list[str], descriptors: Descriptors) -> None:
+    """Start the porter and wait for its line."""
+    listening, speaking = os.pipe()
+    descriptors.keeper["ready"] = speaking
+    inner = [KEEPER_INSIDE, "inner"]
+    for name, number in descriptors.keeper.items():
+        inner += [f"--{name}", str(number)]
+    inner += ["--keep", ",".join(str(number) for number in descriptors.qemu.values()), "--", *qemu]
+    porter = [str(keeper), "porter", "--ready-fd", str(speaking)]
+    if plan.on_end:
+        porter += ["--ended-argc", str(len(plan.on_end)), *plan.on_end]
+    try:
+        run([*porter, "--", *jail_argv(jail, inner)], pass_fds=descriptors.numbers(), timeout=_READY)
+        descriptors.close()  # so that the pipe ends when the last who could speak on it has ended
+        _hear(listening)
+    except ChildFailed as cause:
+        raise HostLacks(f"cannot start the keeper: {cause.message}", code="keeper_failed", hint=cause.hint) from cause
+    finally:
+        os.close(listening)
+
+
+def _hear(listening: int) -> None:
+    """Wait for `ready`. Raises what `failed: …` means."""
+    deadline = time.monotonic() + _READY
+    untrusted_line = b""
+    poller = select.poll()
+    poller.register(listening, select.POLLIN)
+    while b"\n" not in untrusted_line:
+        if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise MachineEnded(f"QEMU did not answer within {_READY:g} s", code="failed_to_start", hint="is the host overloaded?")
+        piece = os.read(listening, 4096)
+        if not piece:
+            break
+        untrusted_line += piece
+    words = untrusted_line.decode(errors="replace").strip()
+    if not words.startswith("ready"):
+        raise explain_failure(words.removeprefix("failed:").strip())
+
+
+def explain_failure(words: str) -> InsulaError:
+    """Pure: the error for what the keeper, QEMU or bubblewrap said before it ended."""
+    if "Cannot allocate memory" in words or "cannot set up guest memory" in words:
+        return HostLacks(f"not enough memory on this host: {words}", code="no_memory", hint="ask for less with --memory")
+    if words.startswith("QEMU"):
+        return MachineEnded(words, code="failed_to_start", hint="this is QEMU's own message; 'insula doctor' checks the host")
+    return HostLacks(f"the jail was refused: {words or 'it said nothing'}", code="jail_refused", hint="run: insula doctor")
+

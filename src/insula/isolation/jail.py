@@ -1,0 +1,59 @@
+"""The jail around a machine's processes. Pure: what it is made of goes in, the words of a command come out.
+
+From outside in: an own user id (root's machines), limits, then bubblewrap's namespaces: user, mount, pid, ipc, uts, cgroup
+and an empty network. The root is a read-only copy of what QEMU needs (roots.py). There is no /proc, no /sys, no /tmp; of
+/dev there is /dev/null. No place can be written: disks, sockets and logs are handed in as open descriptors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+# QEMU has a thread per CPU and at most 64 for disk requests; the rest is the keeper and room.
+_THREADS: Final = 512
+_DESCRIPTORS: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Jail:
+    """``uid``: the host id inside (None: the caller's). ``contents``: descriptors whose content appears as read-only files."""
+
+    root: Path
+    uid: int | None = None
+    contents: tuple[tuple[int, str], ...] = ()
+
+
+def jail_argv(jail: Jail, command: Sequence[str]) -> list[str]:
+    """The words that run ``command`` (paths as inside) as process 1 of a new jail.
+
+    Open descriptors that are not marked close-on-exec go along.
+    """
+    return [*_identity(jail.uid), *_limits(jail.uid), *_namespaces(jail), "--", *command]
+
+
+def _identity(uid: int | None) -> list[str]:
+    words = ["setpriv", "--no-new-privs", "--inh-caps=-all"]
+    if uid is not None:
+        words += [f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--bounding-set=-all"]
+    return [*words, "--"]
+
+
+def _limits(uid: int | None) -> list[str]:
+    words = ["prlimit", "--core=0", f"--nofile={_DESCRIPTORS}", "--memlock=0"]
+    if uid is not None:
+        # Counted per user: only sensible where the machine has a user of its own.
+        words.append(f"--nproc={_THREADS}")
+    return [*words, "--"]
+
+
+def _namespaces(jail: Jail) -> list[str]:
+    words = ["bwrap", "--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
+    words += ["--unshare-cgroup-try", "--disable-userns", "--new-session", "--clearenv", "--cap-drop", "ALL", "--hostname", "insula", "--chdir", "/"]
+    words += ["--ro-bind", str(jail.root), "/", "--dev-bind", "/dev/null", "/dev/null"]
+    for descriptor, path in jail.contents:
+        words += ["--ro-bind-data", str(descriptor), path]
+    # The machine outlives the command that started it, so no --die-with-parent; process 1 is the command, and the jail ends with it.
+    return [*words, "--as-pid-1"]

@@ -1,0 +1,118 @@
+"""Jail roots: one read-only tree per QEMU build and keeper, holding what they need and nothing else.
+
+A root is a cache: public files of this host's packages and our keeper, made once, found by a digest of what it was made
+from, never changed. It may be deleted while no machine runs. It lies outside any private folder, because the ids of
+jails (uids.py) must be able to walk there: ``/var/cache/insula/jails`` for root, ``~/.cache/insula/jails`` for a user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from insula.errors import HostLacks
+from insula.host.files import explain_os_error, remove_tree
+from insula.host.process import run
+from insula.store import names
+
+KEEPER_INSIDE: Final = "/usr/bin/insula-keeper"
+_LAYOUT: Final = "1"
+_EMPTY_FILES: Final = ("dev/null", "boot/kernel", "boot/initrd")
+_ELF: Final = b"\x7fELF"
+_LDD_LINE: Final = re.compile(r"^\s+(?:\S+ => )?(/\S+) \(0x[0-9a-f]+\)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class RootPlan:
+    """What goes in: programs and modules (with the libraries they load), whole folders, and the keeper at its place."""
+
+    programs: tuple[Path, ...]
+    folders: tuple[Path, ...]
+    keeper: Path
+
+
+def roots_folder() -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/cache/insula/jails")
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "insula" / "jails"
+
+
+def jail_root(plan: RootPlan, folder: Path | None = None) -> Path:
+    """The root for ``plan``, made now if it is not there. Raises HostLacks (``no_space``) or ChildFailed."""
+    folder = folder or roots_folder()
+    root = folder / _digest(plan)
+    if not root.is_dir():
+        try:
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            _build(plan, root)
+        except OSError as cause:
+            raise explain_os_error(cause, root) from cause
+    return root
+
+
+def _digest(plan: RootPlan) -> str:
+    """Of every source's path, size and time; the loader's cache stands for the libraries."""
+    digest = hashlib.sha256(_LAYOUT.encode())
+    for path in (Path("/etc/ld.so.cache"), *plan.programs, *_inside(plan.folders), plan.keeper):
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def _inside(folders: Sequence[Path]) -> list[Path]:
+    return sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+
+
+def _build(plan: RootPlan, root: Path) -> None:
+    staged = root.with_name(f"{names.BUILDING_PREFIX}{secrets.token_hex(8)}")
+    try:
+        for path in [*plan.programs, *_libraries(plan.programs), *_inside(plan.folders)]:
+            _place(path, staged / path.relative_to("/"))
+        _place(plan.keeper, staged / KEEPER_INSIDE.lstrip("/"))
+        for name in _EMPTY_FILES:
+            (staged / name).parent.mkdir(parents=True, exist_ok=True)
+            (staged / name).touch()
+        for path in (staged, *staged.rglob("*")):
+            if path.is_dir():
+                path.chmod(0o755)
+        with contextlib.suppress(FileExistsError, OSError):
+            staged.rename(root)
+    finally:
+        remove_tree(staged)
+    if not root.is_dir():
+        raise HostLacks(f"cannot make the jail root {root}", code="no_jail_root")
+
+
+def _libraries(programs: Iterable[Path]) -> list[Path]:
+    """The shared libraries and the loader of ``programs``, as the host's own loader finds them."""
+    dynamic = [str(path) for path in programs if _is_elf(path)]
+    listing = run(["ldd", *dynamic], check=False).text
+    return sorted({Path(match) for match in _LDD_LINE.findall(listing)})
+
+
+def _is_elf(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(4) == _ELF
+
+
+def _place(source: Path, target: Path) -> None:
+    """The content of ``source`` at ``target``: the same file where the kernel lets us link it, else a copy."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    real = source.resolve()
+    try:
+        os.link(real, target)
+    except OSError:
+        shutil.copy(real, target)
+        target.chmod(0o555 if os.access(real, os.X_OK) else 0o444)

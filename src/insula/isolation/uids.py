@@ -1,0 +1,60 @@
+"""Which user a machine's processes run as.
+
+As root every machine has an id of its own, computed from the machine's UUID, so nothing need be remembered or freed; its
+network helper has another. No file ever belongs to these ids: all a jailed process may write is handed in open.
+
+An ordinary user's machines run as that user. What keeps them from the user's other processes and files is the jail itself: no
+path, process, socket or network of the host exists inside it.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+# Above every range distributions hand out (/etc/subuid, systemd-nspawn, the package builder's), below 2**31.
+_FIRST: Final = 1_000_000_000
+_COUNT: Final = 2**29
+
+
+@dataclass(frozen=True, slots=True)
+class JailIds:
+    """Host ids for QEMU with its keeper, and for the machine's network helper. None: the caller's own."""
+
+    machine: int | None
+    network: int | None
+
+
+def jail_ids(machine_uuid: str) -> JailIds:
+    """The ids of a machine on this host."""
+    if os.geteuid() != 0:
+        return JailIds(None, None)
+    return ids_from_map(machine_uuid, Path("/proc/self/uid_map").read_text())
+
+
+def ids_from_map(machine_uuid: str, uid_map: str) -> JailIds:
+    """Pure: as above, for a root whose user namespace has ``uid_map`` (format: user_namespaces(7)).
+
+    Where the usual range is not mapped (root of a container), the upper half of the highest mapped range is used.
+    """
+    first, count = _FIRST, _COUNT
+    if not _maps(uid_map, first, 2 * count):
+        start, length = max(((inside, size) for inside, size in _ranges(uid_map)), default=(0, 0))
+        count = length // 4
+        first = start + length - 2 * count
+    if count == 0:
+        return JailIds(None, None)
+    place = uuid.UUID(machine_uuid).int % count
+    return JailIds(first + place, first + count + place)
+
+
+def _ranges(uid_map: str) -> list[tuple[int, int]]:
+    rows = (line.split() for line in uid_map.splitlines())
+    return [(int(row[0]), int(row[2])) for row in rows if len(row) == 3]
+
+
+def _maps(uid_map: str, first: int, count: int) -> bool:
+    return any(start <= first and first + count <= start + size for start, size in _ranges(uid_map))
