@@ -72,9 +72,9 @@ def _broken(name: str, problem: str) -> MachineStatus:
 
 def machine_addresses(record: MachineRecord) -> list[str]:
     """Addresses the guest was given on its networks. Behind NAT by passt every guest has the same inner one."""
-    from insula.networks.passt import GUEST_ADDRESS
+    from insula.networks.passt import ADDRESS
 
-    return [GUEST_ADDRESS] if record.spec.network == "nat" else []
+    return [ADDRESS] if record.spec.network == "nat" else []
 
 
 def last_end(folder: Path) -> End | None:

@@ -102,7 +102,7 @@ def check_memory(record: MachineRecord) -> None:
     available = available_bytes()
     if record.spec.memory > available:
         raise HostLacks(
-            f"the machine asks for {format_size(record.spec.memory)} of memory, and this host has {format_size(available)} available",
+            f"the machine asks for {format_size(record.spec.memory)} of memory; this host has {format_size(available)} available",
             code="no_memory",
             hint="stop other machines, or make this one with less: --memory",
         )
