@@ -1,8 +1,9 @@
 /* The same program as /init of a small initramfs: modules, the root device, and on to the real system.
  *
  * /etc/insula/modules names one module file a line, in the order they are loaded, parameters after a space. The kernel's
- * command line says `insula.root=/dev/vda2` and perhaps `insula.init=/sbin/init` (default: /sbin/insula-agent), and `ro`
- * to mount the root read-only. */
+ * command line says `insula.root=/dev/vda2` (or UUID=…) and perhaps `insula.init=/sbin/init` (default: /sbin/insula-agent), and
+ * `ro` to mount the root read-only. For another init,
+ * a root in which errors were found is mounted so, too: it checks and mends it. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -23,6 +24,7 @@
 #include "kernel.h"
 #include "loop.h"
 #include "power.h"
+#include "rootdev.h"
 
 enum { RAMFS = 0x858458f6, TMPFS = 0x01021994, PATIENCE = 10000, GLANCE = 250 };
 
@@ -81,33 +83,29 @@ static void load_modules(void)
     fclose(list);
 }
 
-static bool is_there(const char *device)
-{
-    struct stat status;
-    return stat(device, &status) == 0 && S_ISBLK(status.st_mode);
-}
-
 /* The kernel tells of new devices; we look again at least every GLANCE milliseconds all the same. */
-static void wait_for(const char *device)
+static bool wait_for(const char *wanted, char *device, size_t size)
 {
+    bool damaged = false;
     struct { uint16_t family, pad; uint32_t port, groups; } address = { .family = AF_NETLINK, .groups = 1 };
     int news = socket(AF_NETLINK, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, NL_KOBJECT_UEVENT);
     if (news >= 0)
         bind(news, (struct sockaddr *)&address, sizeof address);
     uint64_t end = now_ms() + PATIENCE;
-    while (!is_there(device)) {
+    while (!find_root_device(wanted, device, size, &damaged)) {
         char text[4096];
-        struct pollfd wanted = { .fd = news, .events = POLLIN };
+        struct pollfd more = { .fd = news, .events = POLLIN };
         if (now_ms() >= end) {
             errno = ENODEV;
-            give_up("no root device", device);
+            give_up("no root device", wanted);
         }
-        poll(&wanted, 1, GLANCE);
+        poll(&more, 1, GLANCE);
         while (news >= 0 && recv(news, text, sizeof text, 0) > 0)
             ;
     }
     if (news >= 0)
         close(news);
+    return damaged;
 }
 
 /* Free the memory the initramfs takes: everything on its own device. */
@@ -172,20 +170,21 @@ _Noreturn static void switch_root(const char *init)
 
 void initramfs_run(void)
 {
-    char line[4096], root[256], init[256];
+    char line[4096], root[256], device[256], init[256];
     struct statfs status;
     if (statfs("/", &status) < 0 || ((unsigned long)status.f_type != RAMFS && (unsigned long)status.f_type != TMPFS))
         return;
     load_modules();
     if (read_text("/proc/cmdline", line, sizeof line) < 0 || !kernel_word(line, "insula.root=", root, sizeof root))
         return;
-    if (!kernel_word(line, "insula.init=", init, sizeof init))
+    bool mends = kernel_word(line, "insula.init=", init, sizeof init);
+    if (!mends)
         strcpy(init, "/sbin/insula-agent");
-    wait_for(root);
+    bool damaged = wait_for(root, device, sizeof device);
     char nothing[2];
-    unsigned long flags = kernel_word(line, "ro", nothing, 1) ? MS_RDONLY : 0;
+    unsigned long flags = (mends && damaged) || kernel_word(line, "ro", nothing, 1) ? MS_RDONLY : 0;
     mkdir(new_root, 0755);
-    if (mount(root, new_root, "ext4", flags, NULL) < 0)
-        give_up("cannot mount", root);
+    if (mount(device, new_root, "ext4", flags, NULL) < 0)
+        give_up("cannot mount", device);
     switch_root(init);
 }
