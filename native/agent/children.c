@@ -95,31 +95,38 @@ void child_forget(struct child *child)
         }
 }
 
-/* The session of a process. In its stat, after the bracket that ends the name: state, parent, group, session. */
-static pid_t session_of(const char *pid)
+/* Is this process in the session, in another group than its leader's? In its stat, after the bracket that ends the
+ * name: state, parent, group, session. */
+static bool is_in_other_group(const char *pid, pid_t session)
 {
     char path[64], text[512];
     snprintf(path, sizeof path, "/proc/%.20s/stat", pid);
     if (read_text(path, text, sizeof text) < 0)
-        return -1;
+        return false;
     char *at = strrchr(text, ')');
     if (!at || strlen(at) < 4)
-        return -1;
+        return false;
     at += 3;
     strtol(at, &at, 10);
-    strtol(at, &at, 10);
-    return (pid_t)strtol(at, NULL, 10);
+    pid_t group = (pid_t)strtol(at, &at, 10);
+    return strtol(at, NULL, 10) == session && group != session;
 }
 
 bool session_signal(pid_t session, int number)
 {
     bool found = kill(-session, number) == 0;
+    return session_signal_others(session, number) || found;
+}
+
+bool session_signal_others(pid_t session, int number)
+{
+    bool found = false;
     DIR *processes = opendir("/proc");
     if (!processes)
-        return found;
+        return false;
     struct dirent *entry;
     while ((entry = readdir(processes)))
-        if (entry->d_name[0] >= '1' && entry->d_name[0] <= '9' && session_of(entry->d_name) == session)
+        if (entry->d_name[0] >= '1' && entry->d_name[0] <= '9' && is_in_other_group(entry->d_name, session))
             found |= kill(atoi(entry->d_name), number) == 0;
     closedir(processes);
     return found;

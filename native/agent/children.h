@@ -21,7 +21,10 @@ pid_t child_fork(struct child *child, void (*ended)(struct child *, int));
 /* Nobody waits for it any more; it is still reaped. */
 void child_forget(struct child *child);
 
-/* Signal every process of a session. False when there is none. */
+/* Signal every process of a session, once. False when there is none. */
 bool session_signal(pid_t session, int number);
+
+/* The same, but for the group of its leader. */
+bool session_signal_others(pid_t session, int number);
 
 #endif

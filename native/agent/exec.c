@@ -287,11 +287,12 @@ static void kill_rest(struct timer *timer)
 static void exec_hang_up(struct channel *channel)
 {
     struct exec *exec = of(channel);
+    bool terminal = exec->tty && exec->out[0].fd >= 0;
     exec->hung_up = true;
     close_all(exec);
-    bool anybody = session_signal(exec->child.pid, SIGHUP);
-    session_signal(exec->child.pid, SIGCONT); /* one that is stopped hears nothing before */
-    if (exec->ended && !anybody)
+    /* A terminal that is closed tells its leader itself; nobody is to hear it twice, while he cleans up. */
+    (terminal ? session_signal_others : session_signal)(exec->child.pid, SIGHUP);
+    if (!session_signal(exec->child.pid, SIGCONT) && exec->ended) /* one that is stopped hears nothing before */
         discard(exec);
     else
         timer_start(&exec->timer, MERCY, kill_rest);
