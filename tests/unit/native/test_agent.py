@@ -380,7 +380,7 @@ def test_pid_1_reaps_what_nobody_waits_for(whole_guest: Guest) -> None:
 
 def test_pid_1_asks_processes_to_end_before_it_powers_off(whole_guest: Guest) -> None:
     raw = whole_guest.raw()
-    raw.open(1, "exec", argv=[b"sh", b"-c", b"trap 'touch /tmp/asked; exit' TERM; sleep 60 & echo ready; wait"])
+    raw.open(1, "exec", argv=[b"sh", b"-c", b"trap 'touch /tmp/asked; exit' TERM; echo ready; read word"])
     assert raw.read().payload == b"ready\n"
     raw.open(2, "shutdown", how="poweroff")
     assert "error" not in raw.result(2)
