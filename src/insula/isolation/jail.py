@@ -51,9 +51,10 @@ def _limits(uid: int | None) -> list[str]:
 
 def _namespaces(jail: Jail) -> list[str]:
     words = ["bwrap", "--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
-    words += ["--unshare-cgroup-try", "--disable-userns", "--new-session", "--clearenv", "--cap-drop", "ALL", "--hostname", "insula", "--chdir", "/"]
+    words += ["--unshare-cgroup-try", "--disable-userns", "--new-session", "--clearenv", "--cap-drop", "ALL"]
+    words += ["--hostname", "insula", "--chdir", "/"]
     words += ["--ro-bind", str(jail.root), "/", "--dev-bind", "/dev/null", "/dev/null"]
     for descriptor, path in jail.contents:
         words += ["--ro-bind-data", str(descriptor), path]
-    # The machine outlives the command that started it, so no --die-with-parent; process 1 is the command, and the jail ends with it.
+    # No --die-with-parent: the machine outlives the command that started it. Process 1 is our command, and the jail ends with it.
     return [*words, "--as-pid-1"]

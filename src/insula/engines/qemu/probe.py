@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from insula.errors import HostLacks, InsulaError
-from insula.host.accelerators import PAYLOAD_VERSION, Proof, prove
+from insula.host.accelerators import Proof, payload_digest, prove
 from insula.host.facts import boot_id
 from insula.host.process import find_program, run
 from insula.isolation.roots import RootPlan
@@ -87,7 +87,7 @@ def learn(home: Home, arch: str, *, fresh: bool = False) -> Notes:
 def _rests_on(binary: str) -> str:
     """Changes when the program, the boot, the right to use /dev/kvm, or our proof changes."""
     status = Path(binary).resolve().stat()
-    words = [binary, status.st_size, status.st_mtime_ns, status.st_ino, boot_id(), PAYLOAD_VERSION, EMULATED_CPU]
+    words = [binary, status.st_size, status.st_mtime_ns, status.st_ino, boot_id(), payload_digest(), EMULATED_CPU]
     try:
         device = Path("/dev/kvm").stat()
         words += [device.st_mode, device.st_uid, device.st_gid]
