@@ -7,8 +7,10 @@
     20480 …         "root": ext4; the last one, so that it can grow
     the end         the table's backup
 
-Both GRUBs read ``/boot/grub/grub.cfg`` of the root next to them, and that boots ``/vmlinuz`` and ``/initrd.img``: links which the
-kernel packages keep pointing at the newest kernel. So an upgrade inside the guest takes effect at its next boot.
+Both GRUBs read ``/boot/grub/grub.cfg`` of the root next to them. That boots the newest kernel with an initrd of our own (the
+agent as /init: seconds faster than a general one), both kept by ``/usr/lib/insula/update-boot``, which the kernel packages call; or,
+when those are missing, ``/vmlinuz`` and ``/initrd.img``, links kept by the kernel packages themselves. So an upgrade inside the
+guest takes effect at its next boot.
 """
 
 from __future__ import annotations
@@ -44,19 +46,23 @@ chroot "$1" apt-get --yes --quiet purge --auto-remove {{packages}}
 GRUB_PACKAGES: Final = ("grub-pc-bin", "grub-efi-amd64-bin", "grub-common")
 
 _CONFIGURATION: Final = """\
-# Boots the newest kernel: /vmlinuz and /initrd.img are links kept by the kernel packages. Edit at will, nothing rewrites it.
+# Boots the newest kernel (see /usr/lib/insula/update-boot). Edit at will: nothing rewrites this file.
 serial --unit=0 --speed=115200
 terminal_input console serial
 terminal_output console serial
 set timeout=0
 set default=newest
-set fallback=previous
+set fallback="debian previous"
 menuentry newest --id newest {{
-    linux /vmlinuz {cmdline}
+    linux /boot/insula/newest/vmlinuz insula.root=UUID={uuid} insula.init=/sbin/init root=UUID={uuid} rw {cmdline}
+    initrd /boot/insula/newest/initrd
+}}
+menuentry "newest, with Debian's initrd" --id debian {{
+    linux /vmlinuz root=UUID={uuid} rw {cmdline}
     initrd /initrd.img
 }}
-menuentry previous --id previous {{
-    linux /vmlinuz.old {cmdline}
+menuentry "previous, with Debian's initrd" --id previous {{
+    linux /vmlinuz.old root=UUID={uuid} rw {cmdline}
     initrd /initrd.img.old
 }}
 """
@@ -85,8 +91,9 @@ class DiskPlan:
         return self.size // SECTOR
 
     @property
-    def root_partuuid(self) -> str:
-        return derived_uuid(self.digest, "root partition")
+    def root_uuid(self) -> str:
+        """The root file system's UUID."""
+        return derived_uuid(self.digest, "root")
 
     @property
     def root_bytes(self) -> int:
@@ -106,7 +113,8 @@ class DiskPlan:
 
 
 def grub_configuration(plan: DiskPlan, cmdline: str) -> str:
-    return _CONFIGURATION.format(cmdline=f"root=PARTUUID={plan.root_partuuid} ro {cmdline}".strip())
+    """GRUB's configuration for the root of ``plan``."""
+    return _CONFIGURATION.format(uuid=plan.root_uuid, cmdline=cmdline)
 
 
 def boot_sectors(sectors: int, boot_image: bytes, core_image: bytes) -> tuple[bytes, bytes]:

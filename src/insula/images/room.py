@@ -144,6 +144,8 @@ _NO_SPACE: Final = ("No space left on device", "Disk quota exceeded", "not have 
 _NO_ARCHIVE: Final = ("Temporary failure resolving", "Could not resolve", "ould not connect", "Unable to connect", "unreachable")
 _NO_TRUST: Final = ("NO_PUBKEY", "is not signed", "BADSIG", "EXPKEYSIG", "The following signatures couldn't be verified")
 
+_TELLING: Final = ("E:", "error", "cp:", "tar:", "mke2fs:", "dpkg: error")
+
 
 def failure(step: str, argv: Sequence[str], status: int, lines: list[str]) -> InsulaError:
     """The error for a program of the room that failed after saying ``lines``."""
@@ -164,11 +166,10 @@ def failure(step: str, argv: Sequence[str], status: int, lines: list[str]) -> In
         return HostLacks(
             "the package archive cannot be reached", code="archive_unreachable", hint="look at the network and at apt's sources"
         )
-    telling = (
-        [line for line in lines if line.startswith(("E:", "error", "mke2fs:", "dpkg: error"))] or lines or ["it said nothing"]
-    )
+    telling = [line for line in lines if line.startswith(_TELLING) and "mmdebstrap failed to run" not in line] or lines
+    why = telling[-1] if telling else "it said nothing"
     return ChildFailed(
-        f"{step} failed with status {status}: {telling[-1]}",
+        f"{step} failed with status {status}: {why}",
         command=shlex.join(argv),
         status=status,
         output=said,

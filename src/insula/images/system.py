@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 from typing import Final
 
 from insula.errors import InsulaError
@@ -23,18 +24,19 @@ from insula.images.tree import TAR_OF_TREE, read_tree
 
 _UNIT: Final = "insula-agent.service"
 _UNIT_PATH: Final = f"usr/lib/systemd/system/{_UNIT}"
+_NEEDED: Final = ("initramfs-tools", "kmod", "cpio", "zstd")  # for kernels to install, and for update-boot
 _KERNEL: Final = re.compile(r"boot/vmlinuz-(.+)")
 
 # Takes away what the build left and what two machines must not share; what remains is the same whoever built it, and when.
 _NORMALISE: Final = r"""
 cd /work/tree
-rm -rf var/lib/apt/lists var/cache/apt var/log var/tmp tmp run home/* root/.[!.]* lost+found
-mkdir -p var/lib/apt/lists/partial var/cache/apt/archives/partial var/log/apt var/log/private var/log/journal run
+rm -rf var/lib/apt/lists var/cache/apt var/log var/tmp tmp run root/.cache root/.gnupg root/.bash_history lost+found
+mkdir -p var/lib/apt/lists/partial var/cache/apt/archives/partial var/log/apt var/log/private run
 mkdir -m 1777 tmp var/tmp
 chmod 0700 var/log/private var/cache/apt/archives/partial var/lib/apt/lists/partial
-rm -rf var/log/journal
 rm -f etc/ssh/ssh_host_* var/lib/systemd/random-seed var/lib/systemd/credential.secret etc/machine-id var/lib/dbus/machine-id
-rm -f etc/hostname etc/resolv.conf etc/.pwd.lock etc/passwd- etc/shadow- etc/group- etc/gshadow- etc/subuid- etc/subgid-
+rm -f etc/hostname etc/resolv.conf etc/.resolv.conf.systemd-resolved.bak
+rm -f etc/.pwd.lock etc/passwd- etc/shadow- etc/group- etc/gshadow- etc/subuid- etc/subgid-
 rm -f etc/apt/apt.conf.d/99mmdebstrap etc/dpkg/dpkg.cfg.d/99mmdebstrap etc/apt/sources.list.d/0000* etc/fstab
 rm -f var/lib/dpkg/*-old var/lib/dpkg/lock* var/lib/dpkg/triggers/Lock var/lib/ucf/*.[0-9]* var/cache/debconf/*-old
 rm -f var/cache/ldconfig/aux-cache var/lib/apt/extended_states.tmp var/cache/man/* usr/share/info/dir.old
@@ -48,8 +50,11 @@ ln -sf ../run/systemd/resolve/stub-resolv.conf etc/resolv.conf
 find . -newermt "@$SOURCE_DATE_EPOCH" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 touch -d "@$SOURCE_DATE_EPOCH" usr etc/.updated var/.updated
 """
-_UNPACK: Final = r"""
+_FINISH: Final = r"""
 tar --extract --preserve-permissions --numeric-owner --keep-directory-symlink --directory=/work/tree --file=-
+mount --bind /dev /work/tree/dev
+chroot /work/tree /usr/lib/insula/update-boot
+umount /work/tree/dev
 find /work/tree -newermt "@$SOURCE_DATE_EPOCH" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 """
 
@@ -66,7 +71,7 @@ def build_system(room: Room, recipe: Recipe, arch: str, mirror: Mirror, agent: b
     content = tree.digest()
     plan = DiskPlan(sha256(f"{content} {recipe.canonical().decode()}".encode()), arch, recipe.disk_bytes)
     entries = write_tar(with_parents(_own_parts(recipe, plan, agent)), recipe.epoch)
-    room.script(_UNPACK, step="adding the agent", fraction=0.8, data=entries)
+    room.script(_FINISH, step="adding the agent", fraction=0.8, data=entries)
     assemble(room, plan)
     return Built(content=content, kernel=kernels[-1])
 
@@ -90,7 +95,7 @@ def _install_packages(room: Room, recipe: Recipe, arch: str, mirror: Mirror) -> 
         variant="apt",
         suite=recipe.suite,
         arch=arch,
-        packages=(*recipe.packages, kernel, *GRUB_PACKAGES),
+        packages=(*recipe.packages, *_NEEDED, kernel, *GRUB_PACKAGES),
         mirror=mirror,
         extra_suites=(recipe.kernel.suite,) if recipe.kernel.suite else (),
         hooks=(f"--essential-hook={unpack}", f"--customize-hook=set -eu\n{commands}", f"--customize-hook=set -eu\n{grub}"),
@@ -103,10 +108,19 @@ def _files(recipe: Recipe, mirror: Mirror) -> list[Entry]:
     entries = [regular("etc/dpkg/dpkg.cfg.d/insula-slim", "".join(f"{option}\n" for option in DPKG_OPTIONS).encode())]
     if sources := _sources(recipe, mirror):
         entries.append(regular("etc/apt/sources.list.d/debian.sources", sources.encode()))
+    entries += _guest_files()
     for file in recipe.files:
         uid, gid = (int(number) for number in file.owner.split(":"))
         entries.append(Entry(file.path.strip("/"), 0o100000 | int(file.mode, 8), file.content.encode(), uid=uid, gid=gid))
     return entries
+
+
+def _guest_files() -> list[Entry]:
+    """What ``images/guest`` holds, at the same places; scripts are executable."""
+    folder = Path(__file__).with_name("guest")
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    contents = [(path.relative_to(folder).as_posix(), path.read_bytes()) for path in paths]
+    return [regular(name, content, 0o755 if content.startswith(b"#!") else 0o644) for name, content in contents]
 
 
 def _sources(recipe: Recipe, mirror: Mirror) -> str:
@@ -130,7 +144,7 @@ def _sources(recipe: Recipe, mirror: Mirror) -> str:
 def _own_parts(recipe: Recipe, plan: DiskPlan, agent: bytes) -> list[Entry]:
     """What follows from the digest, and the agent."""
     unit = (native_sources() / "agent" / _UNIT).read_bytes()
-    fstab = f"PARTUUID={plan.root_partuuid} / ext4 defaults,errors=remount-ro,x-systemd.growfs 0 1\n"
+    fstab = f"UUID={plan.root_uuid} / ext4 defaults,errors=remount-ro,x-systemd.growfs 0 1\n"
     return [
         regular("etc/fstab", fstab.encode()),
         regular("boot/grub/grub.cfg", grub_configuration(plan, recipe.kernel.cmdline).encode()),
