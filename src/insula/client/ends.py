@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import signal
 import stat
 from collections import deque
@@ -86,15 +87,19 @@ class Handlers:
 
 # -- descriptors ---------------------------------------------------------------------------------------------------------------
 class DescriptorSource:
-    """Reads a descriptor of any kind. The descriptor stays the caller's."""
+    """Reads a descriptor of any kind without ever waiting, though it may be a blocking one. It stays the caller's."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self._poller = select.poll()
+        self._poller.register(descriptor, select.POLLIN)
 
     def fileno(self) -> int:
         return self._descriptor
 
     def read(self, most: int) -> bytes | None:
+        if not self._poller.poll(0):
+            return None
         try:
             return os.read(self._descriptor, most)
         except BlockingIOError:

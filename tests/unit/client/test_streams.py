@@ -94,7 +94,6 @@ def test_sink_appends_to_a_file_without_waiting(tmp_path: Path) -> None:
 
 def test_source_says_nothing_now_and_then_the_end(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
-    os.set_blocking(reader, False)
     source = DescriptorSource(reader)
     assert source.read(10) is None
     os.write(writer, b"abc")

@@ -102,6 +102,17 @@ def test_ctrl_c_typed_in_a_terminal(agent: Link) -> None:
     assert status == ExitStatus(0, "INT")
 
 
+def test_input_that_stays_silent_holds_nothing_up(agent: Link) -> None:
+    """As at a terminal: output flows, signals pass and the program ends while nobody types."""
+    silent, typist = os.pipe()
+    reader, writer = os.pipe()
+    with PipeStreams(silent, writer, None, signals=()) as streams:
+        status = execute(agent, ["sh", "-c", "echo one; sleep 0.05; echo two; exit 6"], streams)
+    assert (status, os.read(reader, 100)) == (ExitStatus(6), b"one\ntwo\n")
+    for descriptor in (silent, typist, reader, writer):
+        os.close(descriptor)
+
+
 def test_slow_reader_holds_the_program_back(agent: Link) -> None:
     """A pipe that nobody empties must stop the flow; once it is emptied all comes, in order."""
     reader, writer = os.pipe()
@@ -146,7 +157,7 @@ def test_an_exception_in_a_callback_hangs_the_program_up(agent: Link, tmp_path: 
     streams = CallbackStreams(fail)
     os.mkfifo(mark)
     with pytest.raises(KeyboardInterrupt):
-        execute(agent, ["sh", "-c", f"trap 'echo hung >{mark}; exit' HUP; echo ready; read never"], streams)
+        execute(agent, ["sh", "-c", f"trap 'echo hung >{mark}; exit' HUP; echo ready; sleep 60 & wait"], streams)
     streams.close()
     assert mark.read_bytes() == b"hung\n"
     assert run(agent, "exit 4")[0] == ExitStatus(4)
