@@ -34,7 +34,19 @@ def main(root: Path, user: str, words: list[str]) -> None:
         _bind_readonly(Path(source), root / target.lstrip("/"))
     entry = _entry(root, user)
     _pivot(root)
-    _become(entry, words)
+    child = os.fork()
+    if child == 0:
+        _become(entry, words)
+    sys.exit(_wait_as_init(child))
+
+
+def _wait_as_init(child: int) -> int:
+    """Reap orphans, as the first process of a system must, until ``child`` ends; its exit status."""
+    while True:
+        pid, status = os.wait()
+        if pid == child:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
 
 
 def _fill_dev(dev: Path) -> None:
