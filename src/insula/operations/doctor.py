@@ -6,6 +6,7 @@ space, packages and the state folder are looked at every time.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,7 @@ import msgspec
 from insula.errors import HostLacks, InsulaError
 from insula.host import facts, packages
 from insula.host.native import native_path
+from insula.model.architectures import debian_architecture
 from insula.model.doctor import Fact, FactState, Report
 from insula.operations.operation import Operation, Progress
 from insula.store.names import Home
@@ -49,6 +51,7 @@ def doctor(
     if fix:
         ensure_packages({packages.Purpose.MACHINE, packages.Purpose.IMAGE}, confirm=confirm, operation=operation)
     found = [facts.state_folder(home.root), *_package_facts(), native_parts(operation)]
+    found += qemu_facts(home, operation, fresh=fix)
     found += _kept_facts(home, operation, fresh=fix)
     return Report(found, usable=all(fact.state is not FactState.MISSING for fact in found))
 
@@ -88,6 +91,45 @@ def native_parts(operation: Operation) -> Fact:
     except InsulaError as refusal:
         return Fact(name, FactState.MISSING, refusal.message, "machines cannot run", _fix_of(refusal))
     return Fact(name, FactState.OK, f"in {' and '.join(sorted(map(str, places)))}")
+
+
+def qemu_facts(home: Home, operation: Operation, *, fresh: bool) -> list[Fact]:
+    """The QEMU for this host's machines, and what its accelerators did with a real 64-bit guest. The engine keeps notes."""
+    # Only here: `doctor` is also imported for its packages, before there is a QEMU.
+    from insula.engines.qemu import probe
+
+    operation.tell("trying QEMU and its accelerators")
+    try:
+        notes = probe.learn(home, debian_architecture(os.uname().machine), fresh=fresh)
+    except HostLacks as refusal:
+        return [Fact("QEMU", FactState.MISSING, refusal.message, "machines cannot run", refusal.hint or "")]
+    build = Fact("QEMU", FactState.OK, f"{notes.build.version} ({notes.build.binary}, {notes.build.machine})")
+    return [build, *accelerator_facts({name: (proof.works, proof.detail) for name, proof in notes.proofs.items()})]
+
+
+def accelerator_facts(proofs: dict[str, tuple[bool, str]]) -> list[Fact]:
+    """A fact for each accelerator, from whether it works and what was seen. One that works is enough to run machines."""
+    any_works = any(works for works, _ in proofs.values())
+    found = []
+    for name, (works, detail) in proofs.items():
+        if works:
+            found.append(Fact(name, FactState.OK, detail))
+        elif any_works:
+            costs = "machines are emulated, many times slower" if name == "kvm" else "none while another accelerator works"
+            found.append(Fact(name, FactState.LIMITED, f"not used: {detail}", costs, _kvm_fix() if name == "kvm" else ""))
+        else:
+            found.append(Fact(name, FactState.MISSING, detail, "machines cannot run", _kvm_fix() if name == "kvm" else ""))
+    return found
+
+
+def _kvm_fix() -> str:
+    """What helps against a /dev/kvm that does not work depends on how it does not."""
+    device = Path("/dev/kvm")
+    if not device.exists():
+        return "switch virtualization on in the firmware, then: sudo modprobe kvm_intel || sudo modprobe kvm_amd"
+    if not os.access(device, os.R_OK | os.W_OK):
+        return "sudo usermod --append --groups kvm $USER (then log in anew)"
+    return ""
 
 
 def _fix_of(refusal: InsulaError) -> str:

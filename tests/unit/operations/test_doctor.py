@@ -41,6 +41,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     bench = Bench(tmp_path)
     monkeypatch.setattr(doctor, "_probes", lambda: (facts.Probe("counted", bench.probe, (str(bench.file),)),))
     monkeypatch.setattr(doctor, "native_parts", lambda operation: Fact("native parts", FactState.OK, "not built here"))
+    monkeypatch.setattr(doctor, "qemu_facts", lambda home, operation, *, fresh: [])
     monkeypatch.setattr(packages, "packages", lambda: ())
     return bench
 
@@ -87,3 +88,24 @@ def test_progress_is_told(bench: Bench) -> None:
     heard: list[str] = []
     doctor.doctor(bench.home, fix=False, confirm=None, progress=lambda news: heard.append(news.step))
     assert "trying counted" in heard
+
+
+def _states(proofs: dict[str, tuple[bool, str]]) -> dict[str, FactState]:
+    return {fact.name: fact.state for fact in doctor.accelerator_facts(proofs)}
+
+
+def test_a_kvm_that_opens_but_runs_nothing_is_told_and_not_used() -> None:
+    hung = (False, "hung after: an invalid opcode")
+    assert _states({"kvm": hung, "tcg": (True, "ran")}) == {"kvm": FactState.LIMITED, "tcg": FactState.OK}
+    (fact, _) = doctor.accelerator_facts({"kvm": hung, "tcg": (True, "ran")})
+    assert fact.detail == "not used: hung after: an invalid opcode"
+    assert fact.costs
+
+
+def test_without_any_accelerator_machines_cannot_run() -> None:
+    nothing = (False, "nothing")
+    assert _states({"kvm": nothing, "tcg": nothing}) == {"kvm": FactState.MISSING, "tcg": FactState.MISSING}
+
+
+def test_with_kvm_emulation_may_fail() -> None:
+    assert _states({"kvm": (True, "ran"), "tcg": (False, "no")}) == {"kvm": FactState.OK, "tcg": FactState.LIMITED}
