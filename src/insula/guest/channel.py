@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from insula.errors import GuestError, InsulaError
 from insula.guest import wire
@@ -111,7 +111,7 @@ class Channel:
         while (came := self.next()) is not None:
             yield came
 
-    def finish(self, timeout: float | None = None, subject: str = "") -> Fields:
+    def finish(self, timeout: float | None = None, subject: str = "", folders: Mapping[bytes, bytes] | None = None) -> Fields:
         """Wait for the answer and return it; data that comes before it is dropped. Raises as `Link.call`."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while self._inbox or self.result is None:
@@ -119,13 +119,13 @@ class Channel:
                 self._wait(deadline)
         assert self.result is not None
         if "error" in self.result:
-            raise self.failure(subject)
+            raise self.failure(subject, folders)
         return self.result
 
-    def failure(self, subject: str = "") -> InsulaError:
-        """The exception that the answer's `error` stands for."""
+    def failure(self, subject: str = "", folders: Mapping[bytes, bytes] | None = None) -> InsulaError:
+        """The exception that the answer's `error` stands for; see `failures.failure`."""
         assert self.result is not None
-        return failure(self.result, subject or self.verb, exec_verb=self.verb == "exec")
+        return failure(self.result, subject or self.verb, exec_verb=self.verb == "exec", folders=folders)
 
     def arrived(self, untrusted_frame: Frame) -> None:
         """For the link: a frame of this channel came. What does not make sense here is ignored, as the protocol says."""

@@ -64,7 +64,7 @@ def put_entries(link: Link, guest_path: str | bytes, chunks: Iterable[bytes | me
     except BaseException:
         channel.close()
         raise
-    channel.finish(subject=clean(placement.folder))
+    channel.finish(subject=clean(placement.folder), folders={b"": placement.folder})
 
 
 class _Placement:
@@ -131,7 +131,7 @@ def get_entries(link: Link, guest_paths: Sequence[str | bytes]) -> Generator[byt
     except BaseException:
         channel.close()
         raise
-    channel.finish(subject=clean(paths[0]))
+    channel.finish(subject=clean(paths[0]), folders={posixpath.basename(path): posixpath.dirname(path) for path in paths})
 
 
 def guest_roots(guest_paths: Sequence[str | bytes]) -> list[tuple[bytes, bool]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from insula.errors import AgentAbsent, GuestError, InsulaError, MachineEnded
 from insula.guest.text import clean
 from insula.guest.wire import Fields
@@ -32,8 +34,13 @@ _EXEC_FACTS = {
 }
 
 
-def failure(untrusted_result: Fields, subject: str, *, exec_verb: bool = False) -> InsulaError:
-    """The exception for a RESULT with `error`. ``subject`` is what the request was about: a path, a command, a verb."""
+def failure(
+    untrusted_result: Fields, subject: str, *, exec_verb: bool = False, folders: Mapping[bytes, bytes] | None = None
+) -> InsulaError:
+    """The exception for a RESULT with `error`. ``subject`` is what the request was about: a path, a command, a verb.
+
+    ``folders`` tells for the first name of a relative path in which folder of the guest it is (``b""`` for any other name).
+    """
     word = _word(untrusted_result.text("error"))
     message = clean(untrusted_result.text("message"), longest=500)
     if word == "EAGENT":
@@ -44,11 +51,18 @@ def failure(untrusted_result: Fields, subject: str, *, exec_verb: bool = False) 
     if word == "ENDED":
         reason = clean(untrusted_result.text("reason"), longest=500) or message
         return MachineEnded("the machine ended" + (f": {reason}" if reason else ""))
-    path = untrusted_result.raw("path")
+    path = _absolute(untrusted_result.raw("path"), folders or {})
     code, fact = (exec_verb and _EXEC_FACTS.get(word)) or _FACTS.get(word) or (f"guest_{word.lower()}", f"{word}: {{}}")
     about = clean(path, longest=1000) if path else clean(subject, longest=1000)
     tail = f" ({message})" if message and word not in _EXEC_FACTS and word not in _FACTS else ""
     return GuestError(fact.format(about) + tail, code=code)
+
+
+def _absolute(untrusted_path: bytes, folders: Mapping[bytes, bytes]) -> bytes:
+    folder = folders.get(untrusted_path.partition(b"/")[0], folders.get(b""))
+    if folder is None or not untrusted_path or untrusted_path.startswith(b"/"):
+        return untrusted_path
+    return folder.rstrip(b"/") + b"/" + untrusted_path
 
 
 def _word(untrusted_word: str) -> str:

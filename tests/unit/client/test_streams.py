@@ -287,6 +287,28 @@ def test_closing_frees_a_feeder_that_waits() -> None:
 
 
 # -- over a socket -----------------------------------------------------------------------------------------------------------
+def test_a_terminal_here_and_one_in_the_guest(agent: Link, terminal: tuple[int, int]) -> None:
+    """A person waits for a prompt, resizes the window, types a command and at last Ctrl-C; nobody types in between."""
+    user, program = terminal
+    set_size(program, 30, 100)
+    seen = bytearray()
+
+    def person() -> None:
+        for awaited, typed in ((b"30 100\r\n", b"more\r"), (b"got more\r\n", b"\x03")):
+            while awaited not in seen:
+                seen.extend(os.read(user, 1000))
+            os.write(user, typed)
+
+    thread = threading.Thread(target=person)
+    thread.start()
+    with TerminalStreams(program, program) as streams:
+        rows, columns = streams.size
+        script = "stty size; read line; echo got $line; exec sleep 60"
+        status = execute(agent, ["sh", "-c", script], streams, tty=True, rows=rows, cols=columns)
+    thread.join()
+    assert status == ExitStatus(0, "INT")
+
+
 class CarriedStreams:
     """Streams whose other end is at the far side of a socket: what a server will do with a WebSocket."""
 
