@@ -15,6 +15,8 @@ from typing import NoReturn
 import pytest
 
 from tests.framework import leaks
+from tests.framework.caches import cache_folder
+from tests.framework.project import ROOT
 
 pytest_plugins = ["tests.framework.guests"]
 
@@ -42,6 +44,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "TMPDIR": str(folder),
         "INSULA_HOME": str(folder / "home"),
         "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis"),
+        # A test may start Python with our modules; it must not write compiled ones into the clone.
+        "PYTHONPATH": str(ROOT / "src"),
+        "PYTHONPYCACHEPREFIX": sys.pycache_prefix or str(cache_folder("pycache")),
     }
     tempfile.tempdir = None
     if config.option.basetemp is None:

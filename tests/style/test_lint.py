@@ -58,9 +58,6 @@ def test_shell_scripts_are_sound(path: Path) -> None:
 def test_help_is_quick_to_import() -> None:
     """What ``insula --help``, ``list`` and ``exec`` load before they do anything must stay small."""
     heavy = ["asyncio", "qemu", "rich", "tarfile", "tomllib", "sqlite3", "http", "ssl", "email", "unittest"]
-    program = (
-        f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r}); import insula.cli.main\n"
-        f"print(*[name for name in {heavy!r} if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)
+    program = f"import sys, insula.cli.main; print(*[name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
