@@ -59,7 +59,8 @@ AGENT_PORT: Final = "org.insula.agent"
 
 _HOTPLUG_CPUS: Final = 8
 _HOTPLUG_SLOTS: Final = 8
-_HOTPLUG_MEMORY: Final = 16 * GIB
+# Between these bounds three times what it has; an unlimited multiple would leave the addresses of small CPUs.
+_HOTPLUG_MEMORY: Final = (16 * GIB, 64 * GIB)
 # A quarter of the default and still more than a Debian boot translates; the default is up to 1 GiB.
 _TRANSLATION_CACHE_MIB: Final = 128
 
@@ -184,7 +185,8 @@ def _processors(cpus: int) -> Mapping[str, object]:
 
 
 def _memory(size: int) -> Mapping[str, object]:
-    most = -(-max(4 * size, size + _HOTPLUG_MEMORY) // GIB) * GIB
+    least_room, most_room = _HOTPLUG_MEMORY
+    most = -(-(size + min(max(3 * size, least_room), most_room)) // GIB) * GIB
     return {"size": f"{size // MIB}M", "slots": _HOTPLUG_SLOTS, "maxmem": f"{most // MIB}M"}
 
 

@@ -13,9 +13,7 @@ from insula.store.names import Home
 if TYPE_CHECKING:
     from insula.engines.qemu.probe import Notes
 
-FEATURES: Final = Features(
-    direct_boot=True, uefi=True, pause=True, power_button=True, nat=True, most_disks=5, most_nics=4
-)
+FEATURES: Final = Features(direct_boot=True, uefi=True, pause=True, power_button=True, nat=True, most_disks=5, most_nics=4)
 
 
 class QemuEngine:

@@ -162,4 +162,3 @@ def explain_failure(words: str) -> InsulaError:
     if words.startswith("QEMU"):
         return MachineEnded(words, code="failed_to_start", hint="this is QEMU's own message; 'insula doctor' checks the host")
     return HostLacks(f"the jail was refused: {words or 'it said nothing'}", code="jail_refused", hint="run: insula doctor")
-

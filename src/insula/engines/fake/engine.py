@@ -1,0 +1,112 @@
+"""An engine that starts nothing: for tests of the verbs. Held to the same contract as QEMU (tests/contract).
+
+It keeps machines in memory and leaves on disk what others look for: a listening ``keeper.sock``, ``status.json`` and,
+once ended, ``exit.json``. Outside a test run it refuses to load.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from insula.engines.base import DirectBoot, DiskBoot, Features, LaunchPlan
+from insula.errors import DamagedRecord, HostLacks, MachineEnded, UsageError
+from insula.host.files import remove_tree
+from insula.host.sockets import listen_unix
+from insula.store import names
+from insula.store.machines import BoardRecord
+from insula.store.names import Home
+
+TEST_RUN: Final = "INSULA_TEST_RUN"
+
+FEATURES: Final = Features(direct_boot=True, uefi=True, pause=True, power_button=True, nat=True, most_disks=5, most_nics=4)
+
+
+@dataclass
+class _Machine:
+    plan: LaunchPlan
+    listener: socket.socket
+    paused: bool = False
+    button: int = 0
+
+
+class FakeEngine:
+    """See the module. ``end`` and ``button_presses`` are for tests."""
+
+    name: Final = "fake"
+    features: Final = FEATURES
+
+    def __init__(self, home: Home) -> None:
+        if TEST_RUN not in os.environ:
+            raise RuntimeError("the fake engine is for tests only")
+        self._home = home
+        self._machines: dict[Path, _Machine] = {}
+
+    def choose_board(self, arch: str, former: BoardRecord | None = None) -> BoardRecord:
+        if arch != "amd64":
+            raise HostLacks(f"machines of architecture {arch} cannot be run yet", code="arch_unsupported")
+        return former or BoardRecord("pc-fake-1.0", "fake", "1.0", "tcg")
+
+    def launch(self, plan: LaunchPlan) -> None:
+        if len(plan.disks) > FEATURES.most_disks or len(plan.nics) > FEATURES.most_nics:
+            raise UsageError("the board has no place for so much", code="too_many_devices")
+        for path in _files(plan):
+            if not path.exists():
+                raise DamagedRecord(f"{path} is missing")
+        run = plan.folder / names.RUN
+        remove_tree(run)
+        run.mkdir(mode=0o700)
+        listener = listen_unix(run / names.KEEPER_SOCKET)
+        listener.setblocking(False)
+        self._machines[run] = _Machine(plan, listener)
+        self._tell(run)
+
+    def pause(self, run: Path) -> None:
+        self._running(run).paused = True
+        self._tell(run)
+
+    def resume(self, run: Path) -> None:
+        self._running(run).paused = False
+        self._tell(run)
+
+    def power_button(self, run: Path) -> None:
+        self._running(run).button += 1
+
+    def button_presses(self, run: Path) -> int:
+        return self._running(run).button
+
+    def end(self, run: Path, reason: str = "guest-shutdown") -> None:
+        """The machine ends, as if by itself."""
+        machine = self._running(run)
+        record = {"version": 1, "time": time.time_ns(), "reason": reason, "guest": True, "last_words": ""}
+        (run / names.EXIT).write_text(json.dumps(record))
+        machine.listener.close()
+        del self._machines[run]
+
+    def _running(self, run: Path) -> _Machine:
+        machine = self._machines.get(run)
+        if machine is None:
+            raise MachineEnded("the machine is not running", code="machine_ended")
+        with contextlib.suppress(BlockingIOError):
+            while True:  # whoever looked whether it is alive has gone again
+                machine.listener.accept()[0].close()
+        return machine
+
+    def _tell(self, run: Path) -> None:
+        state = "paused" if self._running(run).paused else "running"
+        (run / names.STATUS).write_text(json.dumps({"state": state, "agent": False, "since": time.time_ns()}))
+
+
+def _files(plan: LaunchPlan) -> list[Path]:
+    files = [layer.path for disk in plan.disks for layer in (*disk.layers, disk.head)]
+    if isinstance(plan.boot, DirectBoot):
+        files += [path for path in (plan.boot.kernel, plan.boot.initrd) if path is not None]
+    if isinstance(plan.boot, DiskBoot) and plan.boot.variables is not None:
+        files.append(plan.boot.variables)
+    return files

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+
+from insula.engines.qemu.launch import explain_failure
+from insula.engines.qemu.probe import EMULATED_CPU, Build, Notes, choose, parse_machine, parse_version
+from insula.errors import HostLacks, MachineEnded
+from insula.host.accelerators import Proof
+from insula.store.machines import BoardRecord
+
+BUILD = Build("/usr/bin/qemu-system-x86_64", "10.0.2", "pc-q35-10.0")
+
+
+def notes(kvm: bool, tcg: bool = True) -> Notes:
+    return Notes(1, "", BUILD, {"kvm": Proof(kvm, "no kvm", 0.1), "tcg": Proof(tcg, "no tcg", 0.1)})
+
+
+def test_versions() -> None:
+    assert parse_version("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\nCopyright") == "10.0.2"
+    assert parse_version("QEMU emulator version 8.2") == "8.2"
+    for text in ("", "not QEMU at all", "QEMU emulator version unknown"):
+        with pytest.raises(HostLacks):
+            parse_version(text)
+
+
+def test_machine_behind_q35() -> None:
+    listing = (
+        "pc-i440fx-8.2        Standard PC (default)\n"
+        "q35                  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-8.2)\n"
+        "pc-q35-8.2           Standard PC (Q35 + ICH9, 2009)\n"
+    )
+    assert parse_machine(listing) == "pc-q35-8.2"
+    with pytest.raises(HostLacks, match="no q35"):
+        parse_machine("none   empty machine\n")
+
+
+def test_the_first_accelerator_that_proved_itself_is_used() -> None:
+    assert choose(notes(kvm=True), None) == BoardRecord("pc-q35-10.0", "host", "10.0.2", "kvm")
+    assert choose(notes(kvm=False), None) == BoardRecord("pc-q35-10.0", EMULATED_CPU, "10.0.2", "tcg")
+    with pytest.raises(HostLacks, match="kvm: no kvm; tcg: no tcg"):
+        choose(notes(kvm=False, tcg=False), None)
+
+
+def test_a_machine_keeps_its_hardware() -> None:
+    former = BoardRecord("pc-q35-8.2", "Nehalem-v1", "8.2.1", "tcg")
+    assert choose(notes(kvm=False), former) == BoardRecord("pc-q35-8.2", "Nehalem-v1", "10.0.2", "tcg")
+    # The accelerator went or came: the CPU of the other kind cannot be had.
+    assert choose(notes(kvm=True), former) == BoardRecord("pc-q35-8.2", "host", "10.0.2", "kvm")
+
+
+def test_last_words_become_the_right_error() -> None:
+    ended = explain_failure("QEMU ended at once (failed): qemu-system-x86_64: -device nonsense: not found")
+    assert isinstance(ended, MachineEnded)
+    assert "-device nonsense" in ended.message
+    memory = explain_failure("QEMU ended at once (failed): cannot set up guest memory 'm': Cannot allocate memory")
+    assert (type(memory), memory.code) == (HostLacks, "no_memory")
+    jail = explain_failure("bwrap: No permissions to create new namespace")
+    assert (type(jail), jail.code) == (HostLacks, "jail_refused")
+    assert "it said nothing" in explain_failure("").message
