@@ -26,7 +26,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _SHARED = "wire"  # the framing: compiled into every part
 
 FLAGS = (
-    *("-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Os", "-static", "-s"),
+    *("-std=gnu11", "-D_GNU_SOURCE=", "-Wall", "-Wextra", "-Os", "-static", "-s"),
     *("-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections"),
 )
 _PATIENCE = 600.0  # seconds; zig's first build for an architecture builds a libc, too
