@@ -7,6 +7,7 @@ reaches, except the host's loopback addresses. passt ends when QEMU closes its e
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Sequence
 from ipaddress import AddressValueError, IPv4Address
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from insula.errors import ChildFailed, HostLacks
-from insula.host.process import Child, find_program, run, spawn
+from insula.host.process import find_program, run, spawn
 
 ADDRESS: Final = "10.0.2.15"
 PREFIX: Final = 24
@@ -44,20 +45,33 @@ def passt_argv(descriptor: int, resolvers: Sequence[str], uid: int | None) -> li
     return words
 
 
-def start_passt(uid: int | None) -> tuple[Child, socket.socket]:
-    """Start passt; returns it and the end for QEMU. Raises HostLacks (``program_missing``)."""
+def start_passt(uid: int | None) -> socket.socket:
+    """Start passt and return the end of its socket that is for QEMU. Closing that end everywhere ends passt.
+
+    Raises HostLacks (``program_missing``).
+    """
     if find_program("passt") is None:
         raise HostLacks("the program 'passt' is not installed", code="program_missing", hint="run: insula doctor --fix")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # Its words go nowhere: without a system logger old versions print one line for each line they could not log, for ever.
-        child = spawn(passt_argv(theirs.fileno(), host_resolvers(), uid), pass_fds=[theirs.fileno()], detached=True)
+        # Forked off, so that it is nobody's child whose end must be waited for. Its words go nowhere: without a system logger
+        # old versions print one line for each line they could not log, for ever.
+        argv = ["setsid", "--fork", *passt_argv(theirs.fileno(), host_resolvers(), uid)]
+        with spawn(argv, pass_fds=[theirs.fileno()]) as starter:
+            starter.wait(_PATIENCE)
     except BaseException:
         ours.close()
         raise
     finally:
         theirs.close()
-    return child, ours
+    return ours
+
+
+def has_ended(end: socket.socket) -> bool:
+    """Whether the passt at the other side of ``end`` is gone."""
+    poller = select.poll()
+    poller.register(end, 0)  # a hang-up is always reported
+    return bool(poller.poll(0))
 
 
 def explain_end(uid: int | None) -> HostLacks:

@@ -4,7 +4,8 @@ from insula.networks.passt import parse_resolvers, passt_argv
 
 
 def test_resolvers_a_guest_can_ask() -> None:
-    text = "# comment\nsearch example.org\nnameserver 192.0.2.1\nnameserver  198.51.100.7 # second\nnameserver\nnameserver nonsense\n"
+    text = "# comment\nsearch example.org\nnameserver 192.0.2.1\nnameserver  198.51.100.7 # second\n"
+    text += "nameserver\nnameserver nonsense\n"
     assert parse_resolvers(text) == ["192.0.2.1", "198.51.100.7"]
 
 

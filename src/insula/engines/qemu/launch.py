@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -24,7 +25,7 @@ from insula.engines.qemu.probe import Build, root_plan
 from insula.errors import ChildFailed, DamagedRecord, HostLacks, InsulaError, MachineEnded
 from insula.host.files import explain_os_error, remove_tree
 from insula.host.native import native_path
-from insula.host.process import Child, require_program, run
+from insula.host.process import require_program, run
 from insula.isolation.jail import Jail, jail_argv
 from insula.isolation.roots import KEEPER_INSIDE, jail_root
 from insula.isolation.uids import jail_ids
@@ -40,7 +41,7 @@ def launch(plan: LaunchPlan, build: Build) -> None:
     Raises HostLacks (a program, memory or disk space is missing, the jail was refused), DamagedRecord (a file of the
     machine is missing), MachineEnded (``failed_to_start``: QEMU ended at once; its last words are in the message).
     """
-    for program in ("bwrap", "setpriv", "prlimit"):
+    for program in ("bwrap", "setpriv", "prlimit", "setsid"):
         require_program(program)
     if isinstance(plan.boot, DiskBoot) and plan.boot.firmware == "uefi" and not Path(FIRMWARE_CODE).exists():
         raise HostLacks("the UEFI firmware is not installed", code="firmware_missing", hint="run: apt-get install ovmf")
@@ -48,19 +49,17 @@ def launch(plan: LaunchPlan, build: Build) -> None:
     root = jail_root(root_plan(build, keeper))
     ids = jail_ids(plan.uuid)
     board = build_board(plan)
-    with _run_folder(plan.folder), Descriptors() as descriptors, ExitStack() as undo:
+    with _run_folder(plan.folder), Descriptors() as descriptors, ExitStack() as watch, ExitStack() as undo:
         with _file_errors(plan.folder):
             open_for_keeper(descriptors, plan.folder)
             open_for_qemu(descriptors, plan, board)
-        helpers = _networks(plan, descriptors, ids.network, undo)
+        helpers = _networks(plan, descriptors, ids.network, watch)
         contents = tuple((number, _INSIDE[place]) for place, number in descriptors.contents.items())
         jail = Jail(root, ids.machine, contents)
         undo.callback(_end, plan.folder / names.RUN)
         _start(plan, jail, keeper, build_argv(board, descriptors.qemu, str(build.binary)), descriptors)
         _check_helpers(helpers, ids.network)
         undo.pop_all()
-        for helper in helpers:
-            helper.close()
 
 
 @contextlib.contextmanager
@@ -86,24 +85,23 @@ def _file_errors(folder: Path) -> Iterator[None]:
         raise explain_os_error(cause, folder / names.RUN) from cause
 
 
-def _networks(plan: LaunchPlan, descriptors: Descriptors, uid: int | None, undo: ExitStack) -> list[Child]:
+def _networks(plan: LaunchPlan, descriptors: Descriptors, uid: int | None, watch: ExitStack) -> list[socket.socket]:
+    """Start a helper per network card. Returns sockets to see by whether it lives; a helper ends when all its ends are closed."""
     from insula.networks.passt import start_passt
 
-    helpers = []
+    ends = []
     for index in range(len(plan.nics)):
-        helper, end = start_passt(uid)
-        undo.callback(helper.close)
-        undo.callback(helper.stop)
+        end = start_passt(uid)
+        ends.append(watch.enter_context(end.dup()))
         descriptors.qemu[f"net{index}"] = end.detach()
-        helpers.append(helper)
-    return helpers
+    return ends
 
 
-def _check_helpers(helpers: list[Child], uid: int | None) -> None:
-    from insula.networks.passt import explain_end
+def _check_helpers(ends: list[socket.socket], uid: int | None) -> None:
+    from insula.networks.passt import explain_end, has_ended
 
-    for helper in helpers:
-        if helper.wait(0) is not None:
+    for end in ends:
+        if has_ended(end):
             raise explain_end(uid)
 
 

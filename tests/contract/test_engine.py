@@ -1,0 +1,112 @@
+"""What every engine does alike: engines/base.py, sentence by sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from insula.engines.base import DirectBoot, DiskPlan, LayerFile
+from insula.errors import DamagedRecord, HostLacks, MachineEnded, UsageError
+from insula.host.sockets import is_listening
+from insula.store import names
+from tests.contract.conftest import Bench
+
+pytestmark = pytest.mark.guest
+
+Eventually = Callable[[Callable[[], bool]], None]
+
+
+def state(run: Path) -> str:
+    return json.loads((run / names.STATUS).read_bytes())["state"]
+
+
+def test_a_launched_machine_is_alive_and_running(bench: Bench, eventually: Eventually) -> None:
+    run = bench.launch(bench.plan())
+    assert is_listening(run / names.KEEPER_SOCKET)
+    eventually(lambda: state(run) == "running")
+    assert run.stat().st_mode & 0o077 == 0
+
+
+def test_pause_and_resume_may_be_said_twice(bench: Bench, eventually: Eventually) -> None:
+    run = bench.launch(bench.plan())
+    for _ in range(2):
+        bench.engine.pause(run)
+        eventually(lambda: state(run) == "paused")
+    for _ in range(2):
+        bench.engine.resume(run)
+        eventually(lambda: state(run) == "running")
+
+
+def test_the_power_button_does_not_wait_for_the_guest(bench: Bench) -> None:
+    run = bench.launch(bench.plan())
+    bench.engine.power_button(run)
+    assert is_listening(run / names.KEEPER_SOCKET)
+
+
+def test_an_ended_machine_is_said_to_have_ended(bench: Bench, eventually: Eventually) -> None:
+    run = bench.launch(bench.plan())
+    bench.end(run)
+    eventually(lambda: not is_listening(run / names.KEEPER_SOCKET))
+    assert json.loads((run / names.EXIT).read_bytes())["reason"]
+    for verb in (bench.engine.pause, bench.engine.resume, bench.engine.power_button):
+        with pytest.raises(MachineEnded):
+            verb(run)
+
+
+def test_a_machine_that_never_ran_is_not_running(bench: Bench, tmp_path: Path) -> None:
+    with pytest.raises(MachineEnded):
+        bench.engine.pause(tmp_path / "run")
+
+
+def test_it_can_be_launched_again(bench: Bench, eventually: Eventually) -> None:
+    plan = bench.plan()
+    run = bench.launch(plan)
+    bench.end(run)
+    eventually(lambda: not is_listening(run / names.KEEPER_SOCKET))
+    bench.launch(plan)
+    eventually(lambda: state(run) == "running")
+
+
+def test_two_machines_do_not_meet(bench: Bench, eventually: Eventually) -> None:
+    one, other = bench.launch(bench.plan("one")), bench.launch(bench.plan("other"))
+    bench.engine.pause(one)
+    eventually(lambda: state(one) == "paused")
+    eventually(lambda: state(other) == "running")
+
+
+@pytest.mark.parametrize("what", ["head", "layer", "kernel", "initrd"])
+def test_a_missing_file_is_named_and_nothing_is_left(bench: Bench, what: str) -> None:
+    plan = bench.plan()
+    head, gone = plan.disks[0].head, plan.folder / "gone"
+    present = plan.folder / "present"
+    present.write_bytes(b"")
+    changes = {
+        "head": {"disks": (DiskPlan("disk0", LayerFile(gone)),)},
+        "layer": {"disks": (DiskPlan("disk0", head, (LayerFile(gone),)),)},
+        "kernel": {"boot": DirectBoot(gone)},
+        "initrd": {"boot": DirectBoot(present, gone)},
+    }
+    with pytest.raises(DamagedRecord, match="gone is missing"):
+        bench.launch(bench.plan(**changes[what]))
+    assert not (plan.folder / names.RUN).exists()
+
+
+def test_more_than_the_board_holds_is_refused(bench: Bench) -> None:
+    plan = bench.plan()
+    disks = tuple(DiskPlan(f"disk{index}", plan.disks[0].head) for index in range(bench.engine.features.most_disks + 1))
+    with pytest.raises(UsageError):
+        bench.launch(bench.plan(disks=disks))
+    assert not (plan.folder / names.RUN).exists()
+
+
+def test_hardware_once_chosen_is_kept(bench: Bench) -> None:
+    board = bench.engine.choose_board("amd64")
+    assert bench.engine.choose_board("amd64", board) == board
+
+
+def test_an_architecture_it_cannot_run(bench: Bench) -> None:
+    with pytest.raises(HostLacks):
+        bench.engine.choose_board("m68k")
