@@ -71,6 +71,6 @@ void qemu_kill(struct keeper *keeper)
 {
     keeper->qemu.killed = true;
     keeper->qemu.kill_at = 0;
-    if (!keeper->ended)
+    if (!keeper->ended && keeper->qemu.pid > 0)
         kill(keeper->qemu.pid, SIGKILL); /* ours until we reap it, so the number cannot be somebody else's */
 }

@@ -284,6 +284,24 @@ def test_memory_is_given_back(rig: Rig) -> None:
     assert resident(rig) < 300
 
 
+def test_too_much_for_one_who_does_not_read_costs_only_that_one(rig: Rig) -> None:
+    """However much a client allows to be sent, what waits for it is bounded; past that it is dropped."""
+    rig.live()
+    lazy, link = rig.raw(), rig.link()
+    for channel in range(1, 41):
+        lazy.open(channel, "exec")
+        lazy.send(wire.CREDIT, channel, wire.encode_credit(wire.WINDOW_MAX), wire.STDOUT)
+    numbers = [frame.channel for frame in (rig.agent.read() for _ in range(80)) if frame.type == wire.OPEN]
+    for number in numbers:
+        for _ in range(16):
+            rig.agent.send(wire.DATA, number, bytes(65536), wire.STDOUT)
+    assert {(frame.type, frame.channel) for frame in (rig.agent.read() for _ in numbers)} == {(wire.CLOSE, n) for n in numbers}
+    channel = link.open("ping")
+    rig.agent.result(opened(rig).channel)
+    channel.finish(10)
+    assert resident(rig) < 300
+
+
 # -- credit ----------------------------------------------------------------------------------------------------------------
 def test_an_agent_that_overruns_is_cut_off(rig: Rig) -> None:
     rig.live()
