@@ -26,8 +26,8 @@ use Socket; my %r;
 sub try { my ($name, $got) = @_; $r{$name} = $got ? "OPEN" : "$!"; }
 for my $path ("/", "/usr", "/usr/bin", "/dev", "/boot", "/tmp", "/proc", "/sys", "/var/tmp") {
     try("write $path", open(my $f, ">", "$path/x") || mkdir("$path/y")); }
-for my $path ("/etc/passwd", "/etc/shadow", "/proc/1/status", "/proc/self/exe", "/sys/kernel", "/dev/kvm", "/dev/net/tun", "/dev/vda",
-              "/home", "/root", "/run") { try("see $path", -e $path); }
+for my $path ("/etc/passwd", "/etc/shadow", "/proc/1/status", "/proc/self/exe", "/sys/kernel", "/dev/kvm", "/dev/net/tun",
+              "/dev/vda", "/home", "/root", "/run") { try("see $path", -e $path); }
 my ($nothing, $rootdir, $tmpfs, $usr, $word) = ("none", "/", "tmpfs", "/usr", "x");         # syscall wants variables
 my $limits = pack("QQ", 1 << 20, 1 << 20);
 try("make the root writable", syscall(165, $nothing, $rootdir, 0, 32 | 4096, 0) == 0);  # mount: remount, bind
@@ -35,7 +35,8 @@ try("mount tmpfs", syscall(165, $tmpfs, $usr, $tmpfs, 0, 0) == 0);
 try("be root", syscall(105, 0) == 0);                                                   # setuid
 try("host name", syscall(170, $word, 1) == 0);                                          # sethostname
 try("signal a process of the host", kill(0, $ENV_PID));
-socket(my $tcp, AF_INET, SOCK_STREAM, 0); try("reach the host's loopback", connect($tcp, pack_sockaddr_in($PORT, inet_aton("127.0.0.1"))));
+socket(my $tcp, AF_INET, SOCK_STREAM, 0);
+try("reach the host's loopback", connect($tcp, pack_sockaddr_in($PORT, inet_aton("127.0.0.1"))));
 socket(my $raw, AF_INET, SOCK_RAW, 1) and $r{"raw socket"} = "OPEN";
 socket(my $ext, AF_INET, SOCK_STREAM, 0); try("reach the network", connect($ext, pack_sockaddr_in(80, inet_aton("192.0.2.1"))));
 socket(my $un, AF_UNIX, SOCK_STREAM, 0); try("reach an abstract socket of the host", connect($un, pack("S a*", 1, "\0$NAME")));
