@@ -86,8 +86,18 @@ def cli(ctx: click.Context, yes: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run one command line and exit: 0, 1 failed, 2 wrong usage; run, exec and shell pass the guest's code, 125 for our own failures."""
+    _fill_standard_streams()
     words = sys.argv[1:] if arguments is None else arguments
     sys.exit(run_command(words))
+
+
+def _fill_standard_streams() -> None:
+    """Give a closed standard stream something harmless, lest a socket of ours gets its number and somebody prints into it."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            while os.open(os.devnull, os.O_RDWR) < descriptor:
+                pass
+            setattr(sys, name, os.fdopen(descriptor, mode))
 
 
 def run_command(words: list[str]) -> int:
