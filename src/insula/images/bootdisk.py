@@ -8,9 +8,9 @@
     the end         the table's backup
 
 Both GRUBs read ``/boot/grub/grub.cfg`` of the root next to them. That boots the newest kernel with an initrd of our own (the
-agent as /init: seconds faster than a general one), both kept by ``/usr/lib/insula/update-boot``, which the kernel packages call; or,
-when those are missing, ``/vmlinuz`` and ``/initrd.img``, links kept by the kernel packages themselves. So an upgrade inside the
-guest takes effect at its next boot.
+agent as /init: seconds faster than a general one), both kept by ``/usr/lib/insula/update-boot``, which the kernel packages
+call; or, when those are missing, ``/vmlinuz`` and ``/initrd.img``, links kept by the kernel packages themselves. So an upgrade
+inside the guest takes effect at its next boot.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from insula.errors import HostLacks, UsageError
 from insula.host.files import explain_os_error, free_bytes, fsync_folder, remove_tree
 from insula.host.native import native_digest, native_path
 from insula.images.catalogue import Names, find_built, images_lock, read_names, sweep, write_names
-from insula.images.layout import Built, sha256
+from insula.images.layout import Built, guest_digest, sha256
 from insula.images.mirror import host_mirror
 from insula.images.progress import Watcher
 from insula.images.recipe import Recipe
@@ -51,7 +51,7 @@ def host_architecture() -> str:
 
 def cache_key(recipe: Recipe, arch: str) -> str:
     """What an image depends on and we know without asking the network."""
-    parts = (b"%d" % _BUILDER, recipe.canonical(), arch.encode(), native_digest("agent").encode())
+    parts = (b"%d" % _BUILDER, recipe.canonical(), arch.encode(), native_digest("agent").encode(), guest_digest().encode())
     return sha256(b"\0".join(parts))[:32]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 # Where /sbin/insula-agent is: in Debian /sbin is a link to usr/sbin, in tiny all such folders are links to usr/bin.
@@ -21,3 +22,15 @@ class Built:
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def guest_files() -> list[tuple[str, bytes]]:
+    """What every system image gets besides packages: (path in the image, content) of all below ``images/guest``."""
+    folder = Path(__file__).with_name("guest")
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [(path.relative_to(folder).as_posix(), path.read_bytes()) for path in paths]
+
+
+def guest_digest() -> str:
+    """Changes whenever one of ``guest_files`` does."""
+    return sha256(b"".join(f"{path} {sha256(content)}\n".encode() for path, content in guest_files()))

@@ -1,21 +1,21 @@
 """Images of whole systems (``debian``): installed by their own package system, booting by themselves.
 
 The order decides what the digest covers: packages, files, commands, normalising, *digest*; only then come the parts that
-follow from the digest (the names of partitions) or are ours (the agent, known by the digest of its sources).
+follow from the digest (the names of file systems), are ours (the agent, known by the digest of its sources), or belong to where
+the image was built (the address of the mirror).
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 from typing import Final
 
 from insula.errors import InsulaError
 from insula.host.native import native_sources
 from insula.images.archives import Entry, link, regular, with_parents, write_tar
 from insula.images.bootdisk import GRUB_HOOK, GRUB_PACKAGES, DiskPlan, assemble, grub_configuration
-from insula.images.layout import SYSTEM_AGENT, Built, sha256
+from insula.images.layout import SYSTEM_AGENT, Built, guest_files, sha256
 from insula.images.mirror import KEYRING, Mirror
 from insula.images.packages import DPKG_OPTIONS, bootstrap
 from insula.images.recipe import Recipe
@@ -37,7 +37,8 @@ chmod 0700 var/log/private var/cache/apt/archives/partial var/lib/apt/lists/part
 rm -f etc/ssh/ssh_host_* var/lib/systemd/random-seed var/lib/systemd/credential.secret etc/machine-id var/lib/dbus/machine-id
 rm -f etc/hostname etc/resolv.conf etc/.resolv.conf.systemd-resolved.bak
 rm -f etc/.pwd.lock etc/passwd- etc/shadow- etc/group- etc/gshadow- etc/subuid- etc/subgid-
-rm -f etc/apt/apt.conf.d/99mmdebstrap etc/dpkg/dpkg.cfg.d/99mmdebstrap etc/apt/sources.list.d/0000* etc/fstab
+rm -f etc/apt/apt.conf.d/99mmdebstrap etc/dpkg/dpkg.cfg.d/99mmdebstrap etc/fstab
+[ "$1" = keep ] || rm -f etc/apt/sources.list etc/apt/sources.list.d/*
 rm -f var/lib/dpkg/*-old var/lib/dpkg/lock* var/lib/dpkg/triggers/Lock var/lib/ucf/*.[0-9]* var/cache/debconf/*-old
 rm -f var/cache/ldconfig/aux-cache var/lib/apt/extended_states.tmp var/cache/man/* usr/share/info/dir.old
 find . -xdev \( -name __pycache__ -prune -exec rm -rf {} + \)
@@ -62,7 +63,7 @@ find /work/tree -newermt "@$SOURCE_DATE_EPOCH" -exec touch -h -d "@$SOURCE_DATE_
 def build_system(room: Room, recipe: Recipe, arch: str, mirror: Mirror, agent: bytes) -> Built:
     """Make ``/work/disk.raw`` in the room. Raises as Room.run, and InsulaError (``kernel_missing``)."""
     _install_packages(room, recipe, arch, mirror)
-    room.script(_NORMALISE, step="cleaning up", fraction=0.66)
+    room.script(_NORMALISE, "replace" if mirror.main else "keep", step="cleaning up", fraction=0.66)
     with room.reading([*TAR_OF_TREE, "--directory=/work/tree", "."], step="computing the digest") as stream:
         tree = read_tree(stream)
     kernels = sorted(match[1] for path in tree.lines if (match := _KERNEL.fullmatch(path.decode(errors="surrogateescape"))))
@@ -70,7 +71,7 @@ def build_system(room: Room, recipe: Recipe, arch: str, mirror: Mirror, agent: b
         raise InsulaError("the kernel package brought no kernel", code="kernel_missing", hint="choose another kernel package")
     content = tree.digest()
     plan = DiskPlan(sha256(f"{content} {recipe.canonical().decode()}".encode()), arch, recipe.disk_bytes)
-    entries = write_tar(with_parents(_own_parts(recipe, plan, agent)), recipe.epoch)
+    entries = write_tar(with_parents(_own_parts(recipe, plan, mirror, agent)), recipe.epoch)
     room.script(_FINISH, step="adding the agent", fraction=0.8, data=entries)
     assemble(room, plan)
     return Built(content=content, kernel=kernels[-1])
@@ -81,7 +82,7 @@ def _install_packages(room: Room, recipe: Recipe, arch: str, mirror: Mirror) -> 
         "mkdir -m 0755 /work/boot; cat > /work/files.tar; cat",
         step="preparing",
         fraction=0.01,
-        data=write_tar(with_parents(_files(recipe, mirror)), recipe.epoch),
+        data=write_tar(with_parents(_files(recipe)), recipe.epoch),
     )
     unpack = (
         'tar --extract --preserve-permissions --numeric-owner --keep-directory-symlink --directory="$1" --file=/work/files.tar'
@@ -103,11 +104,9 @@ def _install_packages(room: Room, recipe: Recipe, arch: str, mirror: Mirror) -> 
     )
 
 
-def _files(recipe: Recipe, mirror: Mirror) -> list[Entry]:
-    """The recipe's files, and what every system needs to go on living: apt's sources, what dpkg leaves out."""
+def _files(recipe: Recipe) -> list[Entry]:
+    """What every system of ours has, and the recipe's files."""
     entries = [regular("etc/dpkg/dpkg.cfg.d/insula-slim", "".join(f"{option}\n" for option in DPKG_OPTIONS).encode())]
-    if sources := _sources(recipe, mirror):
-        entries.append(regular("etc/apt/sources.list.d/debian.sources", sources.encode()))
     entries += _guest_files()
     for file in recipe.files:
         uid, gid = (int(number) for number in file.owner.split(":"))
@@ -117,10 +116,7 @@ def _files(recipe: Recipe, mirror: Mirror) -> list[Entry]:
 
 def _guest_files() -> list[Entry]:
     """What ``images/guest`` holds, at the same places; scripts are executable."""
-    folder = Path(__file__).with_name("guest")
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    contents = [(path.relative_to(folder).as_posix(), path.read_bytes()) for path in paths]
-    return [regular(name, content, 0o755 if content.startswith(b"#!") else 0o644) for name, content in contents]
+    return [regular(name, content, 0o755 if content.startswith(b"#!") else 0o644) for name, content in guest_files()]
 
 
 def _sources(recipe: Recipe, mirror: Mirror) -> str:
@@ -141,17 +137,20 @@ def _sources(recipe: Recipe, mirror: Mirror) -> str:
     )
 
 
-def _own_parts(recipe: Recipe, plan: DiskPlan, agent: bytes) -> list[Entry]:
+def _own_parts(recipe: Recipe, plan: DiskPlan, mirror: Mirror, agent: bytes) -> list[Entry]:
     """What follows from the digest, and the agent."""
     unit = (native_sources() / "agent" / _UNIT).read_bytes()
     fstab = f"UUID={plan.root_uuid} / ext4 defaults,errors=remount-ro,x-systemd.growfs 0 1\n"
-    return [
+    parts = [
         regular("etc/fstab", fstab.encode()),
         regular("boot/grub/grub.cfg", grub_configuration(plan, recipe.kernel.cmdline).encode()),
         regular(SYSTEM_AGENT, agent, 0o755),
         regular(_UNIT_PATH, unit),
         link(f"etc/systemd/system/{_wanted_by(unit)}.wants/{_UNIT}", f"/{_UNIT_PATH}"),
     ]
+    if sources := _sources(recipe, mirror):
+        parts.append(regular("etc/apt/sources.list.d/debian.sources", sources.encode()))
+    return parts
 
 
 def _wanted_by(unit: bytes) -> str:
