@@ -1,7 +1,6 @@
 #include "exec.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,9 +15,9 @@
 #include "loop.h"
 #include "names.h"
 #include "spawn.h"
+#include "streams.h"
 
 enum {
-    PIPE_SIZE = 262144,
     GRACE = 1000,   /* milliseconds output is waited for after the program ended, when others keep it open */
     MERCY = 2000,   /* milliseconds between SIGHUP and SIGKILL */
 };
@@ -29,7 +28,7 @@ struct exec {
     bool tty, ended, graceless, hung_up;
     int status;
 
-    struct watch in, out[2], failures; /* with a terminal in and out[0] are two descriptors of its master */
+    struct watch in, out[2], failures; /* as streams.h has them */
     int left[2]; /* bytes that were in a pipe when the program ended: these are still delivered */
     struct failure failure;
 
@@ -315,17 +314,11 @@ static void exec_signal(struct channel *channel, const char *name)
         kill(exec->child.pid, number); /* it has not made its group yet */
 }
 
-static void set_window(int terminal, uint16_t rows, uint16_t columns)
-{
-    struct winsize size = { .ws_row = rows, .ws_col = columns };
-    ioctl(terminal, TIOCSWINSZ, &size);
-}
-
 static void exec_resize(struct channel *channel, uint16_t rows, uint16_t columns)
 {
     struct exec *exec = of(channel);
     if (exec->tty && exec->out[0].fd >= 0)
-        set_window(exec->out[0].fd, rows, columns);
+        terminal_resize(exec->out[0].fd, rows, columns);
 }
 
 static const struct channel_kind kind = {
@@ -340,61 +333,21 @@ static const struct channel_kind kind = {
 
 /* ---- the beginning ---- */
 
-/* Descriptors of both sides: ours in `exec`, the program's in `streams`. All are closed on exec. */
-static bool open_pipe(struct watch *ours, int *theirs, bool inward)
-{
-    int ends[2];
-    if (pipe2(ends, O_CLOEXEC) < 0)
-        return false;
-    ours->fd = ends[inward ? 0 : 1];
-    *theirs = ends[inward ? 1 : 0];
-    fcntl(ours->fd, F_SETFL, O_NONBLOCK);
-    fcntl(ours->fd, F_SETPIPE_SZ, PIPE_SIZE); /* refused to some; then it is smaller */
-    return true;
-}
-
-static bool open_terminal(struct exec *exec, const struct command *command, int streams[3])
-{
-    int unlocked = 0, number;
-    char path[32];
-    int master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
-    exec->out[0].fd = master;
-    if (master < 0 || ioctl(master, TIOCSPTLCK, &unlocked) < 0 || ioctl(master, TIOCGPTN, &number) < 0)
-        return false;
-    snprintf(path, sizeof path, "/dev/pts/%d", number);
-    set_window(master, command->rows, command->columns);
-    exec->in.fd = fcntl(master, F_DUPFD_CLOEXEC, 0);
-    streams[0] = open(path, O_RDWR | O_NOCTTY | O_CLOEXEC);
-    streams[1] = streams[2] = streams[0];
-    return exec->in.fd >= 0 && streams[0] >= 0;
-}
-
-static bool open_streams(struct exec *exec, const struct command *command, int streams[3])
-{
-    if (command->tty)
-        return open_terminal(exec, command, streams);
-    return open_pipe(&exec->in, &streams[0], false) && open_pipe(&exec->out[0], &streams[1], true) &&
-           open_pipe(&exec->out[1], &streams[2], true);
-}
-
-static void close_streams(const struct command *command, const int streams[3])
-{
-    for (int i = 0; i < (command->tty ? 1 : 3); i++)
-        if (streams[i] >= 0)
-            close(streams[i]);
-}
-
 static bool start(struct exec *exec, const struct command *command)
 {
-    int streams[3] = { -1, -1, -1 }, failures = -1;
-    bool started = open_streams(exec, command, streams) && open_pipe(&exec->failures, &failures, true);
-    pid_t pid = started ? child_fork(&exec->child, exec_ended) : -1;
+    struct streams streams;
+    int failures = -1;
+    bool opened = streams_open(&streams, command) && pipe_open(&exec->failures.fd, &failures, true);
+    pid_t pid = opened ? child_fork(&exec->child, exec_ended) : -1;
     if (pid == 0)
-        command_become(command, streams, failures);
+        command_become(command, streams.theirs, failures);
     int error = errno;
-    close_streams(command, streams);
+    streams_close_theirs(&streams);
     if (failures >= 0)
         close(failures);
+    exec->in.fd = streams.ours[0];
+    exec->out[0].fd = streams.ours[1];
+    exec->out[1].fd = streams.ours[2];
     errno = error;
     return pid > 0;
 }

@@ -150,7 +150,9 @@ static void live(const uint8_t *data, size_t size)
             }
         }
     }
-    struct wire_reader again = { .buffer = buffer, .size = sizeof buffer, .end = size < sizeof buffer ? size : sizeof buffer };
+    struct wire_reader again;
+    wire_reader_init(&again, buffer, sizeof buffer);
+    wire_reader_filled(&again, size < sizeof buffer ? size : sizeof buffer);
     memcpy(buffer, data, again.end);
     while (wire_reader_seek_answer(&again, data, &said) == WIRE_GOT)
         MUST(said.length <= WIRE_HELLO_MAX && said.fields + said.length <= buffer + again.end);
@@ -299,7 +301,8 @@ static void tell(void)
 #ifndef INSULA_LIBFUZZER
 static void make_world(const char *folder)
 {
-    if (chdir(folder) < 0 || (mkdir("inside", 0700) < 0) || mkdir("outside", 0700) < 0 || symlink("../outside", "inside/link") < 0) {
+    if (chdir(folder) < 0 || mkdir("inside", 0700) < 0 || mkdir("outside", 0700) < 0 ||
+        symlink("../outside", "inside/link") < 0) {
         perror(folder);
         exit(1);
     }

@@ -83,6 +83,8 @@ def build(part: str, arch: str, target: Path) -> None:
         sources = _files(part, "*.c")
         run([*compiler, *FLAGS, stamp, f"-I{native_sources()}", "-o", temporary, *sources], timeout=_PATIENCE)
         temporary.chmod(0o755)
+        with temporary.open("rb") as program:
+            os.fsync(program.fileno())
         temporary.rename(target)
     finally:
         with contextlib.suppress(FileNotFoundError):
