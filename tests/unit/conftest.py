@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
@@ -10,6 +11,7 @@ import pytest
 
 from insula.guest.link import Link
 from insula.guest.wire import encode_sync, find_hello
+from insula.host.namespaces import package_namespace
 from insula.host.native import native_path
 from tests.framework.peer import Peer
 
@@ -31,13 +33,25 @@ def agent_program() -> str:
     return os.fspath(native_path("insula-agent"))
 
 
+@contextlib.contextmanager
+def _root_of() -> Iterator[tuple[list[str], list[int]]]:
+    """An agent is root in its guest. For an ordinary user: root of a namespace with a full range of ids."""
+    if os.geteuid() == 0:
+        yield [], []
+        return
+    with package_namespace(with_self=True) as namespace:
+        yield ["--userns", str(namespace)], [namespace]
+
+
 @pytest.fixture
 def agent(agent_program: str) -> Iterator[Link]:
     """A link to a real agent, which runs here as an ordinary process: what the keeper would do to begin a life is done here."""
     ours, theirs = socket.socketpair()
-    with theirs:
+    with theirs, _root_of() as (namespace, passed):
         process = subprocess.Popen(
-            [*_ROOM, agent_program, "--port", f"fd:{theirs.fileno()}"], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+            [*_ROOM, *namespace, agent_program, "--port", f"fd:{theirs.fileno()}"],
+            pass_fds=[theirs.fileno(), *passed],
+            stdin=subprocess.DEVNULL,
         )
     try:
         _begin_life(ours)
