@@ -52,6 +52,7 @@ RESERVED: Final[Mapping[int, str]] = {
 
 # Inside the jail's root; isolation/roots.py puts them there.
 FIRMWARE_CODE: Final = "/usr/share/OVMF/OVMF_CODE_4M.fd"
+FIRMWARE_VARIABLES: Final = "/usr/share/OVMF/OVMF_VARS_4M.fd"
 JAIL_KERNEL: Final = "/boot/kernel"
 JAIL_INITRD: Final = "/boot/initrd"
 

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Final
 
 from insula.engines.base import DiskBoot, LaunchPlan
-from insula.engines.qemu.board import FIRMWARE_CODE, JAIL_INITRD, JAIL_KERNEL, build_board
+from insula.engines.qemu.board import FIRMWARE_CODE, FIRMWARE_VARIABLES, JAIL_INITRD, JAIL_KERNEL, build_board
 from insula.engines.qemu.cmdline import build_argv
 from insula.engines.qemu.descriptors import Descriptors, open_for_keeper, open_for_qemu
 from insula.engines.qemu.probe import Build, root_plan
 from insula.errors import ChildFailed, DamagedRecord, HostLacks, InsulaError, MachineEnded
-from insula.host.files import explain_os_error, remove_tree
+from insula.host.files import explain_os_error, remove_tree, write_atomic
 from insula.host.native import native_path
 from insula.host.process import require_program, run
 from insula.isolation.jail import Jail, jail_argv
@@ -43,8 +43,7 @@ def launch(plan: LaunchPlan, build: Build) -> None:
     """
     for program in ("bwrap", "setpriv", "prlimit", "setsid"):
         require_program(program)
-    if isinstance(plan.boot, DiskBoot) and plan.boot.firmware == "uefi" and not Path(FIRMWARE_CODE).exists():
-        raise HostLacks("the UEFI firmware is not installed", code="firmware_missing", hint="run: apt-get install ovmf")
+    _prepare_firmware(plan)
     keeper = native_path("insula-keeper")
     root = jail_root(root_plan(build, keeper))
     ids = jail_ids(plan.uuid)
@@ -60,6 +59,17 @@ def launch(plan: LaunchPlan, build: Build) -> None:
         _start(plan, jail, keeper, build_argv(board, descriptors.qemu, str(build.binary)), descriptors)
         _check_helpers(helpers, ids.network)
         undo.pop_all()
+
+
+def _prepare_firmware(plan: LaunchPlan) -> None:
+    """UEFI keeps its variables in a file of the machine, which is empty at its first start."""
+    if not isinstance(plan.boot, DiskBoot) or plan.boot.variables is None:
+        return
+    if not Path(FIRMWARE_CODE).exists() or not Path(FIRMWARE_VARIABLES).exists():
+        raise HostLacks("the UEFI firmware is not installed", code="firmware_missing", hint="run: apt-get install ovmf")
+    if not plan.boot.variables.exists():
+        plan.boot.variables.parent.mkdir(mode=0o700, exist_ok=True)
+        write_atomic(plan.boot.variables, Path(FIRMWARE_VARIABLES).read_bytes())
 
 
 @contextlib.contextmanager
