@@ -212,7 +212,7 @@ user:
   syscall
 sysentry:
   jmp back
-.balign 8
+.balign 8, 0xCC  # named, because assemblers fill differently by themselves
 gdt:
   .quad 0
   .quad 0x00CF9B000000FFFF  # 08 code32

@@ -251,6 +251,7 @@ def send_until_full(client: RawClient, data: Iterable[bytes]) -> None:
         client.socket.sendall(b"".join(itertools.islice(data, 1000)))
 
 
+@pytest.mark.root  # the keeper lets no ordinary user look at its memory
 def test_a_guest_that_does_not_read_holds_up_only_its_own(rig: Rig) -> None:
     rig.live()
     client = rig.raw()
@@ -268,6 +269,7 @@ def resident(rig: Rig) -> int:
     return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Private_Dirty"))
 
 
+@pytest.mark.root  # the keeper lets no ordinary user look at its memory
 def test_memory_is_given_back(rig: Rig) -> None:
     rig.live()
     client = rig.raw()
@@ -284,6 +286,7 @@ def test_memory_is_given_back(rig: Rig) -> None:
     assert resident(rig) < 300
 
 
+@pytest.mark.root  # the keeper lets no ordinary user look at its memory
 def test_too_much_for_one_who_does_not_read_costs_only_that_one(rig: Rig) -> None:
     """However much a client allows to be sent, what waits for it is bounded; past that it is dropped."""
     rig.live()
@@ -437,6 +440,7 @@ def test_many_frames_in_small_pieces(rig: Rig) -> None:
     assert [client.result(n).text("state") for n in (1, 2, 3)] == ["running"] * 3
 
 
+@pytest.mark.root  # the keeper lets no ordinary user look at its memory
 def test_one_who_asks_without_end_and_never_reads(rig: Rig) -> None:
     rig.live()
     client = rig.raw()
