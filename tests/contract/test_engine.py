@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ Eventually = Callable[[Callable[[], bool]], None]
 
 
 def state(run: Path) -> str:
-    return json.loads((run / names.STATUS).read_bytes())["state"]
+    return str(json.loads((run / names.STATUS).read_bytes())["state"])
 
 
 def test_a_launched_machine_is_alive_and_running(bench: Bench, eventually: Eventually) -> None:
@@ -83,7 +84,7 @@ def test_a_missing_file_is_named_and_nothing_is_left(bench: Bench, what: str) ->
     head, gone = plan.disks[0].head, plan.folder / "gone"
     present = plan.folder / "present"
     present.write_bytes(b"")
-    changes = {
+    changes: dict[str, dict[str, Any]] = {
         "head": {"disks": (DiskPlan("disk0", LayerFile(gone)),)},
         "layer": {"disks": (DiskPlan("disk0", head, (LayerFile(gone),)),)},
         "kernel": {"boot": DirectBoot(gone)},

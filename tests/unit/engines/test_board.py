@@ -156,7 +156,7 @@ def test_files_come_by_descriptor_alone(case: LaunchPlan) -> None:
 @given(plans())
 def test_there_is_room_to_grow(case: LaunchPlan) -> None:
     board = build_board(case)
-    processors = board.processors
+    processors = {key: int(str(value)) for key, value in board.processors.items()}
     assert processors["maxcpus"] == processors["sockets"] * processors["cores"] * processors["threads"]
     assert processors["maxcpus"] >= 2 * case.cpus
     most = int(str(board.memory["maxmem"]).removesuffix("M")) * MIB
