@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -56,6 +57,7 @@ def left_behind(folder: Path, token: str, before: HostState) -> list[str]:
 
 
 def _find(folder: Path, token: str, before: HostState) -> Iterator[str]:
+    yield from threads()
     yield from _processes(folder, token)
     yield from _mounts(folder)
     yield from _sockets(folder)
@@ -63,6 +65,13 @@ def _find(folder: Path, token: str, before: HostState) -> Iterator[str]:
     for field in fields(HostState):
         for name in sorted(getattr(now, field.name) - getattr(before, field.name)):
             yield f"{field.name.replace('_', ' ')}: {name}"
+
+
+def threads() -> Iterator[str]:
+    """Threads of a test that would keep Python from ending."""
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            yield f"thread: {thread.name}"
 
 
 def _processes(folder: Path, token: str) -> Iterator[str]:

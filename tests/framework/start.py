@@ -17,6 +17,7 @@ def main(words: list[str]) -> int:
     sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
     import pytest
 
+    from tests.framework import leaks
     from tests.framework.caches import cache_folder
     from tests.framework.consent import asker
 
@@ -25,7 +26,12 @@ def main(words: list[str]) -> int:
     if status := _ensure_packages(asker(consent), full="--full" in words):
         return status
     os.chdir(ROOT)
-    return pytest.main(["-c", str(ROOT / "pyproject.toml"), "-o", f"cache_dir={cache_folder('pytest')}", *words])
+    status = int(pytest.main(["-c", str(ROOT / "pyproject.toml"), "-o", f"cache_dir={cache_folder('pytest')}", *words]))
+    if any(leaks.threads()):
+        # It was reported as left behind; waiting for it at the interpreter's end could take for ever.
+        sys.stdout.flush()
+        os._exit(status)
+    return status
 
 
 def _absolute(word: str) -> str:

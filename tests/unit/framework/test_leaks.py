@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -85,3 +86,14 @@ def test_what_was_there_before_is_no_leak_and_what_came_is(tmp_path: Path, quick
         assert leaks.left_behind(tmp_path / "run", TOKEN, now) == [f"shared memory: {name}"]
     finally:
         path.unlink()
+
+
+def test_a_thread_that_would_hold_python_up_is_found(tmp_path: Path, quick: None) -> None:
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait, name="stuck")
+    thread.start()
+    try:
+        assert leaks.left_behind(tmp_path / "run", TOKEN, leaks.host_state()) == ["thread: stuck"]
+    finally:
+        over.set()
+        thread.join()
