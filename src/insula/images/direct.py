@@ -45,6 +45,7 @@ def build_direct(room: Room, recipe: Recipe, arch: str, mirror: Mirror, agent: b
         mirror=mirror,
         extra_suites=(recipe.kernel.suite,) if recipe.kernel.suite else (),
         fraction=0.05,
+        until=0.6,
     )
     with room.reading(
         [*TAR_OF_TREE, "--directory=/work/packages", "boot", _BUSYBOX, "usr/lib/modules"], step="reading the packages"

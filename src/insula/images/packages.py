@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final, Literal
 
@@ -29,28 +30,48 @@ def bootstrap(
     variant: Variant,
     suite: str,
     arch: str,
-    packages: Sequence[str],
     mirror: Mirror,
+    packages: Sequence[str] = (),
     extra_suites: Sequence[str] = (),
     hooks: Sequence[str] = (),
     fraction: float,
+    until: float,
 ) -> None:
     """Fill the folder ``tree`` (of the room) with ``packages`` and all they need.
 
-    ``extract`` only unpacks, ``apt`` installs a system around them. ``hooks`` are further arguments for mmdebstrap. Raises
-    HostLacks (``keyring_missing``, ``archive_unreachable``, ``archive_untrusted``, ``no_space``), ChildFailed, Interrupted.
+    ``extract`` only unpacks them, ``apt`` installs a base system. ``hooks`` are further arguments for mmdebstrap. The work is
+    reported as the part from ``fraction`` to ``until`` of the whole. Raises HostLacks (``keyring_missing``,
+    ``archive_unreachable``, ``archive_untrusted``, ``no_space``), ChildFailed, Interrupted.
     """
     require_program("mmdebstrap")
     require_keyring()
     lines = archive_lines(mirror, suite, extra_suites)
     arguments = ["mmdebstrap", "--mode=root", f"--variant={variant}", "--format=directory", f"--architectures={arch}"]
-    arguments += [f"--include={','.join(packages)}", f"--aptopt={_apt_options()}"]
-    arguments += [f"--dpkgopt={option}" for option in DPKG_OPTIONS]
-    # A recipe's file stands where a package brings its own: the recipe's stays.
-    arguments += ["--dpkgopt=force-confold", "--skip=chroot/mount/sys", *hooks, suite, tree]
+    arguments += [f"--include={','.join(packages)}"] if packages else []
+    arguments += [f"--aptopt={_apt_options()}", *(f"--dpkgopt={option}" for option in DPKG_OPTIONS)]
+    arguments += ["--skip=chroot/mount/sys", *hooks, suite, tree]
     if lines:
         arguments.append("-")
-    room.run(arguments, step="getting packages", fraction=fraction, data="\n".join(lines).encode() + b"\n" if lines else None)
+    data = "\n".join(lines).encode() + b"\n" if lines else None
+    room.run(arguments, step="getting packages", fraction=fraction, data=data, measure=AptMeter(fraction, until))
+
+
+class AptMeter:
+    """How far apt is, told by its lines: it says how many packages there will be, then names each twice."""
+
+    _TOTAL = re.compile(r"(\d+) newly installed")
+
+    def __init__(self, start: float, end: float) -> None:
+        self._start, self._end = start, end
+        self._total, self._seen = 0, 0
+
+    def __call__(self, line: str) -> float:
+        if match := self._TOTAL.search(line):
+            self._total = max(self._total, 2 * int(match[1]))
+        elif line.startswith(("Unpacking ", "Setting up ")):
+            self._seen += 1
+        done = min(1.0, self._seen / self._total) if self._total else 0.0
+        return self._start + (self._end - self._start) * done
 
 
 def _apt_options() -> str:

@@ -11,7 +11,7 @@ import os
 import select
 import shlex
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -46,11 +46,20 @@ class Room:
         finally:
             remove_handed_over(folder)
 
-    def run(self, argv: Sequence[str], *, step: str, fraction: float, data: bytes | None = None) -> None:
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        step: str,
+        fraction: float,
+        data: bytes | None = None,
+        measure: Callable[[str], float] | None = None,
+    ) -> None:
         """Run ``argv`` in the room to its end, reporting the lines it says.
 
-        ``data`` is what it reads from its standard input. Raises Interrupted, ChildFailed with its last lines, or HostLacks
-        when those say that the disk is full or the archive cannot be reached.
+        ``data`` is what it reads from its standard input; ``measure`` tells from a line how much of the whole is done. Raises
+        Interrupted, ChildFailed with its last lines, or HostLacks when those say that the disk is full or the archive cannot be
+        reached or trusted.
         """
         self._watcher.say(step, fraction)
         read_end, write_end = os.pipe()
@@ -61,7 +70,7 @@ class Room:
         with child, open(read_end, "rb", buffering=0) as stream:
             for line in self._lines(stream, child):
                 last.append(line)
-                self._watcher.say(step, fraction, line)
+                self._watcher.say(step, measure(line) if measure else fraction, line)
             status = child.wait()
         if status:
             raise failure(step, argv, status, list(last))

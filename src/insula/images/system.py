@@ -25,6 +25,16 @@ from insula.images.tree import TAR_OF_TREE, read_tree
 _UNIT: Final = "insula-agent.service"
 _UNIT_PATH: Final = f"usr/lib/systemd/system/{_UNIT}"
 _NEEDED: Final = ("initramfs-tools", "kmod", "cpio", "zstd")  # for kernels to install, and for update-boot
+# The image's own apt installs all but the base: another version of apt, such as the host's, takes packages in another order, and
+# then system users get other numbers. A file that is there before its package stays as it is. The host's certificates serve
+# mirrors that speak https, which the base could not check.
+_INSTALL: Final = r"""
+tar --extract --preserve-permissions --numeric-owner --keep-directory-symlink --directory="$1" --file=/work/files.tar
+[ ! -e /etc/ssl/certs/ca-certificates.crt ] || cp /etc/ssl/certs/ca-certificates.crt "$1/insula-build.crt"
+DEBIAN_FRONTEND=noninteractive chroot "$1" apt-get --yes --quiet --no-install-recommends -o Dpkg::Options::=--force-confold \
+    -o Dpkg::Use-Pty=0 -o Acquire::https::CAInfo=/insula-build.crt install {packages}
+rm -f "$1/insula-build.crt"
+"""
 _KERNEL: Final = re.compile(r"boot/vmlinuz-(.+)")
 
 # Takes away what the build left and what two machines must not share; what remains is the same whoever built it, and when.
@@ -39,17 +49,26 @@ rm -f etc/hostname etc/resolv.conf etc/.resolv.conf.systemd-resolved.bak
 rm -f etc/.pwd.lock etc/passwd- etc/shadow- etc/group- etc/gshadow- etc/subuid- etc/subgid-
 rm -f etc/apt/apt.conf.d/99mmdebstrap etc/dpkg/dpkg.cfg.d/99mmdebstrap etc/fstab
 [ "$1" = keep ] || rm -f etc/apt/sources.list etc/apt/sources.list.d/*
-rm -f var/lib/dpkg/*-old var/lib/dpkg/lock* var/lib/dpkg/triggers/Lock var/lib/ucf/*.[0-9]* var/cache/debconf/*-old
-rm -f var/cache/ldconfig/aux-cache var/lib/apt/extended_states.tmp var/cache/man/* usr/share/info/dir.old
-find . -xdev \( -name __pycache__ -prune -exec rm -rf {} + \)
+rm -f var/lib/dpkg/*-old var/lib/dpkg/lock* var/lib/dpkg/triggers/Lock var/lib/ucf/*.[0-9]* var/cache/ldconfig/aux-cache
+rm -rf var/cache/debconf/*-old var/cache/debconf/tmp.ci var/cache/man/*
+find . -xdev -name __pycache__ -prune -exec rm -rf {} +
+# The order of lines depends on the order in which packages were configured, and that on the host's version of mmdebstrap.
+for pair in passwd:shadow group:gshadow; do
+    awk -F: 'NR == FNR { line[$1] = $0; next } $1 in line { print line[$1] }' "etc/${pair#*:}" "etc/${pair%:*}" > /tmp/sorted
+    cat /tmp/sorted > "etc/${pair#*:}"
+done
+find etc/systemd -type l -lname '/lib/systemd/*' | while read -r path; do ln -sfn "/usr$(readlink "$path")" "$path"; done
+# What the recipe names was asked for; all else came along, and may go when nothing needs it any more.
+dpkg-query --admindir=var/lib/dpkg --show --showformat='${Package}\n' | sort -u | awk -v manual=" $2 " -v arch="$3" '
+    index(manual, " " $1 " ") == 0 { printf "Package: %s\nArchitecture: %s\nAuto-Installed: 1\n\n", $1, arch }
+' > var/lib/apt/extended_states
 : > etc/machine-id
 chmod 0444 etc/machine-id
 ln -sf ../run/systemd/resolve/stub-resolv.conf etc/resolv.conf
 # Without these, systemd takes the first boot for an update of /usr, and rebuilds its databases for seconds.
 : > etc/.updated
 : > var/.updated
-find . -newermt "@$SOURCE_DATE_EPOCH" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
-touch -d "@$SOURCE_DATE_EPOCH" usr etc/.updated var/.updated
+find . \( -type d -o -newermt "@$SOURCE_DATE_EPOCH" \) -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 """
 _FINISH: Final = r"""
 tar --extract --preserve-permissions --numeric-owner --keep-directory-symlink --directory=/work/tree --file=-
@@ -63,7 +82,8 @@ find /work/tree -newermt "@$SOURCE_DATE_EPOCH" -exec touch -h -d "@$SOURCE_DATE_
 def build_system(room: Room, recipe: Recipe, arch: str, mirror: Mirror, agent: bytes) -> Built:
     """Make ``/work/disk.raw`` in the room. Raises as Room.run, and InsulaError (``kernel_missing``)."""
     _install_packages(room, recipe, arch, mirror)
-    room.script(_NORMALISE, "replace" if mirror.main else "keep", step="cleaning up", fraction=0.66)
+    manual = " ".join(("apt", *_NEEDED, *recipe.packages, recipe.kernel.package))
+    room.script(_NORMALISE, "replace" if mirror.main else "keep", manual, arch, step="cleaning up", fraction=0.66)
     with room.reading([*TAR_OF_TREE, "--directory=/work/tree", "."], step="computing the digest") as stream:
         tree = read_tree(stream)
     kernels = sorted(match[1] for path in tree.lines if (match := _KERNEL.fullmatch(path.decode(errors="surrogateescape"))))
@@ -84,23 +104,21 @@ def _install_packages(room: Room, recipe: Recipe, arch: str, mirror: Mirror) -> 
         fraction=0.01,
         data=write_tar(with_parents(_files(recipe)), recipe.epoch),
     )
-    unpack = (
-        'tar --extract --preserve-permissions --numeric-owner --keep-directory-symlink --directory="$1" --file=/work/files.tar'
-    )
-    commands = "".join(f'chroot "$1" sh -euc {shlex.quote(command)}\n' for command in recipe.commands)
-    grub = GRUB_HOOK.format(packages=" ".join(GRUB_PACKAGES))
     kernel = recipe.kernel.package + (f"/{recipe.kernel.suite}" if recipe.kernel.suite else "")
+    install = _INSTALL.format(packages=shlex.join((*recipe.packages, *_NEEDED, kernel, *GRUB_PACKAGES)))
+    commands = "".join(f'chroot "$1" sh -euc {shlex.quote(command)}\n' for command in recipe.commands)
+    grub = GRUB_HOOK.format(packages=shlex.join(GRUB_PACKAGES))
     bootstrap(
         room,
         "/work/tree",
         variant="apt",
         suite=recipe.suite,
         arch=arch,
-        packages=(*recipe.packages, *_NEEDED, kernel, *GRUB_PACKAGES),
         mirror=mirror,
         extra_suites=(recipe.kernel.suite,) if recipe.kernel.suite else (),
-        hooks=(f"--essential-hook={unpack}", f"--customize-hook=set -eu\n{commands}", f"--customize-hook=set -eu\n{grub}"),
+        hooks=[f"--customize-hook=set -eu\n{script}" for script in (install, commands, grub)],
         fraction=0.05,
+        until=0.65,
     )
 
 
