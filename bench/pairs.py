@@ -42,7 +42,8 @@ def compare(name: str, ours: Callable[[], object], theirs: Callable[[], object],
     for _ in range(warm):
         measure(ours)
         measure(theirs)
-    mine, other = [], []
+    mine: list[float] = []
+    other: list[float] = []
     for number in range(n):
         for is_ours in (True, False) if number % 2 == 0 else (False, True):
             (mine if is_ours else other).append(measure(ours if is_ours else theirs))

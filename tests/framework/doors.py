@@ -58,7 +58,7 @@ class Door(Protocol):
     def put(self, name: str, sources: Sequence[Path], destination: str) -> None: ...
     def get(self, name: str, sources: Sequence[str], destination: Path) -> None: ...
     def logs(self, name: str) -> bytes: ...
-    def events(self, name: str) -> list[dict[str, Any]]: ...
+    def events(self, name: str) -> Sequence[dict[str, Any]]: ...
 
 
 class SdkDoor:
@@ -120,7 +120,7 @@ class SdkDoor:
         logs: bytes = self._machine(name).logs()
         return logs
 
-    def events(self, name: str) -> list[dict[str, Any]]:
+    def events(self, name: str) -> Sequence[dict[str, Any]]:
         return self._machine(name).events()
 
 
@@ -211,7 +211,7 @@ class CliDoor:
     def logs(self, name: str) -> bytes:
         return self._call("logs", name)
 
-    def events(self, name: str) -> list[dict[str, Any]]:
+    def events(self, name: str) -> Sequence[dict[str, Any]]:
         return [json.loads(line) for line in self._call("events", name).splitlines()]
 
 

@@ -15,7 +15,7 @@ SHAPE = {"memory": "128M", "network": "none"}
 
 
 def _state(door: Door, name: str) -> str:
-    return next(machine["state"] for machine in door.list() if machine["name"] == name)
+    return next(str(machine["state"]) for machine in door.list() if machine["name"] == name)
 
 
 def test_a_machine_lives_pauses_stops_and_comes_back_with_its_disk(door: Door, tiny: str, name: str) -> None:

@@ -299,9 +299,9 @@ def test_too_much_for_one_who_does_not_read_costs_only_that_one(rig: Rig) -> Non
         for _ in range(16):
             rig.agent.send(wire.DATA, number, bytes(65536), wire.STDOUT)
     assert {(frame.type, frame.channel) for frame in (rig.agent.read() for _ in numbers)} == {(wire.CLOSE, n) for n in numbers}
-    channel = link.open("ping")
+    ping = link.open("ping")
     rig.agent.result(opened(rig).channel)
-    channel.finish(10)
+    ping.finish(10)
     assert resident(rig) < 300
 
 
