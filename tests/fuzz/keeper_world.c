@@ -151,6 +151,8 @@ static void check_journal(int fd)
     for (char *line = text, *end; line < text + length; line = end + 1) {
         end = memchr(line, '\n', (size_t)(text + length - line));
         MUST(end && json_check(line, (size_t)(end - line), &value));
+        for (const char *at = line; at < end; at++)
+            MUST(*at >= 0x20 && *at < 0x7F);
     }
 }
 
@@ -347,6 +349,15 @@ static void agent_speaks(void)
         length = 4;
         wire_set_u32(bytes + WIRE_HEADER, (uint32_t)(below(4) ? below(300000) : chance()));
     }
+    if (type == WIRE_DATA && below(20) == 0) { /* more than it may, perhaps */
+        length = frame(bytes, type, (uint8_t)(1 + below(2)), channel, 65536);
+        for (uint32_t times = below(8); times > 0; times--) {
+            say(agent, bytes, length);
+            for (int turns = 0; turns < 3; turns++)
+                keeper_turn(&keeper, 0, -1);
+        }
+        return;
+    }
     length = frame(bytes, type, (uint8_t)below(below(4) ? 3 : 256), channel, length);
     spoil(bytes, length);
     say(agent, bytes, length);
@@ -441,7 +452,7 @@ static void walk(struct json value, int depth)
 static void read_json(void)
 {
     static const char *const pieces[] = { "{", "}", "[", "]", ",", ":", "\"a\"", "\"\\u00e9\"", "\"", "\\", "1", "-0.5e3", "true",
-                                          "null", " ", "\"a\": ", "{\"a\": [1]}", "e", "\\u12", "\x7f", "\xc3\xa9" };
+                                          "null", " ", "\"a\": ", "{\"a\": [1]}", "[[[[[[", "]]]]]]", "e", "\\u12", "\x7f", "\xc3\xa9" };
     size_t count = below(24), length = 0;
     char built[400];
     struct json value;
@@ -463,17 +474,31 @@ static void read_json(void)
     free(exact);
 }
 
+static void nest_json(void)
+{
+    char nested[2 * JSON_DEPTH + 4];
+    struct json value;
+    for (size_t depth = 1; depth <= JSON_DEPTH + 1; depth++) {
+        memset(nested, '[', depth);
+        memset(nested + depth, ']', depth);
+        MUST(json_check(nested, 2 * depth, &value) == (depth <= JSON_DEPTH));
+    }
+}
+
 int main(int argc, char **argv)
 {
     uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : 1, stories = argc > 2 ? strtoull(argv[2], NULL, 10) : 100;
+    pid_t self = getpid();
     child = fork(); /* somebody who may be killed */
     if (child == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
-        pause();
+        if (getppid() == self)
+            pause();
         _exit(0);
     }
     signal(SIGPIPE, SIG_IGN);
     listen_somewhere();
+    nest_json();
     for (story = seed; story < seed + stories; story++) {
         chance_state = story * 0x9E3779B97F4A7C15ULL + 1;
         clock_ms = 1000;
