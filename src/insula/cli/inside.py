@@ -50,7 +50,7 @@ def exec_(
     cwd: str,
     wait: float,
 ) -> int:
-    """Run CMD in a machine; exits with its code (128 + n for a signal; 125: Insula failed, 126: not executable, 127: not found)."""
+    """Run CMD in a machine; exits with its code (128 + n: a signal; 125: Insula failed, 126: not executable, 127: not found)."""
     del as_json
     command = argv[1:] if argv[:1] == ("--",) else argv
     if not command:

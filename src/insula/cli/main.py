@@ -85,7 +85,7 @@ def cli(ctx: click.Context, yes: bool) -> None:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run one command line and exit: 0, 1 failed, 2 wrong usage; run, exec and shell pass the guest's code, 125 for our own failures."""
+    """Run one command line and exit: 0, 1 failed, 2 wrong usage; run, exec and shell pass the guest's code, 125 for ours."""
     _fill_standard_streams()
     words = sys.argv[1:] if arguments is None else arguments
     sys.exit(run_command(words))

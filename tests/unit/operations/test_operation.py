@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ def test_undos_run_last_first_when_it_fails() -> None:
     with pytest.raises(RuntimeError), Steps(Operation("test")) as steps:
         for number in range(3):
             steps.begin(f"step {number}")
-            steps.undo(lambda number=number: undone.append(number))
+            steps.undo(partial(undone.append, number))
         raise RuntimeError
     assert undone == [2, 1, 0]
 
