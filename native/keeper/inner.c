@@ -1,4 +1,21 @@
-/* The inner half: pid 1 of the jail, QEMU's parent, and the one loop that serves everybody. */
+/* The inner half: pid 1 of the jail, QEMU's parent, and the one loop that serves everybody.
+ *
+ *     insula-keeper inner --listen FD --qmp FD --status FD --exit FD --events FD [--agent FD] [--console FD] [--events-old FD]
+ *         [--console-log FD] [--console-log-old FD] [--qemu-log FD] [--ready FD] [--keep FD,FD…] -- QEMU-COMMAND…
+ *
+ * All descriptors are inherited; sockets are our ends of pairs whose other ends are in --keep, files are open for reading and
+ * writing. QEMU gets 0 (ours), 1 and 2 (read here) and those of --keep. What the files hold:
+ *
+ *     status  1024 bytes: {"state": "starting|running|paused|ended", "agent": bool, ["reason": word,] "since": ns, "qemu_pid": n}
+ *             (the number in this process's own pid namespace)
+ *     exit    empty until the end, then {"version": 1, "time": ns, "started": ns, "reason": word, "guest": bool, "status": n|null,
+ *             "signal": "SEGV"|null, "ran": bool, "panicked": bool, "killed_by_keeper": bool, "paused": "no-space"|"io-error"|null,
+ *             "last_words": text}. The reason is QEMU's own word when it said one (guest-shutdown, guest-reset, guest-panic,
+ *             host-qmp-quit, host-signal…), else killed (SIGKILL), crashed (another signal), failed (a status) or ended.
+ *     events  a line each: {"time": ns, "event": NAME, "data": {…}}. QEMU's, and our own: STARTED, ENDED, AGENT, AGENT_REFUSED,
+ *             HOLDER_DIED, MONITOR_GARBAGE
+ *     ready   one line: `ready` (`ready 1` as pid 1 of a namespace) when QEMU answered, or `failed: …`
+ */
 #define _GNU_SOURCE
 #include "keeper.h"
 
