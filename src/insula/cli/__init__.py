@@ -1,1 +1,1 @@
-"""TODO_DOC"""
+"""Words in, words out: the command line."""

@@ -1,1 +1,1 @@
-"""TODO_DOC"""
+"""The SDK: the same verbs as the command line, from Python."""

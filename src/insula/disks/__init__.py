@@ -1,1 +1,1 @@
-"""TODO_DOC"""
+"""Layers, overlays and the files a disk is made of."""

@@ -1,1 +1,1 @@
-"""TODO_DOC"""
+"""The only modules that touch the operating system."""

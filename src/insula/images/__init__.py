@@ -1,1 +1,1 @@
-"""TODO_DOC"""
+"""Building, verifying and naming images."""

@@ -1,1 +1,1 @@
-"""TODO_DOC"""
+"""Words without input or output: specs, requests, states and units."""

@@ -1,1 +1,1 @@
-"""TODO_DOC"""
+"""State on disk: names, records, locks."""
