@@ -86,19 +86,34 @@ def last_end(folder: Path) -> End | None:
     return None
 
 
-_REASONS = frozenset(
-    {
-        "guest-shutdown",
-        "guest-reset",
-        "guest-panic",
-        "stopped",
-        "killed",
-        "crashed",
-        "failed-to-start",
-        "disk-full",
-        "host-restarted",
-    }
-)
+# QEMU's and the keeper's words for an end, in ours. `failed` (a status and no word of QEMU's) depends on whether the guest ran.
+_REASONS = {
+    "guest-shutdown": "guest-shutdown",
+    "guest-reset": "guest-reset",
+    "guest-panic": "guest-panic",
+    "host-qmp-quit": "stopped",
+    "host-qmp-system-reset": "stopped",
+    "host-signal": "stopped",
+    "ended": "stopped",
+    "killed": "killed",
+    "crashed": "crashed",
+}
+
+
+def _reason(untrusted: dict[str, Any]) -> str | None:
+    """Pure: why it ended, or None when the record does not say."""
+    word = str(untrusted.get("reason"))
+    if untrusted.get("paused") == "no-space":
+        return "disk-full"
+    if word == "failed":
+        return "crashed" if untrusted.get("ran") is True else "failed-to-start"
+    return _REASONS.get(word)
+
+
+def _detail(untrusted: dict[str, Any]) -> str:
+    if untrusted.get("signal") is not None:
+        return f"signal {untrusted['signal']}"
+    return f"status {untrusted['status']}" if untrusted.get("status") else ""
 
 
 def read_exit(folder: Path) -> End:
@@ -107,14 +122,14 @@ def read_exit(folder: Path) -> End:
 
     path = folder / names.RUN / names.EXIT
     untrusted = _read_json(path)
-    reason = str(untrusted.get("reason"))
-    if reason not in _REASONS:
-        reason, untrusted = "killed", {"detail": "its keeper ended without saying why (killed, or the host went down)"}
+    reason, detail = _reason(untrusted), _detail(untrusted)
+    if reason is None:
+        reason, detail = "killed", "its keeper ended without saying why (killed, or the host went down)"
     with contextlib.suppress(OSError):
         return End(
             reason=reason,
             at=path.stat().st_mtime,
-            detail=clean(str(untrusted.get("detail", "")))[:500],
+            detail=clean(detail)[:500],
             last_words=clean(str(untrusted.get("last_words", "")))[-2000:],
         )
     return End(reason=reason, at=folder.stat().st_mtime)

@@ -1,0 +1,34 @@
+"""The keeper's last record, as a user hears of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from insula.operations.observe import read_exit
+
+
+@pytest.mark.parametrize(
+    ("record", "reason", "detail"),
+    [
+        ({"reason": "guest-shutdown", "status": 0, "signal": None}, "guest-shutdown", ""),
+        ({"reason": "guest-panic", "status": 1, "signal": None}, "guest-panic", "status 1"),
+        ({"reason": "host-qmp-quit", "status": 0, "signal": None}, "stopped", ""),
+        ({"reason": "host-signal", "status": 0, "signal": None}, "stopped", ""),
+        ({"reason": "killed", "status": None, "signal": "KILL"}, "killed", "signal KILL"),
+        ({"reason": "crashed", "status": None, "signal": "SEGV"}, "crashed", "signal SEGV"),
+        ({"reason": "failed", "status": 1, "signal": None, "ran": False}, "failed-to-start", "status 1"),
+        ({"reason": "failed", "status": 1, "signal": None, "ran": True}, "crashed", "status 1"),
+        ({"reason": "killed", "signal": "KILL", "paused": "no-space"}, "disk-full", "signal KILL"),
+        ({"reason": "\x1b[2J"}, "killed", "its keeper ended without saying why (killed, or the host went down)"),
+        ({}, "killed", "its keeper ended without saying why (killed, or the host went down)"),
+    ],
+)
+def test_every_end_has_a_word(tmp_path: Path, record: dict[str, object], reason: str, detail: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/exit.json").write_text(json.dumps({**record, "last_words": "oh\x07"}))
+    end = read_exit(tmp_path)
+    assert (end.reason, end.detail) == (reason, detail)
+    assert "\x07" not in end.last_words
