@@ -252,6 +252,17 @@ static void pass_on(struct keeper *keeper, struct channel *channel, const struct
         channel_answer(channel, "EPROTO", NULL);
 }
 
+/* Whether the guest is paused to stay so. Under a holder's resume it is paused for an instant, and a request may wait for that. */
+static bool is_paused(const struct keeper *keeper)
+{
+    if (keeper->state != STATE_PAUSED)
+        return false;
+    for (int i = 0; i < WIRE_CHANNELS_MAX; i++)
+        if (keeper->channels[i].kind == CHANNEL_HOLD && !keeper->channels[i].quit)
+            return false;
+    return true;
+}
+
 void agent_open(struct keeper *keeper, struct channel *channel, const struct wire_frame *frame)
 {
     struct agent *agent = &keeper->agent;
@@ -264,6 +275,8 @@ void agent_open(struct keeper *keeper, struct channel *channel, const struct wir
         channel->deadline = now_ms() + (int64_t)(wait < WAIT_LONGEST ? wait : WAIT_LONGEST);
     if (keeper->ended)
         channel_answer(channel, "ENDED", keeper->reason);
+    else if (wait == 0 && is_paused(keeper))
+        channel_answer(channel, "EPAUSED", NULL);
     else if (channel->kind == CHANNEL_PENDING && wait == 0)
         channel_answer(channel, "EAGENT", NULL);
     else

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from insula.errors import AgentAbsent, MachineEnded
+from insula.errors import AgentAbsent, MachineEnded, WrongState
 from insula.guest.execute import ExitStatus, execute
 from insula.guest.link import open_link
 from insula.model.streams import Streams
@@ -32,7 +32,7 @@ def exec_quickly(
     try:
         with open_link(names.default_home().machine(name) / names.RUN) as link:
             return execute(link, argv, streams, env=env, cwd=cwd, user=user, tty=tty, rows=rows, cols=cols, wait=wait)
-    except (AgentAbsent, MachineEnded) as cause:
+    except (AgentAbsent, MachineEnded, WrongState) as cause:
         if isinstance(cause, MachineEnded) and cause.code != "not_running":
             raise
     from insula.client.local import LocalClient

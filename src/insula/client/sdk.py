@@ -1,7 +1,7 @@
 """The SDK's nouns: what `import insula` gives.
 
-    with insula.run("debian") as machine:
-        print(machine.exec("uname", "-a").stdout)
+with insula.run("debian") as machine:
+    print(machine.exec("uname", "-a").stdout)
 """
 
 from __future__ import annotations
@@ -188,7 +188,13 @@ class Insula:
         self.client = LocalClient(Path(home) if home is not None else None)
 
     def run(
-        self, image: str, *, name: str = "", timeout: float = 300.0, progress: Callable[[Progress], None] | None = None, **shape: Any
+        self,
+        image: str,
+        *,
+        name: str = "",
+        timeout: float = 300.0,
+        progress: Callable[[Progress], None] | None = None,
+        **shape: Any,
     ) -> Machine:
         """Make a machine from ``image`` (building it if need be), start it and wait until it answers.
 
@@ -216,7 +222,9 @@ class Insula:
         machines: list[MachineStatus] = self.client.do(requests.ListMachines())
         return machines
 
-    def build(self, recipe: str, *, text: str = "", refresh: bool = False, progress: Callable[[Progress], None] | None = None) -> Any:
+    def build(
+        self, recipe: str, *, text: str = "", refresh: bool = False, progress: Callable[[Progress], None] | None = None
+    ) -> Any:
         """Build an image from a built-in recipe, or from a recipe's TOML ``text``."""
         return self.client.do(requests.BuildImage(recipe=recipe, text=text, refresh=refresh), listener=progress)
 
@@ -225,7 +233,9 @@ class Insula:
         return self.client.do(requests.ListImages())
 
 
-def make_spec(*, cpus: int = 1, memory: Size = "512M", disk: Size = "10G", network: str = "nat", firmware: str = "bios") -> MachineSpec:
+def make_spec(
+    *, cpus: int = 1, memory: Size = "512M", disk: Size = "10G", network: str = "nat", firmware: str = "bios"
+) -> MachineSpec:
     """A machine's shape from what people write. Raises UsageError for an impossible one."""
     import msgspec
 

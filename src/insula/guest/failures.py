@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from insula.errors import AgentAbsent, GuestError, InsulaError, MachineEnded
+from insula.errors import AgentAbsent, GuestError, InsulaError, MachineEnded, WrongState
 from insula.guest.text import clean
 from insula.guest.wire import Fields
 
@@ -48,6 +48,8 @@ def failure(
             "nobody answers inside the guest: its agent is not running (yet)",
             hint="the guest may still be starting; `insula console NAME` shows what it prints",
         )
+    if word == "EPAUSED":
+        return WrongState("the machine is paused", hint="to let it run on: insula resume NAME")
     if word == "ENDED":
         reason = clean(untrusted_result.text("reason"), longest=500) or message
         return MachineEnded("the machine ended" + (f": {reason}" if reason else ""))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from insula.errors import AgentAbsent, MachineEnded
+from insula.errors import AgentAbsent, MachineEnded, WrongState
 from insula.guest.execute import ExitStatus
 from insula.guest.execute import execute as execute_over
 from insula.guest.link import open_link
@@ -40,6 +40,10 @@ def execute(context: Context, request: ExecMachine, operation: Operation, stream
     except AgentAbsent as cause:
         _explain(folder.name, cause, context)
         raise
+    except WrongState as cause:
+        raise WrongState(
+            f"{request.name} is paused: cannot exec it", hint=f"to let it run on: insula resume {request.name}"
+        ) from cause
     except MachineEnded as cause:
         if cause.code == "not_running":
             status, _ = observe(folder)
