@@ -32,6 +32,7 @@ from insula.isolation.uids import jail_ids
 from insula.store import names
 
 _READY: Final = 60.0  # seconds; takes a tenth of one unless the host is very busy
+_ENDED: Final = 15.0
 _INSIDE: Final = {"kernel": JAIL_KERNEL, "initrd": JAIL_INITRD}
 
 
@@ -56,6 +57,7 @@ def launch(plan: LaunchPlan, build: Build) -> None:
         contents = tuple((number, _INSIDE[place]) for place, number in descriptors.contents.items())
         jail = Jail(root, ids.machine, contents)
         undo.callback(_end, plan.folder / names.RUN)
+        undo.callback(descriptors.close)  # before it: while we hold the listening socket ourselves, connecting proves nothing
         _start(plan, jail, keeper, build_argv(board, descriptors.qemu, str(build.binary)), descriptors)
         _check_helpers(helpers, ids.network)
         undo.pop_all()
@@ -121,7 +123,7 @@ def _end(run_folder: Path) -> None:
     from insula.guest.link import open_link
 
     with contextlib.suppress(InsulaError, OSError), open_link(run_folder) as link:
-        quit_machine(link, "kill")
+        quit_machine(link, "kill", timeout=_ENDED)
 
 
 def _start(plan: LaunchPlan, jail: Jail, keeper: Path, qemu: list[str], descriptors: Descriptors) -> None:
