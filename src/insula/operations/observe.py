@@ -22,11 +22,27 @@ def is_alive(folder: Path) -> bool:
     return is_listening(folder / names.RUN / names.KEEPER_SOCKET)
 
 
+def wait_gone(folder: Path, timeout: float) -> bool:
+    """Whether the keeper is gone within ``timeout`` seconds. It says nothing unasked, so all there is to read is its end."""
+    from insula.host.sockets import connect_unix
+
+    try:
+        with connect_unix(folder / names.RUN / names.KEEPER_SOCKET) as connection:
+            connection.settimeout(timeout)
+            return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+    except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError, NotADirectoryError):
+        return True
+
+
 def observe_state(folder: Path) -> tuple[State, dict[str, Any]]:
     """The state, and what the keeper says about it (empty when there is no keeper)."""
     if not is_alive(folder):
         return State.STOPPED, {}
     untrusted = _read_json(folder / names.RUN / names.STATUS)
+    if untrusted.get("state") == "ended":  # the keeper is on its way out
+        return State.STOPPED, {}
     return _STATES.get(str(untrusted.get("state")), State.STARTING), untrusted
 
 

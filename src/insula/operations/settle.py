@@ -14,7 +14,7 @@ from insula.host.files import remove_tree
 from insula.model.requests import SettleMachine
 from insula.operations import journal
 from insula.operations.context import Context
-from insula.operations.observe import is_alive, read_exit
+from insula.operations.observe import observe_state, read_exit, wait_gone
 from insula.operations.operation import Operation
 from insula.store import names
 from insula.store.events import append_event
@@ -24,6 +24,7 @@ from insula.store.names import Home
 from insula.store.records import write_record
 
 _PATIENCE = 120.0
+_KEEPERS_LAST = 5.0  # it takes a second at most to tell its clients of the end
 
 
 def settle(context: Context, request: SettleMachine, operation: Operation) -> None:
@@ -50,7 +51,7 @@ def settle_locked(home: Home, folder: Path, *, keep_ephemeral: bool = False) -> 
     ``keep_ephemeral``: do not delete a machine that was to go at its end, because it is about to be started again.
     """
     run = folder / names.RUN
-    if not run.exists() or is_alive(folder):
+    if not run.exists() or observe_state(folder)[0].has_process or not wait_gone(folder, _KEEPERS_LAST):
         return True
     end = read_exit(folder)
     append_event(folder, "ended", reason=end.reason, detail=end.detail)
