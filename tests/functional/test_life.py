@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,9 +77,8 @@ def test_what_a_running_machine_does_not_allow(door: Door, shared: str, verb: st
 
 
 def test_the_guests_own_shutdown_is_known(door: Door, running: str) -> None:
-    door.exec(running, "poweroff")
-    done = run_cli(door.home, "events", running)
-    assert done.returncode == 0
+    with contextlib.suppress(Refused):  # the guest may be gone before it answers
+        door.exec(running, "poweroff")
     _wait_stopped(door, running)
     assert door.show(running)["status"]["ended"]["reason"] == "guest-shutdown"
 
@@ -91,7 +91,8 @@ def test_a_panic_of_the_guest_is_known(door: Door, running: str) -> None:
 
 def test_a_reboot_of_the_guest_keeps_the_machine(door: Door, running: str) -> None:
     before = door.exec(running, "cat", "/proc/sys/kernel/random/boot_id").stdout
-    door.exec(running, "reboot")
+    with contextlib.suppress(Refused):
+        door.exec(running, "reboot")
     done = run_cli(door.home, "exec", "--wait", "60", running, "--", "cat", "/proc/sys/kernel/random/boot_id")
     while done.stdout == before or done.returncode == 125:
         done = run_cli(door.home, "exec", "--wait", "60", running, "--", "cat", "/proc/sys/kernel/random/boot_id")
