@@ -60,9 +60,7 @@ def require_program(name: str) -> str:
     """Like find_program. Raises HostLacks (code ``program_missing``) when it is not there."""
     path = find_program(name)
     if path is None:
-        raise HostLacks(
-            f"the program '{name}' is not installed", code="program_missing", hint="run: insula doctor --fix"
-        )
+        raise HostLacks(f"the program '{name}' is not installed", code="program_missing", hint="run: insula doctor --fix")
     return path
 
 

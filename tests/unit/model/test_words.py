@@ -32,7 +32,9 @@ def test_what_is_no_size_is_refused(text: str) -> None:
     assert error.value.hint
 
 
-@pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (999, "999 B"), (1536, "1.5 KiB"), (512 * MIB, "512 MiB"), (10 * GIB, "10 GiB")])
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (999, "999 B"), (1536, "1.5 KiB"), (512 * MIB, "512 MiB"), (10 * GIB, "10 GiB")]
+)
 def test_sizes_are_shown_short(size: int, text: str) -> None:
     assert format_size(size) == text
 
@@ -43,7 +45,26 @@ def test_good_names(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "../x", "a/b", "Web", "1a", "-a", "a-", "a" * 64, "a b", "a\n", "é", ".new-x", "a\x00b", "--force", "a\x1b[31m"]
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "../x",
+        "a/b",
+        "Web",
+        "1a",
+        "-a",
+        "a-",
+        "a" * 64,
+        "a b",
+        "a\n",
+        "é",
+        ".new-x",
+        "a\x00b",
+        "--force",
+        "a\x1b[31m",
+    ],
 )
 def test_hostile_names_are_refused_and_shown_harmless(name: str) -> None:
     with pytest.raises(UsageError) as error:

@@ -38,7 +38,10 @@ def _holder(lock: Path) -> subprocess.Popen[bytes]:
 
 def test_a_second_verb_hears_who_is_at_work(lock: Path) -> None:
     with _holder(lock) as child:
-        with pytest.raises(Busy, match=rf"web is busy: snapshot, started \d+ s ago by pid {child.pid}"), machine_lock(lock, "web", "stop"):
+        with (
+            pytest.raises(Busy, match=rf"web is busy: snapshot, started \d+ s ago by pid {child.pid}"),
+            machine_lock(lock, "web", "stop"),
+        ):
             pass
         child.kill()
 
