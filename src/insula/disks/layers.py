@@ -24,6 +24,8 @@ def link_layer(source: Path, target: Path) -> None:
     Raises FileExistsError, DamagedRecord (``layer_missing``), HostLacks (``no_space``).
     """
     try:
+        if not stat.S_ISREG(os.lstat(source).st_mode):
+            raise DamagedRecord(f"the layer {source} is not a file", code="layer_missing", hint="build its image again")
         os.link(source, target, follow_symlinks=False)
     except FileNotFoundError as cause:
         raise DamagedRecord(f"the layer {source} is missing", code="layer_missing", hint="build its image again") from cause

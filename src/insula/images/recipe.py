@@ -87,6 +87,7 @@ def parse_recipe(text: str, source: str = "recipe") -> Recipe:
         recipe = msgspec.convert(table, Recipe)
     except msgspec.ValidationError as cause:
         key, why = _key_of(cause)
+        key = _with_index(table, key)
         raise _broken(source, _line_of(text, key), key, why) from cause
     for key, problem in _problems(recipe):
         raise _broken(source, _line_of(text, key), key, problem)
@@ -158,6 +159,21 @@ def _key_of(error: msgspec.ValidationError) -> tuple[str, str]:
         key = f"{key}.{name}".lstrip(".")
         reason = "is not a key of a recipe" if unknown[1] is not None else "is missing"
     return key, reason
+
+
+def _with_index(table: dict[str, Any], key: str) -> str:
+    """msgspec says ``files[...].mode``; the number of the entry that is wrong is found by trying each."""
+    name, dots, rest = key.partition("[...]")
+    kind: Any = File if name == "files" else str
+    entries = table.get(name)
+    if not dots or not isinstance(entries, list):
+        return key
+    for number, entry in enumerate(entries):
+        try:
+            msgspec.convert(entry, kind)
+        except msgspec.ValidationError:
+            return f"{name}[{number}]{rest}"
+    return key
 
 
 _HEADER = re.compile(r"\s*(\[\[?)\s*([\w.\"'-]+)\s*\]")

@@ -10,6 +10,7 @@ import contextlib
 import os
 import select
 import shlex
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -67,7 +68,7 @@ class Room:
             child = self._spawn(argv, stdin=stdin, stdout=write_end, stderr=write_end)
         os.close(write_end)
         last: deque[str] = deque(maxlen=_LAST_LINES)
-        with child, open(read_end, "rb", buffering=0) as stream:
+        with child, _killed_on_error(child), open(read_end, "rb", buffering=0) as stream:
             for line in self._lines(stream, child):
                 last.append(line)
                 self._watcher.say(step, measure(line) if measure else fraction, line)
@@ -86,7 +87,7 @@ class Room:
         child = self._spawn(argv, stdin=None, stdout=write_end, stderr=None)
         os.close(write_end)
         with child:
-            with open(read_end, "rb", buffering=1 << 20) as stream:
+            with _killed_on_error(child), open(read_end, "rb", buffering=1 << 20) as stream:
                 yield stream
             status = child.wait()
         if status:
@@ -128,6 +129,16 @@ class Room:
 
 
 @contextlib.contextmanager
+def _killed_on_error(child: Child) -> Iterator[None]:
+    """Nothing in a room is worth waiting for once we give up: its first process is killed, and all others go with it."""
+    try:
+        yield
+    except BaseException:
+        child.signal(signal.SIGKILL)
+        raise
+
+
+@contextlib.contextmanager
 def _stdin(data: bytes | None) -> Iterator[int | None]:
     """A descriptor from which ``data`` can be read: a file in memory, so that nobody must feed a pipe."""
     if data is None:
@@ -149,7 +160,7 @@ def _clean(untrusted_line: bytes) -> str:
     return "".join(character if character.isprintable() else " " for character in text)[:500]
 
 
-_NO_SPACE: Final = ("No space left on device", "Disk quota exceeded", "not have enough free space")
+_NO_SPACE: Final = ("No space left on device", "Disk quota exceeded", "enough free space")
 _NO_ARCHIVE: Final = ("Temporary failure resolving", "Could not resolve", "ould not connect", "Unable to connect", "unreachable")
 _NO_TRUST: Final = ("NO_PUBKEY", "is not signed", "BADSIG", "EXPKEYSIG", "The following signatures couldn't be verified")
 

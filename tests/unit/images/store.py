@@ -1,0 +1,37 @@
+"""Images made by hand, for tests of what is done with finished ones."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from insula.images.catalogue import Names, images_lock, read_names, write_names
+from insula.images.recipe import load_recipe
+from insula.images.record import VERSION, Image, ImageRecord, read_image
+from insula.images.verify import sum_file
+from insula.store import names
+from insula.store.names import Home
+from insula.store.records import write_record
+
+
+def put_image(home: Home, word: str, *, called: tuple[str, ...] = ()) -> Image:
+    """An image whose files hold ``word``, under the names ``called``."""
+    home.prepare()
+    digest = hashlib.sha256(word.encode()).hexdigest()
+    folder = home.image(digest)
+    folder.mkdir()
+    for name in (names.ROOT_LAYER, names.KERNEL):
+        write(folder / name, f"{name} {word}".encode())
+    files = {name: sum_file(folder / name) for name in (names.ROOT_LAYER, names.KERNEL)}
+    recipe = load_recipe("tiny")
+    record = ImageRecord(VERSION, digest, f"key {word}", "amd64", "2025-01-01T00:00:00+00:00", "6.12", 1 << 30, recipe, files)
+    write_record(folder / names.IMAGE_RECORD, record, 0o444)
+    with images_lock(home):
+        table = read_names(home)
+        write_names(home, Names(names=table.names | dict.fromkeys(called, digest), keys=table.keys | {f"key {word}": digest}))
+    return read_image(folder)
+
+
+def write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    path.chmod(0o444)
