@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -88,7 +89,19 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run one command line and exit: 0, 1 failed, 2 wrong usage; run, exec and shell pass the guest's code, 125 for ours."""
     _fill_standard_streams()
     words = sys.argv[1:] if arguments is None else arguments
-    sys.exit(run_command(words))
+    _leave(run_command(words))
+
+
+def _leave(status: int) -> NoReturn:
+    """End at once: to take all modules down in good order would cost a quick command a seventh of its time.
+
+    Nothing of ours waits for that order: there is no thread and no hook at exit by now, and every file was closed by whoever
+    opened it, but for the standard streams.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it, or it was closed: said already, or nobody to be told
+            stream.flush()
+    os._exit(status)
 
 
 def _fill_standard_streams() -> None:

@@ -30,7 +30,7 @@ def exec_quickly(
 ) -> ExitStatus:
     """Run ``argv`` in machine ``name``. Raises as `operations.execute`."""
     try:
-        with open_link(names.default_home().machine(name) / names.RUN) as link:
+        with open_link(names.run_folder(name)) as link:
             return execute(link, argv, streams, env=env, cwd=cwd, user=user, tty=tty, rows=rows, cols=cols, wait=wait)
     except (AgentAbsent, MachineEnded, WrongState) as cause:
         if isinstance(cause, MachineEnded) and cause.code != "not_running":

@@ -16,12 +16,12 @@ from __future__ import annotations
 import os
 import pwd
 from enum import StrEnum
-from pathlib import Path
 
 from insula.errors import HostLacks
 
-TYPE_CHECKING = False  # as in typing, which takes long to load
+TYPE_CHECKING = False  # as in typing, which takes long to load; so does pathlib
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Final
 
 
@@ -123,10 +123,22 @@ class Home:
 
 
 def default_home() -> Home:
+    """The home at `default_root`."""
+    from pathlib import Path
+
+    return Home(Path(default_root()))
+
+
+def default_root() -> str:
     """``$INSULA_HOME``, else ``/var/lib/insula`` for root, else ``$XDG_DATA_HOME/insula``."""
     if chosen := os.environ.get("INSULA_HOME"):
-        return Home(Path(chosen).absolute())
+        return chosen if os.path.isabs(chosen) else os.path.join(os.getcwd(), chosen)
     if os.geteuid() == 0:
-        return Home(Path("/var/lib/insula"))
+        return "/var/lib/insula"
     data = os.environ.get("XDG_DATA_HOME") or f"{os.environ.get('HOME') or pwd.getpwuid(os.geteuid()).pw_dir}/.local/share"
-    return Home(Path(data) / "insula")
+    return f"{data}/insula"
+
+
+def run_folder(name: str) -> str:
+    """The run folder of a machine in the default home, as text: for who cannot spare the time to load pathlib."""
+    return os.path.join(default_root(), "machines", name, RUN)
