@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import threading
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def test_a_guest_without_agent_has_a_console_and_exec_says_why_not(home: Path, t
     with pytest.raises(AgentAbsent, match="no agent") as error:
         machine.exec("true")
     assert error.value.hint == f"use its console: insula console {name}"
-    with popen_cli(home, "console", name, stdin=-1, stderr=-3) as child:
+    with popen_cli(home, "console", name, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
         assert child.stdin is not None
         assert child.stdout is not None
         child.stdin.write(b"echo con$((40+2))sole\n")
@@ -105,11 +106,12 @@ def test_a_guest_that_panics_at_boot_is_told(home: Path, tiny: str, name: str) -
     insula.connect(home).create(tiny, name=name, memory="128M", network="none")
     path = home / "machines" / name / names.RECORD
     record = json.loads(path.read_bytes())
-    record["boot"]["cmdline"] += " rdinit=/no/such/init"
+    record["boot"]["cmdline"] += " insula.init=/bin/false"
     path.write_text(json.dumps(record))
     with pytest.raises(MachineEnded) as error:
         insula.connect(home).get(name).start()
     assert error.value.code == "guest_panic"
+    assert insula.connect(home).get(name).state == "stopped"
 
 
 def test_more_memory_than_there_is_is_refused(home: Path, tiny: str, name: str) -> None:
@@ -210,10 +212,11 @@ def test_a_home_with_a_path_longer_than_a_socket_allows_works(tmp_path: Path, ti
 
 def test_ctrl_c_while_a_machine_starts_undoes_it(home: Path, tiny: str) -> None:
     before = {entry.name for entry in (home / "machines").iterdir()}
-    child = popen_cli(home, "run", "--memory", "128M", "--network", "none", tiny, "--", "true", stderr=-1, start_new_session=True)
-    assert child.stderr is not None
-    for line in child.stderr:
-        if b"wait until the guest answers" in line:
-            os.killpg(child.pid, signal.SIGINT)
-    assert child.wait(60) == 130
+    words = ["run", "--memory", "128M", "--network", "none", tiny, "--", "true"]
+    with popen_cli(home, *words, stderr=subprocess.PIPE, start_new_session=True) as child:
+        assert child.stderr is not None
+        for line in child.stderr:
+            if b"wait until the guest answers" in line:
+                os.killpg(child.pid, signal.SIGINT)
+        assert child.wait(60) == 130
     assert {entry.name for entry in (home / "machines").iterdir()} == before
