@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from insula.errors import GuestError
 from insula.store import names
 from insula.store.machines import MachineRecord
 
 if TYPE_CHECKING:
     from insula.guest.agent import Nic
+
+# A program an image may have; see docs/images.md.
+READY_HOOK: Final = "/usr/lib/insula/ready"
 
 
 def identify(folder: Path, record: MachineRecord) -> None:
@@ -23,6 +28,20 @@ def identify(folder: Path, record: MachineRecord) -> None:
     identity = GuestIdentity(hostname=folder.name, machine_id=record.identity.machine_id, nics=_nics(record))
     with open_link(folder / names.RUN) as link:
         set_identity(link, identity)
+
+
+def wait_hook(folder: Path, timeout: float) -> None:
+    """Let the guest say itself when it is ready: run ``READY_HOOK`` in it, if there is one, ``timeout`` seconds at most.
+
+    What the hook makes of it is the image's affair: however it ends, and if it takes too long, the machine counts as started.
+    Raises MachineEnded.
+    """
+    from insula.guest.link import open_link
+
+    with open_link(folder / names.RUN) as link:
+        channel = link.open("exec", argv=(READY_HOOK,))
+        with contextlib.suppress(GuestError):
+            channel.finish(timeout=max(0.0, timeout))
 
 
 def _nics(record: MachineRecord) -> tuple[Nic, ...]:

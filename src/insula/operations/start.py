@@ -23,7 +23,7 @@ from insula.model.units import format_size
 from insula.operations import journal
 from insula.operations.context import Context
 from insula.operations.hold import hold_machine, status_of
-from insula.operations.identify import identify
+from insula.operations.identify import identify, wait_hook
 from insula.operations.observe import read_exit
 from insula.operations.operation import Operation, Steps
 from insula.operations.settle import settle_locked
@@ -172,6 +172,7 @@ def _wait_ready(folder: Path, record: MachineRecord, timeout: float) -> None:
         with open_link(folder / names.RUN) as link:
             wait_agent(link, deadline - time.monotonic())
         identify(folder, record)
+        wait_hook(folder, deadline - time.monotonic())
     except MachineEnded as cause:
         raise _ended(folder) from cause
     except GuestError as cause:
