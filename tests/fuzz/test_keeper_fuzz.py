@@ -24,7 +24,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = [path for part in ("keeper", "wire") for path in sorted((native / part).glob("*.c")) if path.name != "main.c"]
     program = tmp_path_factory.mktemp("fuzz") / "world"
     subprocess.run(
-        ["gcc", *_FLAGS, f"-I{native}", "-o", program, Path(__file__).with_name("keeper_world.c"), *sources],
+        ["gcc", *_FLAGS, f"-I{native}", "-o", program, *sorted(Path(__file__).parent.glob("keeper_*.c")), *sources],
         check=True,
         timeout=300,
     )
