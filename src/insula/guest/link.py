@@ -162,8 +162,8 @@ class Link:
         except BlockingIOError:
             return 0
         except (BrokenPipeError, ConnectionResetError):
-            # The other side is gone. An answer may still lie in the socket; once it is read, reading tells of the end.
-            self._backlog.clear()
+            # The other side is gone: all counts as taken. An answer may still lie in the socket; once it is read, reading
+            # tells of the end.
             return sum(map(len, parts))
 
     def _receive(self) -> None:

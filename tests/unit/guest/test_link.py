@@ -240,6 +240,20 @@ def test_open_link_reaches_a_socket_whose_path_is_too_long(tmp_path: Path) -> No
                 assert accepted.recv(2) == b"IN"
 
 
+@pytest.mark.parametrize("waiting", [0, 100])
+def test_sending_to_a_peer_that_is_gone_is_told_when_reading(peer: Peer, waiting: int) -> None:
+    """What waits in line, however much, must not hide that the other side left."""
+    channel = peer.link.open("put")
+    while waiting and not peer.link.clogged:
+        peer.link.send_data(1, 0, memoryview(bytes(wire.PAYLOAD_MAX)))
+    for _ in range(waiting):
+        channel.signal("INT")
+    peer.socket.close()
+    with pytest.raises(MachineEnded) as caught:
+        peer.link.call("keeper.quit", how="kill")
+    assert caught.value.code == "keeper_gone"
+
+
 @pytest.mark.parametrize("left", ["nothing", "folder", "socket"])
 def test_open_link_says_not_running(tmp_path: Path, left: str) -> None:
     folder = tmp_path / "run"
