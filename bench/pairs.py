@@ -1,69 +1,79 @@
-"""Interleaved pairs: ours, theirs, ours, theirs… so that whatever else the computer does meets both alike."""
+"""Interleaved pairs: ours, theirs, theirs, ours… so that whatever else the computer does meets both alike."""
 
 from __future__ import annotations
 
 import random
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 _RESAMPLES = 2000
 
+Work = Callable[[], object]
+Statistic = Callable[[Sequence[float], Sequence[float]], float]
+
 
 @dataclass(frozen=True)
-class Result:
-    """``ours`` and ``theirs`` are medians in seconds; ``ratio`` of the medians, with its 95 % interval by bootstrap."""
+class Pairs:
+    """Seconds of each pair: ``ours[i]`` and ``theirs[i]`` were measured one right after the other."""
 
-    name: str
-    n: int
-    ours: float
-    theirs: float
-    ratio: float
+    ours: tuple[float, ...]
+    theirs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic of all pairs, and its 95 % interval by bootstrap, pairs being drawn as pairs."""
+
+    value: float
     low: float
     high: float
 
-    def row(self) -> str:
-        return (
-            f"| {self.name} | {self.ours * 1000:.1f} ms | {self.theirs * 1000:.1f} ms "
-            f"| {self.ratio:.2f} ({self.low:.2f} to {self.high:.2f}) | {self.n} |"
-        )
 
-
-def measure(work: Callable[[], object]) -> float:
+def measure(work: Work) -> float:
     """Seconds that ``work`` takes. A number it returns is taken instead: it measured itself."""
     started = time.perf_counter()
     took = work()
     return took if isinstance(took, float) else time.perf_counter() - started
 
 
-def compare(name: str, ours: Callable[[], object], theirs: Callable[[], object], n: int, warm: int = 1) -> Result:
-    """Run both ``n`` times in turn, the first of each pair alternating, after ``warm`` runs that do not count."""
+def interleave(ours: Work, theirs: Work, n: int, warm: int = 1) -> Pairs:
+    """Run both ``n`` times in turn, the first of each pair alternating, after ``warm`` runs of each that do not count."""
     for _ in range(warm):
         measure(ours)
         measure(theirs)
     mine: list[float] = []
     other: list[float] = []
     for number in range(n):
-        for is_ours in (True, False) if number % 2 == 0 else (False, True):
-            (mine if is_ours else other).append(measure(ours if is_ours else theirs))
-    return result(name, mine, other)
+        turns = ((mine, ours), (other, theirs))
+        for taken, work in turns if number % 2 == 0 else reversed(turns):
+            taken.append(measure(work))
+    return Pairs(tuple(mine), tuple(other))
 
 
-def result(name: str, mine: list[float], other: list[float]) -> Result:
-    """The ratio of the medians of two lists of seconds, pairs resampled together for the interval."""
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """How many times as long as theirs ours takes: of the medians."""
+    return median(ours) / median(theirs)
+
+
+def speed(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """How many times as fast as theirs ours is: of the medians."""
+    return median(theirs) / median(ours)
+
+
+def difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """How many seconds longer than theirs ours takes: of the medians."""
+    return median(ours) - median(theirs)
+
+
+def estimate(pairs: Pairs, statistic: Statistic) -> Estimate:
+    """``statistic`` of ``pairs``. The same pairs always give the same interval."""
     chance = random.Random(1)
-    ratios = []
+    found = []
     for _ in range(_RESAMPLES):
-        picked = [chance.randrange(len(mine)) for _ in mine]
-        ratios.append(statistics.median(mine[i] for i in picked) / statistics.median(other[i] for i in picked))
-    ratios.sort()
-    return Result(
-        name,
-        len(mine),
-        statistics.median(mine),
-        statistics.median(other),
-        statistics.median(mine) / statistics.median(other),
-        ratios[int(0.025 * _RESAMPLES)],
-        ratios[int(0.975 * _RESAMPLES)],
-    )
+        drawn = chance.choices(range(len(pairs.ours)), k=len(pairs.ours))
+        found.append(statistic([pairs.ours[i] for i in drawn], [pairs.theirs[i] for i in drawn]))
+    found.sort()
+    low, high = found[round(0.025 * _RESAMPLES)], found[round(0.975 * _RESAMPLES) - 1]
+    return Estimate(statistic(pairs.ours, pairs.theirs), low, high)

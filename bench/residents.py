@@ -1,0 +1,72 @@
+"""Who stays beside a running machine, and how much memory that takes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.world import World
+
+_PR_SET_CHILD_SUBREAPER = 36
+_KEEPER = "insula-keeper"
+_EXPECTED = ("qemu-system", "passt")
+
+
+@dataclass(frozen=True)
+class Residents:
+    """``keeper``: PSS in bytes of all its processes. ``others``: names of what is neither keeper, nor QEMU, nor passt."""
+
+    keeper: int
+    others: tuple[str, ...]
+
+
+def look(world: World) -> Residents:
+    """Start a machine with a network card, and look at every process it left running."""
+    # What a command leaves behind becomes ours, not process 1's: so nothing is missed, however it detached itself.
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    before = _descendants()
+    with world.machine("tiny", "--memory", "128M") as _:
+        found = [(_program(pid), pid) for pid in sorted(_descendants() - before)]
+        keeper = sum(_pss(pid) for name, pid in found if name == _KEEPER)
+    _reap()
+    names = [name for name, _ in found]
+    assert names.count(_KEEPER) == 2, f"not the two halves of a keeper: {names}"
+    assert all(any(name.startswith(program) for name in names) for program in _EXPECTED), names
+    return Residents(keeper, tuple(name for name in names if name != _KEEPER and not name.startswith(_EXPECTED)))
+
+
+def _descendants() -> set[int]:
+    parents = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                parents[int(entry)] = int(Path(f"/proc/{entry}/stat").read_text().rpartition(") ")[2].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    found, added = set[int](), {os.getpid()}
+    while added:
+        added = {pid for pid, parent in parents.items() if parent in added}
+        found |= added
+    return found
+
+
+def _program(pid: int) -> str:
+    return os.path.basename(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace"))
+
+
+def _pss(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"the kernel does not tell the PSS of {pid}")
+
+
+def _reap() -> None:
+    """Take note of the ends of what became our children."""
+    try:
+        while os.waitpid(-1, os.WNOHANG) != (0, 0):
+            pass
+    except ChildProcessError:
+        pass
