@@ -9,25 +9,31 @@ from __future__ import annotations
 import os
 import select
 import socket
+import struct
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from insula.errors import MachineEnded
+from insula.errors import GuestError, MachineEnded
 from insula.guest import wire
 from insula.guest.channel import Channel
 from insula.guest.wire import Fields, Frame, FrameReader, Value
 
 SOCKET = "keeper.sock"
+_ROOM = 5.0  # seconds for a place in the queue of those who wait for the keeper
+_FIRST_WORD = 10.0  # seconds within which a keeper that lives has said something
 _RECEIVE = 262_144  # bytes asked of the socket at once
 
 
 def open_link(run_folder: str | os.PathLike[str]) -> Link:
     """Connect to the keeper of the machine whose ``run/`` folder this is.
 
-    Raises MachineEnded (``not_running``) when no keeper listens there.
+    Raises MachineEnded (``not_running``) when no keeper listens there, GuestError (``keeper_silent``) when it accepts nobody.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
+        # unix(7): connect waits for room in the listener's queue as long as a send would (socket(7), SO_SNDTIMEO).
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(_ROOM), 1))
         folder = os.open(run_folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             # The address of a unix socket holds 107 bytes, paths are longer: go by the folder's descriptor.
@@ -37,10 +43,21 @@ def open_link(run_folder: str | os.PathLike[str]) -> Link:
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as cause:
         connection.close()
         raise MachineEnded("the machine is not running", code="not_running") from cause
+    except BlockingIOError as cause:
+        connection.close()
+        raise _silent() from cause
     except BaseException:
         connection.close()
         raise
-    return Link(connection)
+    link = Link(connection)
+    link.greet()
+    return link
+
+
+def _silent() -> GuestError:
+    return GuestError(
+        "the machine's keeper does not answer", code="keeper_silent", hint="insula stop --force NAME ends the machine all the same"
+    )
 
 
 class Link:
@@ -53,6 +70,7 @@ class Link:
         self._backlog: deque[memoryview] = deque()
         self._channels: dict[int, Channel] = {}
         self._last = 0
+        self._answers_until: float | None = None  # when it must have said something, if it has not
 
     def __enter__(self) -> Link:
         return self
@@ -65,15 +83,27 @@ class Link:
         self._socket.close()
         self._channels.clear()
 
+    def greet(self) -> None:
+        """Ask a keeper for a word, together with the first request: one that never speaks is not waited for without end.
+
+        Afterwards silence means nothing: a guest may be silent as long as it likes.
+        """
+        frame = Frame(wire.OPEN, self._new_number(), wire.encode_fields([("verb", "keeper.status")]))
+        self._backlog.append(memoryview(wire.encode_frame(frame)))
+        self._answers_until = time.monotonic() + _FIRST_WORD
+
     def open(self, verb: str, fields: Sequence[tuple[str, Value]] = (), /, **more: Value | Sequence[Value] | None) -> Channel:
         """Ask for ``verb``; the answer comes on the channel. ``fields`` go first, in their order."""
         payload = wire.encode_fields([("verb", verb), *fields, *more.items()])
-        self._last += 1
-        frame = wire.encode_frame(Frame(wire.OPEN, self._last, payload))
-        channel = Channel(self, self._last, verb)
-        self._channels[self._last] = channel
-        self._queue(frame)
+        number = self._new_number()
+        channel = Channel(self, number, verb)
+        self._channels[number] = channel
+        self._queue(wire.encode_frame(Frame(wire.OPEN, number, payload)))
         return channel
+
+    def _new_number(self) -> int:
+        self._last += 1
+        return self._last
 
     def call(
         self,
@@ -96,8 +126,14 @@ class Link:
         """Wait until frames came, or one of ``others`` (descriptor: events of select.poll) is ready, or ``timeout`` seconds.
 
         Sends what is waiting, takes in what came, returns which of ``others`` are ready. Raises MachineEnded when the
-        connection is lost, GuestError (``garbled``) when what came is no frame.
+        connection is lost, GuestError when what came is no frame (``garbled``) or a keeper that was greeted never said a word
+        (``keeper_silent``).
         """
+        if timeout is None and self._answers_until is not None:
+            timeout = self._answers_until - time.monotonic()
+            if timeout <= 0:
+                self.close()
+                raise _silent()
         poller = select.poll()
         own = self._socket.fileno()
         if own < 0:
@@ -176,6 +212,7 @@ class Link:
         if not untrusted_data:
             self.close()
             raise MachineEnded("the connection to the machine was lost", code="keeper_gone")
+        self._answers_until = None
         for frame in self._reader.feed(untrusted_data):
             channel = self._channels.get(frame.channel)
             if channel is not None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
+
+_ROOM = 5.0  # seconds
 
 
 @contextlib.contextmanager
@@ -18,10 +21,18 @@ def _short(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
-def connect_unix(path: Path) -> socket.socket:
-    """A stream connection. Raises FileNotFoundError or ConnectionRefusedError when nobody listens there."""
+def connect_unix(path: Path, *, wait: bool = True) -> socket.socket:
+    """A stream connection. Raises FileNotFoundError or ConnectionRefusedError when nobody listens there.
+
+    Who listens without ever accepting lets connections pile up; once there is no room for more, this raises BlockingIOError,
+    without ``wait`` at once, else after some seconds.
+    """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    # unix(7): a blocking connect waits for room as long as a send would (socket(7), SO_SNDTIMEO; struct timeval).
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(_ROOM), 1))
     try:
+        if not wait:
+            connection.setblocking(False)
         with _short(path) as short:
             connection.connect(short)
     except BaseException:
@@ -45,9 +56,11 @@ def listen_unix(path: Path, backlog: int = 64) -> socket.socket:
 
 
 def is_listening(path: Path) -> bool:
-    """Whether something accepts connections at ``path``."""
+    """Whether something listens at ``path``; never waits for it."""
     try:
-        connect_unix(path).close()
+        connect_unix(path, wait=False).close()
+    except BlockingIOError:
+        return True
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
         return False
     return True

@@ -12,6 +12,8 @@ import pytest
 from insula.errors import AgentAbsent, GuestError, MachineEnded
 from insula.guest import wire
 from insula.guest.link import open_link
+from insula.guest.wire import Frame, FrameReader
+from insula.host.sockets import connect_unix, is_listening, listen_unix
 from tests.framework.peer import Peer
 
 
@@ -238,6 +240,38 @@ def test_open_link_reaches_a_socket_whose_path_is_too_long(tmp_path: Path) -> No
             with accepted:
                 link.open("ping")
                 assert accepted.recv(2) == b"IN"
+
+
+def test_a_keeper_that_says_nothing_is_not_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("insula.guest.link._FIRST_WORD", 0.05)
+    with listen_unix(tmp_path / "keeper.sock"), open_link(tmp_path) as link, pytest.raises(GuestError) as caught:
+        link.call("exec", argv="true")
+    assert caught.value.code == "keeper_silent"
+
+
+def test_a_keeper_that_spoke_once_may_be_silent_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("insula.guest.link._FIRST_WORD", 0.05)
+    with listen_unix(tmp_path / "keeper.sock") as listener, open_link(tmp_path) as link:
+        channel = link.open("exec", argv="true")
+        accepted, _ = listener.accept()
+        with accepted:
+            greeting = FrameReader().feed(accepted.recv(65536))[0]
+            accepted.sendall(wire.encode_frame(Frame(wire.RESULT, greeting.channel, b"")))
+            link.poll()
+            late = Frame(wire.RESULT, greeting.channel + 1, wire.encode_fields([("code", 7)]))
+            timer = threading.Timer(0.15, accepted.sendall, (wire.encode_frame(late),))
+            timer.start()
+            assert channel.finish().number("code") == 7
+            timer.join()
+
+
+def test_a_keeper_that_lets_nobody_in_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("insula.guest.link._ROOM", 1e-9)
+    with listen_unix(tmp_path / "keeper.sock", backlog=0), connect_unix(tmp_path / "keeper.sock"):
+        assert is_listening(tmp_path / "keeper.sock")
+        with pytest.raises(GuestError) as caught:
+            open_link(tmp_path)
+    assert caught.value.code == "keeper_silent"
 
 
 @pytest.mark.parametrize("waiting", [0, 100])
