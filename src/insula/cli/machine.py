@@ -144,7 +144,7 @@ def list_(as_json: bool) -> None:
                 str(machine.cpus or "-"),
                 format_size(machine.memory) if machine.memory else "-",
                 age(machine.created) if machine.created else "-",
-                machine.problem or "",
+                machine.problem or machine.reason or "",
             )
             for machine in machines
         ),
@@ -166,13 +166,18 @@ def show(names: tuple[str, ...], as_json: bool) -> None:
         _print_details(detail)
 
 
+def _state(machine: Any) -> str:
+    because = f" ({machine.reason})" if machine.reason else ""
+    return str(machine.state) + because + (", deleted when it ends" if machine.ephemeral else "")
+
+
 def _print_details(detail: Any) -> None:
     machine = detail.status
     ended = machine.ended
     print_pairs(
         [
             ("name", machine.name),
-            ("state", machine.state + (", deleted when it ends" if machine.ephemeral else "")),
+            ("state", _state(machine)),
             ("problem", machine.problem or ""),
             ("ended", f"{ended.reason}, {age(ended.at)} ago{': ' + ended.detail if ended.detail else ''}" if ended else ""),
             ("last words", ended.last_words if ended else ""),

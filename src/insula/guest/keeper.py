@@ -8,6 +8,8 @@ from insula.guest.relay import ReaderGone, relay
 from insula.guest.wire import Fields
 from insula.model.streams import Streams
 
+_LATE = 5.0  # seconds after which a keeper's own clock is no longer trusted
+
 
 class Status:
     """``state``: ``starting``, ``running``, ``paused`` or ``ended``; ``agent``: its hello, or None while nobody answers."""
@@ -29,13 +31,16 @@ def wait_agent(link: Link, timeout: float) -> Fields:
 
     Raises GuestError (``timeout``) after ``timeout`` seconds, MachineEnded when QEMU ended first.
     """
-    return link.call("keeper.wait", until="agent", wait_ms=_milliseconds(timeout), subject="waiting for the guest's agent")
+    return _wait(link, "agent", timeout, "waiting for the guest's agent")
 
 
 def wait_end(link: Link, timeout: float) -> str:
     """Wait until QEMU has ended; the reason. Raises GuestError (``timeout``) after ``timeout`` seconds."""
-    answer = link.call("keeper.wait", until="end", wait_ms=_milliseconds(timeout), subject="waiting for the machine's end")
-    return answer.text("reason")
+    return _wait(link, "end", timeout, "waiting for the machine's end").text("reason")
+
+
+def _wait(link: Link, until: str, timeout: float, subject: str) -> Fields:
+    return link.call("keeper.wait", until=until, wait_ms=_milliseconds(timeout), timeout=timeout + _LATE, subject=subject)
 
 
 def console(link: Link, streams: Streams, *, follow: bool = True, keys: bool = True) -> None:

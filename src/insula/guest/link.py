@@ -55,9 +55,8 @@ def open_link(run_folder: str | os.PathLike[str]) -> Link:
 
 
 def _silent() -> GuestError:
-    return GuestError(
-        "the machine's keeper does not answer", code="keeper_silent", hint="insula stop --force NAME ends the machine all the same"
-    )
+    hint = "insula stop --force NAME ends the machine all the same"
+    return GuestError("the machine's keeper does not answer", code="keeper_silent", hint=hint)
 
 
 class Link:

@@ -33,7 +33,10 @@ class End(msgspec.Struct, frozen=True):
 
 
 class MachineStatus(msgspec.Struct, frozen=True):
-    """One machine, seen from outside. The order of the fields is the order in JSON: the most wanted first."""
+    """One machine, seen from outside. The order of the fields is the order in JSON: the most wanted first.
+
+    ``reason``: why it is paused though nobody asked for it, such as ``no-space`` (the disk that holds its folder is full).
+    """
 
     name: str
     kind: str
@@ -47,6 +50,7 @@ class MachineStatus(msgspec.Struct, frozen=True):
     agent: bool = False
     ephemeral: bool = False
     problem: str | None = None
+    reason: str | None = None
     ended: End | None = None
 
 

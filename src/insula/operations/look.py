@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
 
 from insula.errors import InsulaError
 from insula.model.requests import ListMachines, ShowMachine
 from insula.model.status import MachineDetails, MachineStatus
 from insula.operations.context import Context
-from insula.operations.observe import observe, observe_state
+from insula.operations.observe import observe
 from insula.operations.operation import Operation
 from insula.store import names
 from insula.store.machines import MachineRecord, machine_folder, machine_names
@@ -35,7 +34,6 @@ def show_machine(context: Context, request: ShowMachine, operation: Operation) -
     status, record = observe(folder)
     if record is None:
         return _broken(folder, status)
-    _, untrusted = observe_state(folder)
     board = record.board
     return MachineDetails(
         status=status,
@@ -51,7 +49,7 @@ def show_machine(context: Context, request: ShowMachine, operation: Operation) -
         folder=str(folder),
         disk_used=_used(folder),
         guest=_guest(folder) if status.agent else {},
-        process=_processes(untrusted),
+        process=_processes(folder, record.id) if status.state.has_process else {},
     )
 
 
@@ -83,9 +81,12 @@ def _guest(folder: Path) -> dict[str, str]:
     return {}
 
 
-def _processes(untrusted: dict[str, Any]) -> dict[str, int]:
-    pid = untrusted.get("qemu_pid")
-    return {"qemu": pid} if isinstance(pid, int) and pid > 0 else {}
+def _processes(folder: Path, machine_id: str) -> dict[str, int]:
+    """Pids as this host knows them; those in the keeper's own records are of the jail."""
+    from insula.guest.text import clean
+    from insula.isolation.inhabitants import inhabitants
+
+    return {clean(untrusted_name): pid for pid, untrusted_name in inhabitants(folder, machine_id).items()}
 
 
 def record_of(context: Context, name: str) -> tuple[Path, MachineRecord]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def wait_gone(folder: Path, timeout: float) -> bool:
         with connect_unix(folder / names.RUN / names.KEEPER_SOCKET) as connection:
             connection.settimeout(timeout)
             return connection.recv(1) == b""
-    except TimeoutError:
+    except (TimeoutError, BlockingIOError):
         return False
     except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError, NotADirectoryError):
         return True
@@ -48,7 +49,7 @@ def observe_state(folder: Path) -> tuple[State, dict[str, Any]]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """A small JSON object that a jailed process wrote; empty when it is anything else."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         with open(path, "rb") as stream:
             untrusted = json.loads(stream.read(16384))
         if isinstance(untrusted, dict):
@@ -74,10 +75,17 @@ def observe(folder: Path) -> tuple[MachineStatus, MachineRecord | None]:
         disk=record.spec.disk,
         created=record.created,
         agent=untrusted.get("agent") is True,
+        reason=_paused_because(untrusted) if state is State.PAUSED else None,
         ephemeral=record.ephemeral,
         ended=None if state.has_process else last_end(folder),
     )
     return status, record
+
+
+def _paused_because(untrusted: dict[str, Any]) -> str | None:
+    """The keeper's word for a pause nobody asked for, such as ``no-space``; None for one that somebody did."""
+    reason = untrusted.get("reason")
+    return reason if isinstance(reason, str) and re.fullmatch(r"[a-z][a-z-]{0,31}", reason) else None
 
 
 def _broken(name: str, problem: str) -> MachineStatus:

@@ -24,6 +24,7 @@ from insula.store.names import Home
 from insula.store.records import write_record
 
 _PATIENCE = 120.0
+_EVICTION = 10.0
 _KEEPERS_LAST = 5.0  # it takes a second at most to tell its clients of the end
 
 
@@ -51,8 +52,10 @@ def settle_locked(home: Home, folder: Path, *, keep_ephemeral: bool = False) -> 
     ``keep_ephemeral``: do not delete a machine that was to go at its end, because it is about to be started again.
     """
     run = folder / names.RUN
-    if not run.exists() or observe_state(folder)[0].has_process or not wait_gone(folder, _KEEPERS_LAST):
+    if not run.exists() or observe_state(folder)[0].has_process:
         return True
+    if not wait_gone(folder, _KEEPERS_LAST):
+        end_by_force(folder)
     end = read_exit(folder)
     append_event(folder, "ended", reason=end.reason, detail=end.detail)
     if not keep_ephemeral and _is_ephemeral(folder):
@@ -63,6 +66,21 @@ def settle_locked(home: Home, folder: Path, *, keep_ephemeral: bool = False) -> 
     remove_tree(run)
     journal.clear(folder)
     return True
+
+
+def end_by_force(folder: Path) -> None:
+    """End the processes of a machine whose keeper does not. Raises InsulaError (``keeper_stuck``) when that fails too."""
+    from insula.isolation.inhabitants import evict
+
+    machine_id = ""
+    with contextlib.suppress(InsulaError, OSError):
+        machine_id = read_machine(folder).id
+    if not evict(folder, machine_id, _EVICTION) or not wait_gone(folder, _KEEPERS_LAST):
+        raise InsulaError(
+            f"something still serves {folder / names.RUN / names.KEEPER_SOCKET} and cannot be ended",
+            code="keeper_stuck",
+            hint=f"end what this shows: lsof +D {folder}",
+        )
 
 
 def _is_ephemeral(folder: Path) -> bool:

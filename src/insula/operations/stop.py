@@ -10,15 +10,16 @@ from insula.model.requests import StopMachine
 from insula.model.status import MachineStatus, State
 from insula.operations.context import Context
 from insula.operations.hold import Held, hold_machine
-from insula.operations.observe import is_alive, observe
+from insula.operations.observe import is_alive, observe, wait_gone
 from insula.operations.operation import Operation
-from insula.operations.settle import settle_locked
+from insula.operations.settle import end_by_force, settle_locked
 from insula.store import names
 from insula.store.events import append_event
 from insula.store.locks import machine_lock
 from insula.store.machines import machine_folder
 
 _AFTER_PLUG = 15.0
+_KEEPERS_LAST = 5.0
 _BUTTON_SHARE = 0.5
 _ANSWER = 10.0
 
@@ -55,7 +56,8 @@ def shut_down(context: Context, held: Held, operation: Operation, timeout: float
     run = held.folder / names.RUN
     if held.status.state is State.PAUSED:
         operation.tell("let it run, so that it can shut down")
-        context.engine.resume(run)
+        with contextlib.suppress(InsulaError):  # whatever keeps it from that, the plug is left
+            context.engine.resume(run)
     append_event(held.folder, "stopping")
     if held.record.boot.agent and held.status.agent:
         operation.tell("ask the guest to shut down")
@@ -101,9 +103,14 @@ def _wait_end(folder: Path, timeout: float) -> bool:
 
 
 def pull_plug(folder: Path) -> None:
-    """End QEMU at once, as a power cut would, and return when it is gone."""
+    """End QEMU at once, as a power cut would, and return when it is gone; over the head of a keeper that does not do it.
+
+    Raises InsulaError (``keeper_stuck``).
+    """
     from insula.guest.keeper import quit_machine
     from insula.guest.link import open_link
 
-    with contextlib.suppress(MachineEnded), open_link(folder / names.RUN) as link:
+    with contextlib.suppress(MachineEnded, GuestError), open_link(folder / names.RUN) as link:
         quit_machine(link, "kill", timeout=_AFTER_PLUG)
+    if not wait_gone(folder, _KEEPERS_LAST):
+        end_by_force(folder)

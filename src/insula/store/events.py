@@ -29,16 +29,22 @@ def append_event(folder: Path, event: str, **data: object) -> None:
 
 def _turn_over(folder: Path, descriptor: int) -> None:
     """Keep one old file. The file itself stays, because a keeper may hold it open: its content moves."""
-    (folder / names.EVENTS_OLD).write_bytes((folder / names.EVENTS).read_bytes())
+    (folder / names.EVENTS_OLD).write_bytes(_kept(folder / names.EVENTS))
     os.ftruncate(descriptor, 0)
+
+
+def _kept(path: Path) -> bytes:
+    """What a file of events holds: never more than it should, whatever a jailed process made of it."""
+    with open(path, "rb") as stream:
+        return stream.read(MOST_BYTES)
 
 
 def read_events(folder: Path) -> Iterator[dict[str, object]]:
     """All events kept, oldest first. Lines that are not JSON objects (a torn write) are passed over."""
     for name in (names.EVENTS_OLD, names.EVENTS):
-        with contextlib.suppress(FileNotFoundError), open(folder / name, "rb") as stream:
-            for untrusted_line in stream:
-                with contextlib.suppress(ValueError):
+        with contextlib.suppress(FileNotFoundError):
+            for untrusted_line in _kept(folder / name).splitlines():
+                with contextlib.suppress(ValueError, RecursionError):
                     event = json.loads(untrusted_line)
                     if isinstance(event, dict):
                         yield event

@@ -1,0 +1,100 @@
+"""A machine's processes, found and ended from outside: for when its keeper hangs, was stopped, or obeys somebody else.
+
+Nothing a jailed process says is asked or believed. The porter stands outside the jail and is subreaper, so all of the machine
+stays below it, and its own words (proc(5), ``cmdline``) say which machine it is for. Should the porter have been killed,
+the jailed are those in another pid namespace who hold files of the machine's folder open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from pathlib import Path
+
+_PROC = Path("/proc")
+
+
+def inhabitants(folder: Path, machine_id: str) -> dict[int, str]:
+    """The pids of the machine's jailed processes and what they call themselves, oldest first.
+
+    ``machine_id`` may be empty when nobody knows it any more; then only who holds files of ``folder`` is found.
+    """
+    parents = {pid: _parent(pid) for pid in _pids()}
+    found = {pid for pid in parents if machine_id and _is_porter(pid, machine_id)}
+    porters = set(found)
+    while more := {pid for pid, parent in parents.items() if parent in found and pid not in found}:
+        found |= more
+    found = (found - porters) or {pid for pid in parents if _holds(pid, folder)}
+    return {pid: _name(pid) for pid in sorted(found)}
+
+
+def evict(folder: Path, machine_id: str, timeout: float) -> bool:
+    """Kill every process of the machine; whether all that were found are gone within ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    descriptors: list[int] = []
+    try:
+        for pid in inhabitants(folder, machine_id):
+            with contextlib.suppress(ProcessLookupError):
+                descriptors.append(os.pidfd_open(pid))
+        # Looked at once more: a pid seen before its descriptor was opened may have become somebody else's in between.
+        meant = inhabitants(folder, machine_id)
+        ended = [_kill(descriptor, deadline) for descriptor in descriptors if _pid_of(descriptor) in meant]
+        return all(ended)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _kill(descriptor: int, deadline: float) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(max(0.0, deadline - time.monotonic()) * 1000))
+
+
+def _pid_of(descriptor: int) -> int:
+    """Format: pidfd_open(2), the ``Pid`` line of fdinfo; -1 once the process has been reaped."""
+    for line in Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines():
+        if line.startswith("Pid:"):
+            return int(line.split()[1])
+    return -1
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir(_PROC) if name.isdecimal()]
+
+
+def _is_porter(pid: int, machine_id: str) -> bool:
+    with contextlib.suppress(OSError):
+        entry = _PROC / str(pid)
+        words = (entry / "cmdline").read_bytes().split(b"\0")
+        ours = entry.stat().st_uid == os.geteuid()
+        return ours and words[0].endswith(b"insula-keeper") and words[1:2] == [b"porter"] and os.fsencode(machine_id) in words
+    return False
+
+
+def _parent(pid: int) -> int:
+    """Its parent's pid, 0 when it is gone. Format: proc(5), stat; the name may hold any character, so count from its end."""
+    with contextlib.suppress(OSError, ValueError):
+        return int((_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    return 0
+
+
+def _name(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return (_PROC / str(pid) / "comm").read_text(errors="replace").strip()
+    return ""
+
+
+def _holds(pid: int, folder: Path) -> bool:
+    entry = _PROC / str(pid)
+    with contextlib.suppress(OSError):
+        if os.readlink(entry / "ns/pid") == os.readlink("/proc/self/ns/pid"):
+            return False
+        below = os.path.join(folder.resolve(), "")
+        return any(os.readlink(link).startswith(below) for link in (entry / "fd").iterdir())
+    return False
