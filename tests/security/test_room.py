@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +84,22 @@ def test_it_cannot_gain_more(folder: Path) -> None:
             room.run(["mknod", "/work/disk", "b", "254", "0"], step="testing", fraction=0)
         with pytest.raises(ChildFailed):
             room.run(["mount", "-t", "ext4", "/dev/vda", "/tmp"], step="testing", fraction=0)
+
+
+def test_it_reaches_no_service_on_this_hosts_loopback(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, Room.open(folder, EPOCH, Watcher()) as room:
+        if room.why_not_apart:
+            pytest.skip(f"rooms share this host's network: {room.why_not_apart}")
+        port = server.getsockname()[1]
+        gateway = "$(ip route | awk '/^default/ { print $3 }')"
+        for address in ("127.0.0.1", gateway):
+            with pytest.raises(ChildFailed) as error:
+                room.script(f"exec timeout 2 bash -c 'exec 3<>/dev/tcp/'{address}/{port}", step="testing", fraction=0)
+            refused = "refused" in error.value.output or "unreachable" in error.value.output
+            assert refused or error.value.status == 124, error.value.output
+        server.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            server.accept()
 
 
 def test_what_it_leaves_running_ends_with_it(folder: Path) -> None:

@@ -116,8 +116,10 @@ def _write_maps(pid: int, uid_map: Sequence[tuple[int, int, int]], gid_map: Sequ
             ) from cause
 
 
-def _enter(namespace: int) -> list[str]:
-    return ["nsenter", f"--user=/proc/self/fd/{namespace}", "--setuid=0", "--setgid=0", "--"]
+def enter(namespace: int, network: int | None = None) -> list[str]:
+    """The first words of a command that runs as root of a user namespace, and in a network namespace that belongs to it."""
+    joined = [] if network is None else [f"--net=/proc/self/fd/{network}"]
+    return ["nsenter", f"--user=/proc/self/fd/{namespace}", *joined, "--setuid=0", "--setgid=0", "--"]
 
 
 def run_as_owner(argv: Sequence[str], *, cwd: Path) -> None:
@@ -129,7 +131,7 @@ def run_as_owner(argv: Sequence[str], *, cwd: Path) -> None:
         run(argv, cwd=cwd)
         return
     with package_namespace(with_self=True) as namespace:
-        run([*_enter(namespace), *argv], cwd=cwd, pass_fds=[namespace])
+        run([*enter(namespace), *argv], cwd=cwd, pass_fds=[namespace])
 
 
 def hand_over(folder: Path) -> None:
@@ -151,6 +153,8 @@ def remove_handed_over(folder: Path) -> None:
 # the program. What it mounts is in a mount namespace of its own and gone with its last process.
 _STAGE: Final = r"""
 set -eu
+resolver=$1
+shift
 room=/tmp
 mount -t tmpfs -o mode=755,size=16m insula "$room"
 for name in bin sbin lib lib32 lib64 libx32; do
@@ -179,7 +183,7 @@ for path in alternatives ssl/certs ca-certificates.conf ld.so.cache ld.so.conf l
     if [ -d "/etc/$path" ]; then mkdir -p "$room/etc/$path"; else : > "$room/etc/$path"; fi
     mount --rbind "/etc/$path" "$room/etc/$path"
 done
-cat /etc/resolv.conf > "$room/etc/resolv.conf" 2>/dev/null || true
+cat "$resolver" > "$room/etc/resolv.conf" 2>/dev/null || true
 printf '%s\n' root:x:0:0:root:/root:/bin/sh _apt:x:42:65534::/nonexistent:/bin/false \
     nobody:x:65534:65534:nobody:/nonexistent:/bin/false > "$room/etc/passwd"
 printf 'root:x:0:\nnogroup:x:65534:\n' > "$room/etc/group"
@@ -195,16 +199,19 @@ exec "$@"
 """
 
 
-def confined(namespace: int, argv: Sequence[str]) -> list[str]:
+def confined(
+    namespace: int, argv: Sequence[str], network: int | None = None, resolver: Path = Path("/etc/resolv.conf")
+) -> list[str]:
     """The command that runs ``argv`` as root of ``namespace`` in a closed room whose ``/work`` is the current folder.
 
     Start it with ``cwd`` = a folder given to the namespace by ``hand_over``, and with ``namespace`` passed on. All its
-    processes end when it does; it ends when the thread that started it ends.
+    processes end when it does; it ends when the thread that started it ends. ``network`` is a network namespace of its own (the
+    host's without), ``resolver`` the file that names its name servers.
     """
     return [
-        *_enter(namespace),
+        *enter(namespace, network),
         # After nsenter: changing ids clears the request to die with the parent.
         *("setpriv", "--no-new-privs", "--pdeathsig", "KILL", "--clear-groups", "--"),
         *("unshare", "--mount", "--propagation", "private", "--ipc", "--uts", "--pid", "--fork", "--kill-child", "--"),
-        *("sh", "-c", _STAGE, "stage", *argv),
+        *("sh", "-c", _STAGE, "stage", os.fspath(resolver), *argv),
     ]

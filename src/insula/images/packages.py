@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Final, Literal
 
-from insula.host.process import require_program, run
+from insula.host.process import require_program
+from insula.host.uplink import host_proxies
 from insula.images.mirror import Mirror, archive_lines, require_keyring
 from insula.images.room import Room
 
@@ -77,5 +78,4 @@ class AptMeter:
 def _apt_options() -> str:
     """apt's settings for the build: no recommendations, and the host's own proxy, if it has one."""
     options = 'APT::Install-Recommends "false"; Acquire::Languages "none"; Acquire::Retries "3"; '
-    dump = run(["apt-config", "dump", "--format", '%f "%v"; ', "Acquire::http::Proxy", "Acquire::https::Proxy"], check=False)
-    return options + dump.text.replace("\n", " ").strip()
+    return options + host_proxies()

@@ -19,6 +19,7 @@ from typing import BinaryIO, Final
 from insula.errors import ChildFailed, HostLacks, InsulaError
 from insula.host.namespaces import confined, hand_over, package_namespace, remove_handed_over
 from insula.host.process import Child, spawn
+from insula.host.uplink import Uplink, uplink
 from insula.images.progress import Watcher
 
 _LOOK = 200  # ms between two looks at whether the caller gave up
@@ -29,9 +30,10 @@ _ENVIRONMENT: Final = {"HOME": "/root", "TMPDIR": "/tmp", "DEBIAN_FRONTEND": "no
 class Room:
     """``with Room.open(folder, epoch, watcher) as room``: the folder is the room's ``/work``."""
 
-    def __init__(self, folder: Path, namespace: int, epoch: int, watcher: Watcher) -> None:
+    def __init__(self, folder: Path, namespace: int, link: Uplink, epoch: int, watcher: Watcher) -> None:
         self.folder = folder
         self._namespace = namespace
+        self._link = link
         self._environment = _ENVIRONMENT | {"SOURCE_DATE_EPOCH": str(epoch)}
         self._watcher = watcher
 
@@ -42,10 +44,17 @@ class Room:
         folder.mkdir(mode=0o755)
         try:
             hand_over(folder)
-            with package_namespace() as namespace:
-                yield cls(folder, namespace, epoch, watcher)
+            with package_namespace() as namespace, uplink(namespace) as link:
+                if link.why:
+                    watcher.say("preparing", 0.0, f"package scripts share this host's network: {link.why}")
+                yield cls(folder, namespace, link, epoch, watcher)
         finally:
             remove_handed_over(folder)
+
+    @property
+    def why_not_apart(self) -> str:
+        """Why the room shares this host's network; empty when it has one of its own."""
+        return self._link.why
 
     def run(
         self,
@@ -97,11 +106,11 @@ class Room:
         streams = {name: value for name, value in (("stdin", stdin), ("stderr", stderr)) if value is not None}
         # Detached: a package script must not reach the caller's terminal, and Ctrl-C is for us to handle.
         return spawn(
-            confined(self._namespace, argv),
+            confined(self._namespace, argv, self._link.network, self._link.resolver),
             env=self._environment,
             cwd=self.folder,
             stdout=stdout,
-            pass_fds=[self._namespace],
+            pass_fds=[self._namespace, *([self._link.network] if self._link.network is not None else [])],
             detached=True,
             **streams,
         )
