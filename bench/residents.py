@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def look(world: World) -> Residents:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     before = _descendants()
     with world.machine("tiny", "--memory", "128M") as _:
+        time.sleep(1.0)  # at rest: what the start needed is given back by now
         found = [(_program(pid), pid) for pid in sorted(_descendants() - before)]
         keeper = sum(_pss(pid) for name, pid in found if name == _KEEPER)
     _reap()

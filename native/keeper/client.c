@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -18,17 +17,18 @@ bool reader_map(struct wire_reader *reader)
 {
     if (reader->buffer)
         return true;
-    void *buffer = mmap(NULL, READER_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (buffer == MAP_FAILED)
+    size_t size = READER_SIZE;
+    void *buffer = memory_take(&size);
+    if (!buffer)
         return false;
-    wire_reader_init(reader, buffer, READER_SIZE);
+    wire_reader_init(reader, buffer, size);
     return true;
 }
 
 void reader_rest(struct wire_reader *reader)
 {
     if (reader->buffer && reader->begin == reader->end) {
-        munmap(reader->buffer, READER_SIZE);
+        memory_give(reader->buffer, reader->size);
         *reader = (struct wire_reader){ 0 };
     }
 }

@@ -29,7 +29,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { KEPT_MAX = 256, FAREWELL = 1000 };
+enum { KEPT_MAX = 256, FAREWELL = 1000, SPARE_FOR = 200 };
 
 static struct keeper keeper_of_this_process;
 
@@ -159,8 +159,13 @@ void keeper_turn(struct keeper *keeper, int most, int signals)
     int64_t now = now_ms();
     int wait = patience(keeper, now);
     fill(keeper, polls, signals, now);
-    if (poll(polls, POLLS, wait < 0 || (most >= 0 && most < wait) ? most : wait) < 0)
+    wait = wait < 0 || (most >= 0 && most < wait) ? most : wait;
+    bool spare = memory_is_spare() && (wait < 0 || wait > SPARE_FOR);
+    int ready = poll(polls, POLLS, spare ? SPARE_FOR : wait);
+    if (ready < 0)
         return;
+    if (ready == 0 && spare)
+        memory_release();
     if (polls[POLL_QMP].revents & ~POLLOUT)
         monitor_readable(keeper);
     if (polls[POLL_AGENT].revents & ~POLLOUT)

@@ -91,9 +91,8 @@ static bool queue_grow(struct queue *queue, size_t wanted)
     size_t size = queue->size ? queue->size : PAGE;
     while (size < wanted)
         size *= 2;
-    void *bytes = queue->size ? mremap(queue->bytes, queue->size, size, MREMAP_MAYMOVE)
-                              : mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (bytes == MAP_FAILED)
+    void *bytes = queue->size ? mremap(queue->bytes, queue->size, size, MREMAP_MAYMOVE) : memory_take(&size);
+    if (!bytes || bytes == MAP_FAILED)
         return false;
     queue_total += size - queue->size;
     queue->bytes = bytes;
@@ -127,7 +126,7 @@ void queue_take(struct queue *queue, size_t length)
 void queue_clear(struct queue *queue)
 {
     if (queue->size > 0)
-        munmap(queue->bytes, queue->size);
+        memory_give(queue->bytes, queue->size);
     queue_total -= queue->size;
     *queue = (struct queue){ 0 };
 }

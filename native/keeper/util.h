@@ -16,6 +16,13 @@ void close_fd(int *fd); /* and make it -1 */
 /* Close every descriptor from 3 on that `kept` does not name. `kept` is sorted in place. */
 void close_others(int *kept, size_t count);
 
+/* Memory that comes and goes with every frame. What is given back is kept for who takes some next, because to map it anew and
+ * have it zeroed page by page costs more than to copy the frame; it is released when nothing happened for a moment. */
+void *memory_take(size_t *size); /* at least so many bytes; NULL: there are none */
+void memory_give(void *bytes, size_t size);
+bool memory_is_spare(void);
+void memory_release(void);
+
 /* Bytes that wait to be written. Memory is mapped while there are any and given back when there are none. */
 struct queue {
     uint8_t *bytes;
