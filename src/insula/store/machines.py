@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -15,6 +17,7 @@ import msgspec
 from insula.errors import AlreadyExists, DamagedRecord, NotFound
 from insula.host.files import fsync_folder, remove_tree
 from insula.model.identity import Identity
+from insula.model.names import printable
 from insula.model.spec import MachineSpec
 from insula.store import names
 from insula.store.locks import held
@@ -82,9 +85,22 @@ class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def machine_folder(home: Home, name: str) -> Path:
     """The folder of an existing machine. Raises NotFound, with the nearest names there are."""
     folder = home.machine(name)
-    if not folder.is_dir():
-        raise NotFound(f"no machine named '{name}'", code="machine_not_found", hint=_nearest(home, name))
+    # A name is one component of a path: nothing else may lead out of the folder of machines, or into one that is half made.
+    if "/" in name or name[:1] in ("", ".") or not _is_folder(folder):
+        raise NotFound(f"no machine named '{printable(name)}'", code="machine_not_found", hint=_nearest(home, name))
     return folder
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether it is a folder itself: a link to one is no machine. What cannot even be a path is not there."""
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError as cause:
+        if cause.errno == errno.ENAMETOOLONG:
+            return False
+        raise
 
 
 def _nearest(home: Home, name: str) -> str:
@@ -128,15 +144,29 @@ def write_machine(folder: Path, record: MachineRecord) -> None:
 def new_machine_folder(home: Home) -> Iterator[Path]:
     """A staging folder, locked by us until it is published or abandoned; whatever is left of it on exit is removed."""
     home.prepare()
-    folder = home.machines / f"{names.NEW_PREFIX}{secrets.token_hex(8)}"
-    folder.mkdir(mode=0o700)
-    lock = os.open(folder / names.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = None
+    while lock is None:
+        folder = home.machines / f"{names.NEW_PREFIX}{secrets.token_hex(8)}"
+        folder.mkdir(mode=0o700)
+        lock = _lock_new(folder / names.LOCK)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield folder
     finally:
         remove_tree(folder)
         os.close(lock)
+
+
+def _lock_new(path: Path) -> int | None:
+    """A descriptor that holds the lock at ``path``; None when another command swept the folder away before it was locked."""
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        return None
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if path.exists():
+        return lock
+    os.close(lock)
+    return None
 
 
 def publish_machine(home: Home, staged: Path, name: str) -> Path:

@@ -176,3 +176,36 @@ def test_the_home_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch)
     assert default_home().root == Path("/data/insula")
     monkeypatch.setattr("os.geteuid", lambda: 0)
     assert default_home().root == Path("/var/lib/insula")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../images", "/etc", "web/disks", ".new-1", "no\0where", "a" * 300])
+def test_nothing_but_a_machine_is_found_by_a_hostile_name(home: Home, name: str) -> None:
+    _make(home, "web").joinpath("disks").mkdir()
+    (home.machines / ".new-1").mkdir()
+    with pytest.raises(NotFound):
+        machine_folder(home, name)
+
+
+def test_a_link_to_a_folder_is_no_machine(home: Home, tmp_path: Path) -> None:
+    home.prepare()
+    (home.machines / "web").symlink_to(tmp_path)
+    with pytest.raises(NotFound):
+        machine_folder(home, "web")
+
+
+def test_a_new_folder_that_was_swept_before_it_was_locked_is_made_again(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    swept: list[str] = []
+    make = Path.mkdir
+
+    def make_and_lose(path: Path, *arguments: int, **options: object) -> None:
+        make(path, *arguments, **options)  # type: ignore[arg-type]  # passed on as it came
+        if path.name.startswith(names.NEW_PREFIX) and not swept:
+            swept.extend(sweep_machines(home))
+
+    home.prepare()
+    monkeypatch.setattr(Path, "mkdir", make_and_lose)
+    with new_machine_folder(home) as staged:
+        assert staged.is_dir()
+        assert sweep_machines(home) == []
+    assert len(swept) == 1
+    assert not staged.exists()
