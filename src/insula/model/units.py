@@ -11,7 +11,7 @@ MIB = 1024 * KIB
 GIB = 1024 * MIB
 
 _FACTORS = {"": 1, "k": KIB, "m": MIB, "g": GIB, "t": 1024 * GIB}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,20})(?:\.([0-9]{1,20}))?\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:
@@ -19,7 +19,9 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise UsageError(f"'{text}' is not a size", code="bad_size", hint="write it like 512M or 10G")
-    return int(float(match[1]) * _FACTORS[match[2].lower()])
+    part = match[2] or ""
+    scale: int = 10 ** len(part)
+    return int(match[1] + part) * _FACTORS[match[3].lower()] // scale
 
 
 def format_size(count: int) -> str:

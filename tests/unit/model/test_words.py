@@ -18,13 +18,21 @@ from insula.model.units import GIB, MIB, format_size, parse_size
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("512M", 512 * MIB), ("2GiB", 2 * GIB), ("1.5g", 3 * GIB // 2), ("4096", 4096), (" 1 kb ", 1024), ("1T", 1024 * GIB)],
+    [
+        ("512M", 512 * MIB),
+        ("2GiB", 2 * GIB),
+        ("1.5g", 3 * GIB // 2),
+        ("4096", 4096),
+        (" 1 kb ", 1024),
+        ("1T", 1024 * GIB),
+        ("9007199254740993", 9007199254740993),
+    ],
 )
 def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "big", "-1G", "1X", "1 G B", "0x10", "1e9", "½G"])
+@pytest.mark.parametrize("text", ["", "big", "-1G", "1X", "1 G B", "0x10", "1e9", "½G", "٣G", "9" * 400, "1." + "9" * 5000])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(UsageError) as error:
         parse_size(text)
