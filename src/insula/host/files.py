@@ -53,8 +53,10 @@ def explain_os_error(cause: OSError, path: Path) -> Exception:
 
 def remove_tree(path: Path) -> None:
     """Delete a folder and all in it; nothing happens when it is not there. Never follows a link out of it."""
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(path)
+    while os.path.lexists(path):
+        # Somebody else may be deleting the same; what vanishes under our hands must not keep us from the rest.
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
 
 
 def free_bytes(path: Path) -> int:
