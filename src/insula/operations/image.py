@@ -116,12 +116,26 @@ def show(context: Context, request: ShowImage, operation: Operation) -> ImageSta
 def delete(context: Context, request: DeleteImage, operation: Operation) -> ImageStatus:
     """Delete an image; machines made from it keep their layers. Returns what it was."""
     operation.target = request.image
-    image = get(context.home, request.image)
-    status = show(context, ShowImage(image=request.image), operation)
+    digest, status = _what_is_there(context, request.image)
     if not request.dry_run:
         operation.tell("delete")
-        delete_image(context.home, image.digest)
+        delete_image(context.home, digest)
     return status
+
+
+def _what_is_there(context: Context, name: str) -> tuple[str, ImageStatus]:
+    """Digest and status of an image by name or by the beginning of its digest, also of one whose record is damaged or missing.
+
+    Raises NotFound.
+    """
+    for entry in list_images(context.home):
+        if name in entry.names or (len(name) >= 8 and entry.digest.startswith(name)):
+            names = list(entry.names)
+            if entry.image is None:
+                return entry.digest, _empty(names, entry.digest, problem=str(entry.error))
+            return entry.digest, _status(entry.image, names)
+    image = get(context.home, name)  # explains what there is instead
+    return image.digest, _status(image, [])
 
 
 def _status(image: Image, names: list[str]) -> ImageStatus:
