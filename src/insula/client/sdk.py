@@ -6,13 +6,14 @@ with insula.run("debian") as machine:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from insula.client.local import LocalClient
-from insula.errors import GuestError
+from insula.errors import GuestError, NotFound
 from insula.model import requests
 from insula.model.spec import MachineSpec
 from insula.model.units import parse_size
@@ -73,7 +74,8 @@ class Machine:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if self._temporary:
-            self.delete(force=True)
+            with contextlib.suppress(NotFound):  # it ended by itself, and was deleted then
+                self.delete(force=True)
 
     # -- life ---------------------------------------------------------------------------------------------------------------
     @property
@@ -121,7 +123,14 @@ class Machine:
 
     def delete(self, *, force: bool = False) -> None:
         """Delete it with its disks."""
-        self._client.do(requests.DeleteMachine(name=self.name, force=force))
+        try:
+            self._client.do(requests.DeleteMachine(name=self.name, force=force))
+        except NotFound:
+            self._drop_lease()
+            raise
+        self._drop_lease()
+
+    def _drop_lease(self) -> None:
         if self._lease is not None:
             self._lease.close()
 

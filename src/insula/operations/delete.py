@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from insula.errors import Busy
+from insula.errors import Busy, NotFound
 from insula.model.lifecycle import check_transition
 from insula.model.requests import DeleteMachine
 from insula.model.status import MachineStatus
@@ -45,6 +45,10 @@ def delete(context: Context, request: DeleteMachine, operation: Operation) -> Ma
                 check_transition(request.name, "delete", status.state, status.problem)
             operation.tell("delete its files")
             remove_machine_folder(context.home, folder)
+    except NotFound:
+        # Made to be deleted at its end, it was: by the keeper's call, while we waited for the lock.
+        if not (request.force and status.ephemeral):
+            raise
     except Busy as busy:
         if request.force:
             busy.hint = "end that process first"
