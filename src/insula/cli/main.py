@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import sys
@@ -138,6 +139,12 @@ def run_command(words: list[str]) -> int:
         # Whoever read our output is gone (`insula list | head -1`): nothing is left to say, and nobody to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        # Our own files explain themselves (dispatch.py): this is `insula list > /a/full/disk`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return report("no_space", "no space left where the output goes", None, as_json, _INSULA_FAILED if in_guest else 1)
 
 
 def _usage_hint(error: click.ClickException) -> str | None:
@@ -147,17 +154,21 @@ def _usage_hint(error: click.ClickException) -> str | None:
 
 def report(code: str, message: str, hint: str | None, as_json: bool, status: int, cause: BaseException | None = None) -> int:
     """Tell of an error on standard error, with what caused it; returns ``status``."""
+    from insula.guest.text import clean
+
     if as_json:
         import json
 
         click.echo(json.dumps({"code": code, "message": message, "hint": hint}), err=True)
         return status
-    click.echo(f"insula: {message}", err=True)
+    lines = [f"insula: {message}"]
     while (cause := cause.__cause__ if cause is not None else None) is not None:
         if isinstance(cause, InsulaError):
-            click.echo(f"  because: {cause.message}", err=True)
-            if isinstance(cause, ChildFailed) and cause.output:
-                click.echo("".join(f"    {line}\n" for line in cause.output.splitlines()[-12:]), err=True, nl=False)
+            lines.append(f"  because: {cause.message}")
+            if isinstance(cause, ChildFailed):
+                lines += (f"    {line}" for line in cause.output.splitlines()[-12:])
     if hint:
-        click.echo(f"hint: {hint}", err=True)
+        lines.append(f"hint: {hint}")
+    # Whatever found its way into a message (a guest's words, a program's, a name somebody made up): no terminal obeys it.
+    click.echo("\n".join(clean(line, lines=True) for line in lines), err=True)
     return status
