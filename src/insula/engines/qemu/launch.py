@@ -23,6 +23,7 @@ from insula.engines.qemu.cmdline import build_argv
 from insula.engines.qemu.descriptors import Descriptors, open_for_keeper, open_for_qemu
 from insula.engines.qemu.probe import Build, root_plan
 from insula.errors import ChildFailed, DamagedRecord, HostLacks, InsulaError, MachineEnded
+from insula.guest.text import clean
 from insula.host.files import explain_os_error, remove_tree, write_atomic
 from insula.host.native import native_path
 from insula.host.process import require_program, run
@@ -33,6 +34,7 @@ from insula.store import names
 
 _READY: Final = 60.0  # seconds; takes a tenth of one unless the host is very busy
 _ENDED: Final = 15.0
+_LONGEST_LINE: Final = 16384
 _INSIDE: Final = {"kernel": JAIL_KERNEL, "initrd": JAIL_INITRD}
 
 
@@ -56,7 +58,7 @@ def launch(plan: LaunchPlan, build: Build) -> None:
         helpers = _networks(plan, descriptors, ids.network, watch)
         contents = tuple((number, _INSIDE[place]) for place, number in descriptors.contents.items())
         jail = Jail(root, ids.machine, contents)
-        undo.callback(_end, plan.folder / names.RUN)
+        undo.callback(_end, plan)
         undo.callback(descriptors.close)  # before it: while we hold the listening socket ourselves, connecting proves nothing
         _start(plan, jail, keeper, build_argv(board, descriptors.qemu, str(build.binary)), descriptors)
         _check_helpers(helpers, ids.network)
@@ -117,13 +119,15 @@ def _check_helpers(ends: list[socket.socket], uid: int | None) -> None:
             raise explain_end(uid)
 
 
-def _end(run_folder: Path) -> None:
-    """Undo a start: end whatever serves the keeper's socket."""
+def _end(plan: LaunchPlan) -> None:
+    """Undo a start: end whatever serves the keeper's socket, and what was started but serves nobody yet."""
     from insula.guest.keeper import quit_machine
     from insula.guest.link import open_link
+    from insula.isolation.inhabitants import evict
 
-    with contextlib.suppress(InsulaError, OSError), open_link(run_folder) as link:
+    with contextlib.suppress(InsulaError, OSError), open_link(plan.folder / names.RUN) as link:
         quit_machine(link, "kill", timeout=_ENDED)
+    evict(plan.folder, plan.uuid, _ENDED)
 
 
 def _start(plan: LaunchPlan, jail: Jail, keeper: Path, qemu: list[str], descriptors: Descriptors) -> None:
@@ -153,14 +157,14 @@ def _hear(listening: int) -> None:
     untrusted_line = b""
     poller = select.poll()
     poller.register(listening, select.POLLIN)
-    while b"\n" not in untrusted_line:
+    while b"\n" not in untrusted_line and len(untrusted_line) < _LONGEST_LINE:
         if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
             raise MachineEnded(f"QEMU did not answer within {_READY:g} s", code="failed_to_start", hint="is the host overloaded?")
         piece = os.read(listening, 4096)
         if not piece:
             break
         untrusted_line += piece
-    words = untrusted_line.decode(errors="replace").strip()
+    words = clean(untrusted_line[:_LONGEST_LINE].strip())
     if not words.startswith("ready"):
         raise explain_failure(words.removeprefix("failed:").strip())
 

@@ -102,7 +102,7 @@ def _call(socket_path: Path, work: Callable[[QMPClient], Awaitable[T]]) -> T:
         raise MachineEnded("the machine is not running", code="machine_ended") from cause
     except ExecuteError as cause:
         raise InsulaError(f"QEMU refused: {cause}", code="monitor_failed") from cause
-    except TimeoutError as cause:
+    except (TimeoutError, BlockingIOError) as cause:
         raise InsulaError(f"QEMU did not answer within {_PATIENCE:g} s", code="monitor_timeout") from cause
     except (QMPError, msgspec.ValidationError) as cause:
         if _hung_up(cause):
