@@ -85,12 +85,24 @@ def _build(plan: RootPlan, root: Path) -> None:
         for path in (staged, *staged.rglob("*")):
             if path.is_dir():
                 path.chmod(0o755)
+        # A root that is there is believed: none may appear after a power cut whose files never reached the disk.
+        for path in staged.rglob("*"):
+            if path.is_file():
+                _fsync(path)
         with contextlib.suppress(FileExistsError, OSError):
             staged.rename(root)
     finally:
         remove_tree(staged)
     if not root.is_dir():
         raise HostLacks(f"cannot make the jail root {root}", code="no_jail_root")
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _libraries(programs: Iterable[Path]) -> list[Path]:
