@@ -73,7 +73,8 @@ static void add_last_words(struct text *text, const struct ring *ring)
     }
 }
 
-static void write_exit(struct keeper *keeper)
+/* `paused`: why the guest stood still at its end, as a JSON value. */
+static void write_exit(struct keeper *keeper, const char *paused)
 {
     char json[EXIT_RECORD_MAX];
     int status = keeper->qemu.status;
@@ -87,7 +88,7 @@ static void write_exit(struct keeper *keeper)
         text_add(&text, ", \"status\": %d, \"signal\": null", WEXITSTATUS(status));
     text_add(&text, ", \"ran\": %s, \"panicked\": %s", keeper->ran ? "true" : "false", keeper->panicked ? "true" : "false");
     text_add(&text, ", \"killed_by_keeper\": %s, \"paused\": ", keeper->qemu.killed ? "true" : "false");
-    text_add(&text, keeper->no_space ? "\"no-space\"" : keeper->io_error ? "\"io-error\"" : "null");
+    text_add(&text, "%s", paused);
     text_add(&text, ", \"last_words\": ");
     add_last_words(&text, &keeper->qemu.last_ring);
     text.size += 2;
@@ -134,6 +135,15 @@ static void tell_failed(struct keeper *keeper)
     tell_ready(keeper, line, text.length);
 }
 
+static const char *paused_by(const struct keeper *keeper)
+{
+    if (keeper->state == STATE_PAUSED && strcmp(keeper->reason, "no-space") == 0)
+        return "\"no-space\"";
+    if (keeper->state == STATE_PAUSED && strcmp(keeper->reason, "io-error") == 0)
+        return "\"io-error\"";
+    return "null";
+}
+
 void machine_ended(struct keeper *keeper)
 {
     char data[96];
@@ -141,8 +151,9 @@ void machine_ended(struct keeper *keeper)
     keeper->qemu.kill_at = 0;
     keeper->ended = true;
     keeper->agent.state = AGENT_CLOSED;
+    const char *paused = paused_by(keeper);
     set_state(keeper, STATE_ENDED, classify(keeper));
-    write_exit(keeper);
+    write_exit(keeper, paused);
     int written = snprintf(data, sizeof data, "{\"reason\": \"%s\", \"guest\": %s}", keeper->reason,
                            keeper->shutdown_by_guest ? "true" : "false");
     journal_add(keeper, "ENDED", data, (size_t)written);

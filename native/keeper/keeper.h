@@ -124,7 +124,7 @@ struct keeper {
     enum machine_state state;
     char reason[48];          /* why it is paused, or why it ended */
     int64_t since, started;   /* now_ns of the state, of the start */
-    bool ran, panicked, no_space, io_error;
+    bool ran, panicked, no_space; /* no_space: the last error of a disk was that it is full */
     char shutdown[48];        /* QEMU's word for why it shuts down */
     bool shutdown_by_guest;
     bool ended;

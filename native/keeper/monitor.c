@@ -138,7 +138,6 @@ static void on_block_error(struct keeper *keeper, struct json data)
         return;
     json_member(data, "nospace", &value);
     keeper->no_space = json_true(value);
-    keeper->io_error = !keeper->no_space;
 }
 
 static void on_port_change(struct keeper *keeper, struct json data)
@@ -156,7 +155,6 @@ static void on_port_change(struct keeper *keeper, struct json data)
 
 static void on_resume(struct keeper *keeper)
 {
-    keeper->no_space = keeper->io_error = false;
     keeper->shutdown[0] = 0; /* a guest that was to shut down goes on */
     set_state(keeper, STATE_RUNNING, "");
 }
@@ -178,7 +176,7 @@ static void on_event(struct keeper *keeper, struct json name, struct json data)
     else if (strcmp(event, "RESUME") == 0)
         on_resume(keeper);
     else if (strcmp(event, "STOP") == 0) {
-        set_state(keeper, STATE_PAUSED, keeper->no_space ? "no-space" : keeper->io_error ? "io-error" : "");
+        set_state(keeper, STATE_PAUSED, "");
         monitor_command(keeper, "query-status"); /* it says why */
     } else if (strcmp(event, "SUSPEND") == 0 || strcmp(event, "WAKEUP") == 0)
         monitor_command(keeper, "query-status");

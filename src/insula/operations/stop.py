@@ -82,7 +82,7 @@ def _ask_guest(folder: Path) -> bool:
             shutdown(link, "poweroff", timeout=_ANSWER)
     except MachineEnded:
         return True
-    except GuestError:
+    except InsulaError:  # it is absent, does not answer or was paused: there are other ways
         return False
     return True
 

@@ -1,0 +1,100 @@
+"""A home on a disk of its own that is small and can be filled: a tmpfs in a mount namespace that only the test's commands enter."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.framework.doors import cli_command, cli_environment
+
+_SCRIPT = 'mount -t tmpfs -o size="$2",mode=0700 small "$1" && echo mounted && exec cat'
+_FILLER = "filler"
+
+
+class SmallDisk:
+    """``home`` is the path inside the namespace, ``seen`` the same folder as it is seen from outside."""
+
+    def __init__(self, mount_point: Path, size: str) -> None:
+        mount_point.mkdir()
+        self._holder = subprocess.Popen(
+            ["unshare", "--mount", "--propagation", "private", "sh", "-c", _SCRIPT, "sh", str(mount_point), size],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self._holder.stdout is not None
+        assert self._holder.stdout.readline() == b"mounted\n"
+        self.home = mount_point / "home"
+        self._root = Path(f"/proc/{self._holder.pid}/root") / mount_point.relative_to("/")
+        self.seen = self._root / "home"
+
+    def close(self) -> None:
+        """The namespace and the disk in it go with their last process."""
+        self._holder.communicate()
+
+    def take_images(self, home: Path) -> None:
+        """Copy the images of another home."""
+        shutil.copytree(home / "images", self.seen / "images")
+
+    def fill(self, leave: int = 0) -> None:
+        """Fill the disk but for about ``leave`` bytes."""
+        status = os.statvfs(self._root)
+        spare = bytes(4096)
+        with open(self._root / _FILLER, "wb", buffering=0) as stream:
+            stream.truncate(0)
+            try:
+                for _ in range((status.f_bavail * status.f_frsize - leave) // len(spare) + (0 if leave else 1)):
+                    stream.write(spare)
+            except OSError as cause:
+                assert cause.errno == errno.ENOSPC
+
+    def empty(self) -> None:
+        """Take away what `fill` wrote."""
+        (self._root / _FILLER).unlink()
+
+    def _words(self, *words: str) -> list[str]:
+        return ["nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", *cli_command(*words)]
+
+    def insula(self, *words: str) -> subprocess.CompletedProcess[bytes]:
+        """Run a command line to its end."""
+        return subprocess.run(
+            self._words(*words),
+            env=cli_environment(self.home),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=100,
+        )
+
+    @contextlib.contextmanager
+    def begun(self, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A command line under way, its output on a pipe; killed on the way out if it goes on."""
+        child = subprocess.Popen(
+            self._words(*words), env=cli_environment(self.home), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+        )
+        with child:
+            try:
+                yield child
+            finally:
+                child.kill()
+
+    def do(self, *words: str) -> bytes:
+        """Run a command line that must succeed; its output."""
+        done = self.insula(*words)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout
+
+    def refusal(self, *words: str) -> tuple[int, str]:
+        """Run a command line that must fail, with --json; its status and the code of its error."""
+        done = self.insula(words[0], "--json", *words[1:])
+        assert b"Traceback" not in done.stderr, done.stderr.decode()
+        return done.returncode, json.loads(done.stderr.splitlines()[-1])["code"]
+
+    def list(self) -> dict[str, dict[str, Any]]:
+        return {machine["name"]: machine for machine in json.loads(self.do("list", "--json"))}

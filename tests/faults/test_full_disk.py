@@ -1,0 +1,101 @@
+"""A full disk under the state folder: clear errors, nothing left, nothing harmed, and every way out of it still open."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from insula.host.watch import Watch
+from insula.store import names
+from tests.faults.small_disk import SmallDisk
+
+pytestmark = [pytest.mark.root, pytest.mark.guest, pytest.mark.limit(120)]
+
+_SHAPE = ("--memory", "128M", "--network", "none")
+
+
+@pytest.fixture
+def disk(tmp_path: Path, home: Path, tiny: str) -> Iterator[SmallDisk]:
+    disk = SmallDisk(tmp_path / "small", "64m")
+    disk.take_images(home)
+    yield disk
+    for name in disk.list():
+        disk.insula("delete", "--force", name)
+    disk.close()
+
+
+def _machines(disk: SmallDisk) -> list[str]:
+    return sorted(os.listdir(disk.seen / "machines"))
+
+
+def _wait_state(disk: SmallDisk, name: str, state: str) -> dict[str, object]:
+    """Until the machine is in ``state``: each change of the keeper's record is a reason to look again."""
+    with Watch() as watch:
+        watch.add(disk.seen / "machines" / name / names.RUN)
+        while (machine := disk.list()[name])["state"] != state:
+            assert watch.wait_change(timeout=60), f"{name} did not become {state}: {machine}"
+    return machine
+
+
+def test_with_no_room_nothing_is_made_and_nothing_harmed(disk: SmallDisk) -> None:
+    disk.do("create", "--name", "old", *_SHAPE, "tiny")
+    disk.fill()
+    assert disk.refusal("create", "--name", "new", *_SHAPE, "tiny") == (1, "no_space")
+    assert disk.refusal("run", "--name", "new", *_SHAPE, "tiny") == (125, "no_space")
+    assert disk.refusal("start", "old") == (1, "no_space")
+    assert _machines(disk) == ["old"]
+    assert disk.list()["old"]["state"] == "stopped"
+    assert not (disk.seen / "machines/old" / names.RUN).exists()
+    disk.empty()
+    disk.do("start", "old")
+    assert disk.do("exec", "old", "--", "echo", "fine") == b"fine\n"
+
+
+def test_a_stopped_machine_can_be_deleted_to_make_room(disk: SmallDisk) -> None:
+    disk.do("create", "--name", "old", *_SHAPE, "tiny")
+    disk.fill()
+    disk.do("rename", "old", "older")
+    disk.do("delete", "older")
+    assert _machines(disk) == []
+
+
+def test_a_guest_that_fills_the_disk_is_paused_and_goes_on_once_there_is_room(disk: SmallDisk) -> None:
+    disk.do("run", "--name", "big", *_SHAPE, "tiny")
+    disk.fill(leave=6 << 20)
+    script = "yes 0123456789 | head -c 12000000 >/root/big; sync; md5sum </root/big"
+    with disk.begun("exec", "big", "--", "sh", "-c", script) as writer:
+        assert _wait_state(disk, "big", "paused")["reason"] == "no-space"
+        assert b"paused" in disk.do("list")
+        assert b"no-space" in disk.do("list")
+        assert b"paused (no-space)" in disk.do("show", "big")
+        assert disk.refusal("exec", "big", "--", "true") == (125, "wrong_state")
+        disk.do("resume", "big")  # too early: it is paused again, and nothing is lost
+        assert _wait_state(disk, "big", "paused")["reason"] == "no-space"
+        disk.empty()
+        disk.do("resume", "big")
+        assert writer.communicate(timeout=60)[0] == b"ff341bb405ef612a12d35f9203be639b  -\n"
+    assert disk.list()["big"]["reason"] is None
+
+
+@pytest.mark.parametrize("way_out", [("stop", "--timeout", "2"), ("stop", "--force"), ("delete", "--force")])
+def test_a_machine_on_a_full_disk_can_be_ended(disk: SmallDisk, way_out: tuple[str, ...]) -> None:
+    disk.do("run", "--name", "big", *_SHAPE, "tiny")
+    disk.fill(leave=2 << 20)
+    with disk.begun("exec", "big", "--", "sh", "-c", "yes | head -c 12000000 >/root/big; sync") as writer:
+        _wait_state(disk, "big", "paused")
+        disk.fill()
+        disk.do(*way_out, "big")
+        assert writer.wait(30) == 125
+    if way_out[0] == "delete":
+        assert _machines(disk) == []
+    else:
+        assert disk.list()["big"]["state"] == "stopped"
+        # Asked politely the guest runs on to shut down, and may come to its end before it writes something new.
+        reasons = {"disk-full"} if "--force" in way_out else {"disk-full", "guest-shutdown"}
+        assert disk.list()["big"]["ended"]["reason"] in reasons
+        disk.empty()
+        disk.do("start", "big")
+        assert disk.do("exec", "big", "--", "echo", "fine") == b"fine\n"
