@@ -35,6 +35,7 @@ class Channel:
         self._window = [wire.WINDOW] * 3  # bytes we may still send, per stream
         self._granted = [wire.WINDOW] * 3  # bytes the other side may still send
         self._owed = [0] * 3  # bytes taken but not yet granted again
+        self._reach = [wire.WINDOW] * 3  # what the other side may have on the way at most
 
     # -- outwards ------------------------------------------------------------------------------------------------------------
     def room(self, stream: int = wire.STDIN) -> int:
@@ -85,6 +86,7 @@ class Channel:
     def widen(self, stream: int = wire.STDOUT) -> None:
         """Allow the other side the largest window: for bulk, where a round trip per window would show."""
         self._grant(stream, wire.WINDOW_MAX - self._granted[stream] - self._owed[stream])
+        self._reach[stream] = wire.WINDOW_MAX
 
     def take(self) -> tuple[int, bytes] | None:
         """What came and was not taken yet: (stream, bytes), bytes being empty at the stream's end. None: nothing just now."""
@@ -92,7 +94,7 @@ class Channel:
             return None
         stream, data = self._inbox.popleft()
         self._owed[stream] += len(data)
-        if self._owed[stream] >= wire.WINDOW // 2 and self.result is None:
+        if self._owed[stream] >= self._reach[stream] // 2 and self.result is None:
             self._grant(stream, self._owed[stream])
             self._owed[stream] = 0
         return stream, data

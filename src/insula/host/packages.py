@@ -7,6 +7,7 @@ apt sources and a low priority, so that nothing but the QEMU packages asked for 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from insula.errors import HostLacks
+from insula.host.files import write_atomic
 from insula.host.process import find_program, run, spawn
 from insula.model.architectures import ARCHITECTURES, debian_architecture
 
@@ -142,8 +144,25 @@ def qemu_version() -> tuple[int, int] | None:
     program = find_program("qemu-img")
     if program is None:
         return None
-    match = re.search(r"version (\d+)\.(\d+)", run([program, "--version"], timeout=10).text)
+    match = re.search(r"version (\d+)\.(\d+)", _said(program))
     return (int(match[1]), int(match[2])) if match else None
+
+
+def _said(program: str) -> str:
+    """What ``program --version`` says, remembered in the user's cache until the file is another: asking takes 10 ms."""
+    status = os.stat(program)
+    stamp = f"{program} {status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+    base = os.environ.get("XDG_CACHE_HOME")
+    note = (Path(base) if base else Path.home() / ".cache") / "insula" / "qemu-version"
+    with contextlib.suppress(OSError, ValueError):
+        noted, _, words = note.read_text().partition("\n")
+        if noted == stamp:
+            return words
+    words = run([program, "--version"], timeout=10).text
+    with contextlib.suppress(OSError, HostLacks):  # a cache that cannot be written costs time, nothing else
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(note, f"{stamp}\n{words}".encode())
+    return words
 
 
 # -- installing -------------------------------------------------------------------------------------------------------
