@@ -9,6 +9,7 @@ from bench.hand import HandMachine
 from bench.pairs import Pairs, interleave
 from bench.world import INSULA, World, scratch
 from insula.images.record import Image
+from insula.operations.identify import READY_HOOK
 from insula.store.machines import BoardRecord
 
 _COMMAND = ("echo", "here")
@@ -40,11 +41,13 @@ def ours(image: str) -> float:
 
 
 def by_hand(image: Image, board: BoardRecord) -> float:
-    """Seconds until the command's output is here."""
+    """Seconds until the command's output is here; an image that says when it is ready is asked, as `run` does."""
     with scratch() as folder:
         started = time.perf_counter()
         with HandMachine(folder, image, board) as machine:
             machine.greet()
+            if image.boot == "disk":
+                machine.wait(READY_HOOK)
             channel = machine.begin(*_COMMAND)
             answer = machine.next_frame(channel)[0].payload
             took = time.perf_counter() - started

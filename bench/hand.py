@@ -135,6 +135,10 @@ class HandMachine:
                     assert answer.number("code") == 0, words.decode(errors="replace")
                     return
 
+    def wait(self, *argv: str) -> None:
+        """Run a program and wait for its end."""
+        self.end(self.begin(*argv))
+
     def _receive(self) -> bytes:
         data = self._agent.recv(262_144)
         assert data, "QEMU by hand ended"
