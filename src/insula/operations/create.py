@@ -8,7 +8,9 @@ folder that the next command sweeps away.
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +21,12 @@ from insula.model.requests import CreateMachine
 from insula.model.spec import check_spec
 from insula.model.status import MachineStatus, State
 from insula.model.units import format_size
+from insula.operations import journal
 from insula.operations.context import Context
 from insula.operations.hold import status_of
 from insula.operations.image import find_or_build
 from insula.operations.operation import Operation
+from insula.operations.recover import sweep
 from insula.store import names
 from insula.store.events import append_event
 from insula.store.machines import (
@@ -33,7 +37,6 @@ from insula.store.machines import (
     MachineRecord,
     new_machine_folder,
     publish_machine,
-    sweep_machines,
     write_machine,
 )
 
@@ -45,13 +48,24 @@ ROOT = "root"
 
 def create(context: Context, request: CreateMachine, operation: Operation) -> MachineStatus:
     """Make a machine. Raises UsageError, AlreadyExists, NotFound (no such image), HostLacks; then nothing is left."""
+    if request.dry_run:
+        check_spec(request.spec)
+        return _planned(_free_name(context, request.name), request)
+    with created(context, request, operation) as folder:
+        return status_of(folder)
+
+
+@contextlib.contextmanager
+def created(context: Context, request: CreateMachine, operation: Operation) -> Iterator[Path]:
+    """Make a machine and hold its lock from its first instant on. Raises as `create`.
+
+    An ephemeral machine begins with a journal: until whoever makes it has started it, it goes when he dies.
+    """
     check_spec(request.spec)
     name = _free_name(context, request.name)
     operation.target = name
-    if request.dry_run:
-        return _planned(name, request)
     context.home.prepare()
-    sweep_machines(context.home)
+    sweep(context.home)
     image = find_or_build(context, request.image, operation)
     if request.spec.disk < image.disk_bytes:
         raise UsageError(
@@ -59,13 +73,15 @@ def create(context: Context, request: CreateMachine, operation: Operation) -> Ma
             code="bad_size",
             hint=f"ask for --disk {format_size(image.disk_bytes)} or more",
         )
-    with new_machine_folder(context.home) as staged:
+    with new_machine_folder(context.home, operation.verb) as staged:
         operation.tell("make its disk")
         _fill(staged, request, image)
+        if request.ephemeral:
+            journal.note(staged, "create", "give it its name")
         operation.tell("give it its name")
         folder = publish_machine(context.home, staged, name)
-    append_event(folder, "created", image=request.image, digest=image.digest)
-    return status_of(folder)
+        append_event(folder, "created", image=request.image, digest=image.digest)
+        yield folder
 
 
 def _free_name(context: Context, wanted: str) -> str:

@@ -9,11 +9,12 @@ from insula.model.status import MachineStatus
 from insula.operations.context import Context
 from insula.operations.observe import is_alive, observe
 from insula.operations.operation import Operation
+from insula.operations.recover import sweep
 from insula.operations.settle import settle_locked
 from insula.operations.stop import pull_plug
 from insula.store import names
 from insula.store.locks import machine_lock
-from insula.store.machines import machine_folder, remove_machine_folder, sweep_machines
+from insula.store.machines import machine_folder, remove_machine_folder
 
 _AFTER_PLUG = 15.0
 
@@ -23,7 +24,7 @@ def delete(context: Context, request: DeleteMachine, operation: Operation) -> Ma
 
     Returns the machine's last status. Raises NotFound, Busy or WrongState, and then nothing was changed.
     """
-    sweep_machines(context.home)
+    sweep(context.home)
     folder = machine_folder(context.home, request.name)
     status, _ = observe(folder)
     if request.dry_run:

@@ -12,10 +12,10 @@ from insula.model.lifecycle import check_transition
 from insula.model.status import MachineStatus, State
 from insula.operations.context import Context
 from insula.operations.observe import observe
-from insula.operations.recover import recover
+from insula.operations.recover import recover, sweep
 from insula.store import names
 from insula.store.locks import machine_lock
-from insula.store.machines import MachineRecord, machine_folder, sweep_machines
+from insula.store.machines import MachineRecord, machine_folder
 
 
 class Held(NamedTuple):
@@ -29,7 +29,7 @@ class Held(NamedTuple):
 @contextlib.contextmanager
 def hold_machine(context: Context, name: str, verb: str, *, patience: float = 0.0) -> Iterator[Held]:
     """Hold ``name`` for ``verb``. Raises NotFound, Busy, WrongState or DamagedRecord before anything is changed."""
-    sweep_machines(context.home)
+    sweep(context.home)
     folder = machine_folder(context.home, name)
     with machine_lock(folder / names.LOCK, name, verb, patience=patience):
         if not recover(context.home, folder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from insula.errors import InsulaError, MachineEnded, UsageError
@@ -12,12 +13,13 @@ from insula.model.requests import CreateMachine, DeleteMachine, ExecMachine, Run
 from insula.model.status import MachineStatus
 from insula.model.streams import Streams
 from insula.operations.context import Context
-from insula.operations.create import create
+from insula.operations.create import created
 from insula.operations.delete import delete
-from insula.operations.hold import hold_machine, status_of
+from insula.operations.hold import status_of
 from insula.operations.operation import Operation
 from insula.operations.start import boot
 from insula.store import names
+from insula.store.machines import read_machine
 
 if TYPE_CHECKING:
     from insula.guest.execute import ExitStatus
@@ -49,16 +51,18 @@ def run(
     """
     if open_streams is None and (request.argv or request.shell):
         raise UsageError("a command needs streams beside its request", code="no_streams")
-    made = create(context, _creation(request), operation)
-    operation.target = made.name
     lease: Link | None = None
+    made: MachineStatus | None = None
     try:
-        lease = _start(context, request, made.name, operation)
+        with created(context, _creation(request), operation) as folder:
+            made = status_of(folder)
+            lease = _start(context, request, folder, operation)
         if open_streams is None:
-            return RunResult(status_of(context.home.machine(made.name)), lease=lease)
+            return RunResult(status_of(folder), lease=lease)
         status = _execute(context, request, made.name, operation, open_streams)
     except BaseException:
-        _drop(context, request, made.name, lease)
+        if made is not None:
+            _drop(context, request, made.name, lease)
         raise
     _drop(context, request, made.name, lease)
     return RunResult(made, status)
@@ -68,8 +72,8 @@ def _creation(request: RunMachine) -> CreateMachine:
     return CreateMachine(image=request.image, name=request.name, spec=request.spec, ephemeral=request.ephemeral)
 
 
-def _start(context: Context, request: RunMachine, name: str, operation: Operation) -> Link | None:
-    """Boot under the machine's lock; from the moment its keeper lives an attached machine hangs on our connection."""
+def _start(context: Context, request: RunMachine, folder: Path, operation: Operation) -> Link | None:
+    """Boot, the machine's lock being ours; from the moment its keeper lives an attached machine hangs on our connection."""
     lease: list[Link] = []
 
     def attach() -> None:
@@ -77,13 +81,12 @@ def _start(context: Context, request: RunMachine, name: str, operation: Operatio
             from insula.guest.keeper import hold
             from insula.guest.link import open_link
 
-            link = open_link(context.home.machine(name) / names.RUN)
+            link = open_link(folder / names.RUN)
             lease.append(link)
             hold(link, "quit")
 
     try:
-        with hold_machine(context, name, "start") as held:
-            boot(context, held.folder, held.record, operation, request.timeout, launched=attach)
+        boot(context, folder, read_machine(folder), operation, request.timeout, launched=attach)
     except BaseException:
         for link in lease:
             link.close()

@@ -58,7 +58,7 @@ def settle_locked(home: Home, folder: Path, *, keep_ephemeral: bool = False) -> 
         end_by_force(folder)
     end = read_exit(folder)
     append_event(folder, "ended", reason=end.reason, detail=end.detail)
-    if not keep_ephemeral and _is_ephemeral(folder):
+    if not keep_ephemeral and is_ephemeral(folder):
         remove_machine_folder(home, folder)
         return False
     with contextlib.suppress(InsulaError):  # a full disk: better no note than a machine that cannot be settled
@@ -83,7 +83,8 @@ def end_by_force(folder: Path) -> None:
         )
 
 
-def _is_ephemeral(folder: Path) -> bool:
+def is_ephemeral(folder: Path) -> bool:
+    """Whether the machine is to be deleted at its end; one whose record cannot be read is not."""
     try:
         return read_machine(folder).ephemeral
     except (InsulaError, OSError):

@@ -31,7 +31,7 @@ def machine_lock(lock: Path, name: str, verb: str, *, patience: float = 0.0) -> 
     """
     descriptor = _take(lock, name, time.monotonic() + patience)
     try:
-        _sign(descriptor, verb)
+        sign(descriptor, verb)
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -81,7 +81,7 @@ def _still_there(descriptor: int, lock: Path) -> bool:
     return False
 
 
-def _sign(descriptor: int, verb: str) -> None:
+def sign(descriptor: int, verb: str) -> None:
     """Leave our card. A full disk must not stop the very verb that would make room, so failure is no error."""
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)

@@ -20,7 +20,7 @@ from insula.model.identity import Identity
 from insula.model.names import printable
 from insula.model.spec import MachineSpec
 from insula.store import names
-from insula.store.locks import held
+from insula.store.locks import held, sign
 from insula.store.names import Home
 from insula.store.records import read_record, write_record
 
@@ -141,8 +141,8 @@ def write_machine(folder: Path, record: MachineRecord) -> None:
 
 
 @contextlib.contextmanager
-def new_machine_folder(home: Home) -> Iterator[Path]:
-    """A staging folder, locked by us until it is published or abandoned; whatever is left of it on exit is removed."""
+def new_machine_folder(home: Home, verb: str = "create") -> Iterator[Path]:
+    """A staging folder, locked by us for ``verb`` until the exit, also once it is published; what is staged then is removed."""
     home.prepare()
     lock = None
     while lock is None:
@@ -150,9 +150,12 @@ def new_machine_folder(home: Home) -> Iterator[Path]:
         folder.mkdir(mode=0o700)
         lock = _lock_new(folder / names.LOCK)
     try:
+        sign(lock, verb)
         yield folder
     finally:
         remove_tree(folder)
+        with contextlib.suppress(OSError):
+            os.ftruncate(lock, 0)
         os.close(lock)
 
 
