@@ -22,10 +22,11 @@ from insula.host.process import Child, find_program, run, spawn
 
 _PATIENCE: Final = 5.0  # seconds for pasta to configure the namespace
 _RESOLVERS: Final = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
-# Nothing is forwarded inwards, nothing between the loopbacks; IPv4 and IPv6 as the host has them.
-_PASTA: Final = "pasta --foreground --quiet --config-net --no-map-gw -t none -u none -T none -U none"
-# pasta must end when we do, however we end: the shell sees it by its standard input.
-_GUARDED: Final = "exec 3<&0; $1 <&- 3<&- & read -r _ <&3; kill $! 2>/dev/null; wait"
+# Nothing is forwarded inwards, nothing between the loopbacks; IPv4 and IPv6 as the host has them. It may not watch the
+# namespace's file, so it must not try.
+_PASTA: Final = "pasta --foreground --quiet --config-net --no-map-gw --no-netns-quit -t none -u none -T none -U none"
+# pasta must end when we do, however we end: a reader of our pipe sees it. And the shell ends when pasta does.
+_GUARDED: Final = "exec 3<&0; $1 <&- 3<&- & (read -r _ <&3; kill $!) & wait %1"
 
 
 @dataclass(frozen=True, slots=True)
