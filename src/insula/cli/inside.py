@@ -7,6 +7,7 @@ import sys
 import click
 
 from insula.cli.streams import console_streams, guest_streams, window_size
+from insula.cli.values import Seconds
 from insula.errors import Interrupted
 
 _LOGIN_SHELL = ("/bin/sh", "-c", 'exec "${SHELL:-/bin/sh}" -l')
@@ -35,7 +36,9 @@ def _in_guest(
 @click.option("-e", "--env", multiple=True, metavar="K=V", help="Set an environment variable (repeatable).")
 @click.option("-u", "--user", default="", help="Run as this user: a name, uid or uid:gid (default: root).")
 @click.option("-w", "--cwd", default="", help="Run in this folder (default: the user's home).")
-@click.option("--wait", type=float, default=0.0, show_default=True, help="Seconds granted to a guest that does not answer yet.")
+@click.option(
+    "--wait", type=Seconds(), default=0.0, show_default=True, help="Seconds granted to a guest that does not answer yet."
+)
 @_json
 @click.argument("name")
 @click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD...")
@@ -60,7 +63,9 @@ def exec_(
 
 @click.command(epilog="Example: insula shell web")
 @click.option("-u", "--user", default="", help="Log in as this user (default: root).")
-@click.option("--wait", type=float, default=0.0, show_default=True, help="Seconds granted to a guest that does not answer yet.")
+@click.option(
+    "--wait", type=Seconds(), default=0.0, show_default=True, help="Seconds granted to a guest that does not answer yet."
+)
 @_json
 @click.argument("name")
 def shell(name: str, user: str, wait: float, as_json: bool) -> int:

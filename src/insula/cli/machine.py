@@ -18,6 +18,7 @@ from insula.cli.common import (
     strip_dashes,
 )
 from insula.cli.render import ProgressLine, age, print_json, print_pairs, print_table
+from insula.cli.values import Seconds
 from insula.model.requests import (
     CreateMachine,
     DeleteMachine,
@@ -35,7 +36,7 @@ from insula.model.spec import MachineSpec
 from insula.model.units import format_size
 
 _NAMES = click.argument("names", nargs=-1, required=True, metavar="NAME...")
-_TIMEOUT = click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds each attempt may take.")
+_TIMEOUT = click.option("--timeout", type=Seconds(), default=60.0, show_default=True, help="Seconds each attempt may take.")
 
 
 def _spec(shape: dict[str, Any]) -> MachineSpec:
@@ -54,7 +55,7 @@ def _spec(shape: dict[str, Any]) -> MachineSpec:
 @click.option("-e", "--env", multiple=True, metavar="K=V", help="Set an environment variable (repeatable).")
 @click.option("-u", "--user", default="", help="Run as this user (default: root).")
 @click.option("-w", "--cwd", default="", help="Run in this folder (default: the user's home).")
-@click.option("--timeout", type=float, default=300.0, show_default=True, help="Seconds the guest may take to answer.")
+@click.option("--timeout", type=Seconds(), default=300.0, show_default=True, help="Seconds the guest may take to answer.")
 @quiet_option
 @json_option
 @click.argument("image")
@@ -69,6 +70,8 @@ def run(image: str, argv: tuple[str, ...], as_json: bool, quiet: bool, **options
     from insula.cli.streams import guest_streams, window_size
 
     command = strip_dashes(argv)
+    if command and options["detach"]:
+        raise click.UsageError("--detach comes back at once and cannot wait for a command; start it afterwards by: insula exec")
     shell = not command and not options["detach"] and sys.stdin.isatty() and sys.stdout.isatty()
     attached = bool(command or shell) and not options["detach"]
     tty = options["tty"] or shell
@@ -203,7 +206,7 @@ def _print_details(detail: Any) -> None:
 
 
 @click.command(epilog="Example: insula start web db")
-@click.option("--timeout", type=float, default=300.0, show_default=True, help="Seconds the guest may take to answer.")
+@click.option("--timeout", type=Seconds(), default=300.0, show_default=True, help="Seconds the guest may take to answer.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until the guest answers.")
 @quiet_option
 @json_option

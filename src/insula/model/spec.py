@@ -18,6 +18,7 @@ DEFAULT_DISK = 10 * GIB
 
 MOST_CPUS = 64
 LEAST_MEMORY = 96 * MIB
+MOST_MEMORY = 512 * GIB  # with the room kept for plugging in, within the 40 bits of address that QEMU gives by default
 LEAST_DISK = 64 * MIB
 MOST_DISK = 64 * 1024 * GIB
 
@@ -36,11 +37,11 @@ def check_spec(spec: MachineSpec) -> MachineSpec:
     """``spec`` itself when some host could run it. Raises UsageError (``bad_size``) naming the field and the bounds."""
     if not 1 <= spec.cpus <= MOST_CPUS:
         raise UsageError(f"{spec.cpus} CPUs is not possible", code="bad_size", hint=f"ask for 1 to {MOST_CPUS} CPUs")
-    if spec.memory < LEAST_MEMORY:
+    if not LEAST_MEMORY <= spec.memory <= MOST_MEMORY:
         raise UsageError(
-            f"{format_size(spec.memory)} of memory is too little to boot",
+            f"{format_size(spec.memory)} of memory is {'too little to boot' if spec.memory < LEAST_MEMORY else 'not possible'}",
             code="bad_size",
-            hint=f"ask for {format_size(LEAST_MEMORY)} or more",
+            hint=f"ask for {format_size(LEAST_MEMORY)} to {format_size(MOST_MEMORY)}",
         )
     if spec.memory % MIB:
         raise UsageError("memory must be a whole number of MiB", code="bad_size", hint="write it like 512M")
