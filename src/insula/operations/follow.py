@@ -52,7 +52,7 @@ def _write_all(streams: Streams, data: bytes) -> None:
 
 
 def events(context: Context, request: ReadEvents, operation: Operation, streams: Streams) -> None:
-    """Write events as lines of JSON, each with its machine's name, oldest first; with ``follow`` then also those that come."""
+    """Write events as lines of JSON, each with its machine's name, oldest first; with ``follow`` then those that come, too."""
     del operation
     if request.name:
         machine_folder(context.home, request.name)
@@ -74,6 +74,8 @@ def _follow(context: Context, log: _EventLog, write: Callable[[bytes], None]) ->
                 watch.add(folder)
             for line in log.news():
                 write(line)
+            if log.is_over():
+                return
             watch.wait_change()
 
 
@@ -89,6 +91,10 @@ class _EventLog:
         if self._name:
             return [self._home.machine(self._name)]
         return [self._home.machine(name) for name in machine_names(self._home)]
+
+    def is_over(self) -> bool:
+        """Whether nothing more can come: the one machine meant was deleted, or has another name now."""
+        return bool(self._name) and not self._home.machine(self._name).is_dir()
 
     def news(self) -> Iterator[bytes]:
         """Events since the last call. Event times only grow within a machine, so the last one seen says where we are."""

@@ -1,0 +1,41 @@
+"""Events that are followed: told as they come, and over when the machine is."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+from insula.client.streams import CallbackStreams
+from insula.model.requests import ReadEvents
+from insula.operations.context import Context
+from insula.operations.follow import events
+from insula.operations.operation import Operation
+from insula.store.events import append_event
+from insula.store.names import Home
+
+
+def test_following_one_machine_ends_when_it_is_deleted(tmp_path: Path) -> None:
+    context = Context(Home(tmp_path / "home"))
+    folder = context.home.machine("web")
+    folder.mkdir(parents=True)
+    append_event(folder, "created")
+    told: list[str] = []
+    came = threading.Event()
+
+    def take(data: bytes) -> None:
+        told.extend(json.loads(line)["event"] for line in data.splitlines())
+        came.set()
+
+    def follow() -> None:
+        with CallbackStreams(stdout=take) as streams:
+            events(context, ReadEvents(name="web", follow=True), Operation("events"), streams)
+
+    follower = threading.Thread(target=follow)
+    follower.start()
+    assert came.wait(10)
+    append_event(folder, "started")
+    folder.rename(context.home.machines / ".gone-1")
+    follower.join(10)
+    assert not follower.is_alive()
+    assert told in (["created"], ["created", "started"])
