@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from insula.errors import GuestError, InsulaError, MachineEnded
+from insula.errors import GuestError, InsulaError, MachineEnded, NotFound
 from insula.model.requests import StopMachine
 from insula.model.status import MachineStatus, State
 from insula.operations.context import Context
@@ -44,11 +44,18 @@ def _stop_now(context: Context, request: StopMachine, operation: Operation) -> M
         with hold_machine(context, request.name, "stop"):
             pass  # explains the state it is in, or found it starting meanwhile
     operation.tell("pull the plug")
+    before, _ = observe(folder)
     pull_plug(folder)
-    with machine_lock(folder / names.LOCK, request.name, "stop", patience=_AFTER_PLUG):
-        status, _ = observe(folder)
-        settle_locked(context.home, folder)
-        return status
+    try:
+        with machine_lock(folder / names.LOCK, request.name, "stop", patience=_AFTER_PLUG):
+            status, _ = observe(folder)
+            settle_locked(context.home, folder)
+            return status
+    except NotFound:
+        # Made to be deleted at its end, it was: by the keeper's call, while we waited for the lock.
+        if not before.ephemeral:
+            raise
+        return before
 
 
 def shut_down(context: Context, held: Held, operation: Operation, timeout: float) -> None:
