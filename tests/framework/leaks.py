@@ -19,6 +19,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 MARKER = "INSULA_TEST_RUN"
+_DEVICES = [Path(f"/dev/{name}") for name in ("null", "zero", "full", "random", "urandom", "tty", "ptmx", "net/tun", "kvm")]
 _PATIENCE = 5.0  # seconds; what is on its way out may finish
 
 
@@ -32,6 +33,7 @@ class HostState:
     shared_memory: frozenset[str]
     network_namespaces: frozenset[str]
     default_homes: frozenset[str]
+    devices: frozenset[str]
 
 
 def host_state() -> HostState:
@@ -43,6 +45,8 @@ def host_state() -> HostState:
         shared_memory=frozenset(name for name in _listing(Path("/dev/shm")) if "insula" in name),
         network_namespaces=frozenset(name for name in _listing(Path("/run/netns")) if name.startswith("ins")),
         default_homes=frozenset(str(path) for path in _default_homes() if path.exists()),
+        # Bound into every jail and room: if one of them could change these, all programs of this host would suffer.
+        devices=frozenset(f"{path} {path.stat().st_mode:o}" for path in _DEVICES if path.exists()),
     )
 
 

@@ -18,7 +18,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from insula.errors import HostLacks
+from insula.errors import ChildFailed, HostLacks
+from insula.host.files import remove_tree
 from insula.host.process import find_program, run
 from insula.model.architectures import ARCHITECTURES, debian_architecture
 
@@ -97,19 +98,46 @@ def find_compiler(arch: str) -> list[str]:
         for name in ("musl-gcc", "cc", "gcc"):
             if find_program(name):
                 return [name]
-    machine = ARCHITECTURES[arch][1]
-    if importlib.util.find_spec("ziglang") is not None:
-        return [sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-musl"]
+        raise HostLacks("no C compiler is installed", code="no_compiler", hint="run: apt-get install musl-tools")
     cross = f"{ARCHITECTURES[arch][0]}-linux-gnu-gcc"
     if find_program(cross):
         return [cross]
-    if arch == debian_architecture(os.uname().machine):
-        raise HostLacks("no C compiler is installed", code="no_compiler", hint="run: apt-get install musl-tools")
-    raise HostLacks(
-        f"nothing here compiles for {arch}",
-        code="no_compiler",
-        hint=f"run: apt-get install gcc-{cross.removesuffix('-gcc').replace('_', '-')} (or: pip install ziglang)",
-    )
+    return [*zig(), "cc", "-target", f"{ARCHITECTURES[arch][1]}-linux-musl"]
+
+
+def zig() -> list[str]:
+    """The first words of a zig command: a compiler for all architectures, from PyPI.
+
+    When it is not here, the version that ``native/zig.lock`` names by hash is fetched once into the cache (about 100 MB).
+    Raises HostLacks (``no_compiler``) when it cannot be fetched.
+    """
+    if importlib.util.find_spec("ziglang") is not None:
+        return [sys.executable, "-m", "ziglang"]
+    lock = native_sources() / "zig.lock"
+    folder = _cache() / f"zig-{hashlib.sha256(lock.read_bytes()).hexdigest()[:20]}"
+    program = folder / "ziglang" / "zig"
+    if not program.exists():
+        with _building(folder):
+            if not program.exists():
+                _fetch_zig(lock, folder)
+    return [str(program)]
+
+
+def _fetch_zig(lock: Path, folder: Path) -> None:
+    """Unpacked beside, then renamed: a folder of that name is complete."""
+    staging = folder / f".{secrets.token_hex(4)}"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    try:
+        run([*pip, "--no-deps", "--only-binary", ":all:", "--require-hashes", "--target", staging, "-r", lock], timeout=_PATIENCE)
+        (staging / "ziglang").rename(folder / "ziglang")
+    except ChildFailed as cause:
+        raise HostLacks(
+            "no compiler for other architectures is here, and zig could not be fetched",
+            code="no_compiler",
+            hint="check the network, or install Debian's cross compiler (gcc-ARCH-linux-gnu)",
+        ) from cause
+    finally:
+        remove_tree(staging)
 
 
 def _files(part: str, pattern: str) -> list[Path]:
