@@ -43,14 +43,23 @@ void channel_result(struct channel *channel, const struct wire_writer *fields)
     forget(channel);
 }
 
-void channel_consumed(struct channel *channel, uint32_t bytes)
+static void give_credit(const struct channel *channel, uint32_t credit)
 {
     uint8_t payload[4];
-    uint32_t credit = wire_grant_consumed(&channel->grant, bytes);
     if (credit == 0)
         return;
     wire_set_u32(payload, credit);
     link_send(WIRE_CREDIT, WIRE_STDIN, channel->id, payload, sizeof payload);
+}
+
+void channel_consumed(struct channel *channel, uint32_t bytes)
+{
+    give_credit(channel, wire_grant_consumed(&channel->grant, bytes));
+}
+
+void channel_widen(struct channel *channel)
+{
+    give_credit(channel, wire_grant_widen(&channel->grant));
 }
 
 /* ---- answers ---- */

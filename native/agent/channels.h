@@ -45,6 +45,9 @@ void channel_result(struct channel *channel, const struct wire_writer *fields);
 /* Tell the host that bytes of stream 0 were consumed. */
 void channel_consumed(struct channel *channel, uint32_t bytes);
 
+/* Let the host send as much ahead on stream 0 as the protocol allows. */
+void channel_widen(struct channel *channel);
+
 /* RESULTs without a channel of their own. */
 void answer(const struct request *request, const struct wire_writer *fields);
 void answer_done(const struct request *request);

@@ -259,15 +259,25 @@ static bool all_said(const struct get *get)
     return get->error || (get->over && get->entry_sent == get->entry_length);
 }
 
+/* One frame. With its header it is as long as the port takes in whole pieces (of 32 KiB): a rest would be a piece of its own. */
+static size_t send_some(struct get *get)
+{
+    struct wire_window *window = &get->channel.window[WIRE_STDOUT];
+    const uint32_t most = WIRE_PAYLOAD_MAX - WIRE_HEADER;
+    size_t filled = fill(get, link_payload(), window->left < most ? window->left : most);
+    if (filled > 0)
+        link_commit(WIRE_DATA, WIRE_STDOUT, get->channel.id, (uint32_t)filled);
+    window->left -= (uint32_t)filled;
+    return filled;
+}
+
 static void my_turn(struct watch *watch, uint32_t events)
 {
     struct get *get = CONTAINER(watch, struct get, turn);
     struct wire_window *window = &get->channel.window[WIRE_STDOUT];
     (void)events;
-    size_t filled = fill(get, link_payload(), window->left < WIRE_PAYLOAD_MAX ? window->left : WIRE_PAYLOAD_MAX);
-    if (filled > 0)
-        link_commit(WIRE_DATA, WIRE_STDOUT, get->channel.id, (uint32_t)filled);
-    window->left -= (uint32_t)filled;
+    while (link_room() && window->left > 0 && !all_said(get) && send_some(get) > 0)
+        ;
     if (window->left == 0 || all_said(get))
         watch_for(watch, 0);
 }

@@ -194,4 +194,5 @@ void put_run(const struct request *request)
     users_begin();
     next_stage(put, LENGTH, 4);
     channel_open(&put->channel, request, &kind);
+    channel_widen(&put->channel);
 }

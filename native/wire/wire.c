@@ -192,7 +192,15 @@ void wire_window_add(struct wire_window *window, uint32_t credit)
 
 void wire_grant_init(struct wire_grant *grant)
 {
-    *grant = (struct wire_grant){ .left = WIRE_WINDOW };
+    *grant = (struct wire_grant){ .left = WIRE_WINDOW, .reach = WIRE_WINDOW };
+}
+
+uint32_t wire_grant_widen(struct wire_grant *grant)
+{
+    uint32_t credit = WIRE_WINDOW_MAX - grant->left - grant->owed;
+    grant->left += credit;
+    grant->reach = WIRE_WINDOW_MAX;
+    return credit;
 }
 
 bool wire_grant_take(struct wire_grant *grant, uint32_t bytes)
@@ -206,7 +214,7 @@ bool wire_grant_take(struct wire_grant *grant, uint32_t bytes)
 uint32_t wire_grant_consumed(struct wire_grant *grant, uint32_t bytes)
 {
     grant->owed += bytes;
-    if (grant->owed < WIRE_WINDOW / 2)
+    if (grant->owed < grant->reach / 2)
         return 0;
     uint32_t credit = grant->owed;
     grant->left += credit;

@@ -160,7 +160,7 @@ struct wire_window {
 
 /* What the other side may still send, and how much of what it sent we consumed without telling it yet. */
 struct wire_grant {
-    uint32_t left, owed;
+    uint32_t left, owed, reach; /* reach: what may be on the way at most */
 };
 
 void wire_window_init(struct wire_window *window);
@@ -168,6 +168,9 @@ void wire_window_add(struct wire_window *window, uint32_t credit); /* what goes 
 
 void wire_grant_init(struct wire_grant *grant);
 bool wire_grant_take(struct wire_grant *grant, uint32_t bytes); /* false: the sender overran its window */
+
+/* Allow the largest window: for bulk, where every credit is felt. The credit to send for it. */
+uint32_t wire_grant_widen(struct wire_grant *grant);
 
 /* Bytes were consumed: the credit to send now, or 0 while it is too little to be worth a frame. */
 uint32_t wire_grant_consumed(struct wire_grant *grant, uint32_t bytes);

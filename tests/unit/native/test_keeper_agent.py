@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import subprocess
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -263,6 +264,14 @@ def test_a_guest_that_does_not_read_holds_up_only_its_own(rig: Rig) -> None:
     assert keeper.status(rig.link()).state == "running"
 
 
+def comes_to_rest(rig: Rig) -> None:
+    """The keeper gives its buffers back when nothing happened for a moment."""
+    deadline = time.monotonic() + 10
+    while resident(rig) >= 300:
+        assert time.monotonic() < deadline, f"{resident(rig)} KiB are still held"
+        time.sleep(0.02)
+
+
 def resident(rig: Rig) -> int:
     """KiB of memory the keeper has written to."""
     text = Path(f"/proc/{rig.process.pid}/smaps_rollup").read_text()
@@ -283,7 +292,7 @@ def test_memory_is_given_back(rig: Rig) -> None:
         assert frame is not None
         assert len(frame.payload) == 65536
     rig.status()
-    assert resident(rig) < 300
+    comes_to_rest(rig)
 
 
 @pytest.mark.root  # the keeper lets no ordinary user look at its memory
@@ -302,7 +311,7 @@ def test_too_much_for_one_who_does_not_read_costs_only_that_one(rig: Rig) -> Non
     ping = link.open("ping")
     rig.agent.result(opened(rig).channel)
     ping.finish(10)
-    assert resident(rig) < 300
+    comes_to_rest(rig)
 
 
 # -- credit ----------------------------------------------------------------------------------------------------------------
@@ -450,7 +459,7 @@ def test_one_who_asks_without_end_and_never_reads(rig: Rig) -> None:
     assert resident(rig) < 6000
     client.socket.close()
     assert keeper.status(rig.link()).state == "running"
-    assert resident(rig) < 300
+    comes_to_rest(rig)
 
 
 # -- with the real agent -------------------------------------------------------------------------------------------------------
