@@ -21,7 +21,7 @@ from insula.guest.wire import Fields, Frame, FrameReader, Value
 
 SOCKET = "keeper.sock"
 _ROOM = 5.0  # seconds for a place in the queue of those who wait for the keeper
-_FIRST_WORD = 10.0  # seconds within which a keeper that lives has said something
+_FIRST_WORD = 10.0  # seconds within which a keeper that does its work has answered a greeting
 _RECEIVE = 262_144  # bytes asked of the socket at once
 
 
@@ -69,7 +69,8 @@ class Link:
         self._backlog: deque[memoryview] = deque()
         self._channels: dict[int, Channel] = {}
         self._last = 0
-        self._answers_until: float | None = None  # when it must have said something, if it has not
+        self._greeting: int | None = None  # the channel of a greeting not yet answered
+        self._answers_until = 0.0  # when it must be
 
     def __enter__(self) -> Link:
         return self
@@ -83,11 +84,12 @@ class Link:
         self._channels.clear()
 
     def greet(self) -> None:
-        """Ask a keeper for a word, together with the first request: one that never speaks is not waited for without end.
+        """Ask a keeper for a word, before the first request: one that never gives it is not waited for without end.
 
         Afterwards silence means nothing: a guest may be silent as long as it likes.
         """
-        frame = Frame(wire.OPEN, self._new_number(), wire.encode_fields([("verb", "keeper.status")]))
+        self._greeting = self._new_number()
+        frame = Frame(wire.OPEN, self._greeting, wire.encode_fields([("verb", "keeper.status")]))
         self._backlog.append(memoryview(wire.encode_frame(frame)))
         self._answers_until = time.monotonic() + _FIRST_WORD
 
@@ -125,14 +127,15 @@ class Link:
         """Wait until frames came, or one of ``others`` (descriptor: events of select.poll) is ready, or ``timeout`` seconds.
 
         Sends what is waiting, takes in what came, returns which of ``others`` are ready. Raises MachineEnded when the
-        connection is lost, GuestError when what came is no frame (``garbled``) or a keeper that was greeted never said a word
+        connection is lost, GuestError when what came is no frame (``garbled``) or a keeper that was greeted did not answer
         (``keeper_silent``).
         """
-        if timeout is None and self._answers_until is not None:
-            timeout = self._answers_until - time.monotonic()
-            if timeout <= 0:
+        if self._greeting is not None:
+            left = self._answers_until - time.monotonic()
+            if left <= 0:
                 self.close()
                 raise _silent()
+            timeout = left if timeout is None else min(timeout, left)
         poller = select.poll()
         own = self._socket.fileno()
         if own < 0:
@@ -211,8 +214,9 @@ class Link:
         if not untrusted_data:
             self.close()
             raise MachineEnded("the connection to the machine was lost", code="keeper_gone")
-        self._answers_until = None
         for frame in self._reader.feed(untrusted_data):
+            if frame.channel == self._greeting:
+                self._greeting = None
             channel = self._channels.get(frame.channel)
             if channel is not None:
                 channel.arrived(frame)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from insula.store import names
 from insula.store.machines import MachineRecord, read_machine
 from insula.store.records import read_record
 
+_EXIT = 0.01  # seconds between a process closing one socket on its way out and closing the next
 _STATES = {"starting": State.STARTING, "running": State.RUNNING, "paused": State.PAUSED}
 
 
@@ -24,17 +26,27 @@ def is_alive(folder: Path) -> bool:
 
 
 def wait_gone(folder: Path, timeout: float) -> bool:
-    """Whether the keeper is gone within ``timeout`` seconds. It says nothing unasked, so all there is to read is its end."""
+    """Whether the keeper is gone within ``timeout`` seconds: nobody listens any more.
+
+    It says nothing unasked, so all there is to read on a connection is its end, which tells when to look again.
+    """
     from insula.host.sockets import connect_unix
 
-    try:
-        with connect_unix(folder / names.RUN / names.KEEPER_SOCKET) as connection:
-            connection.settimeout(timeout)
-            return connection.recv(1) == b""
-    except (TimeoutError, BlockingIOError):
-        return False
-    except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError, NotADirectoryError):
-        return True
+    deadline = time.monotonic() + timeout
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            with connect_unix(folder / names.RUN / names.KEEPER_SOCKET, wait=False) as connection:
+                connection.settimeout(left)
+                if connection.recv(1):
+                    return False
+        except (TimeoutError, BlockingIOError):
+            return False
+        except ConnectionResetError:
+            pass
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+            return True
+        time.sleep(_EXIT)
+    return False
 
 
 def observe_state(folder: Path) -> tuple[State, dict[str, Any]]:

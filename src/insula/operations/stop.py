@@ -19,6 +19,7 @@ from insula.store.locks import machine_lock
 from insula.store.machines import machine_folder
 
 _AFTER_PLUG = 15.0
+_OBEDIENCE = 8.0
 _KEEPERS_LAST = 5.0
 _BUTTON_SHARE = 0.5
 _ANSWER = 10.0
@@ -103,10 +104,10 @@ def _wait_end(folder: Path, timeout: float) -> bool:
         with open_link(folder / names.RUN) as link:
             wait_end(link, timeout)
     except MachineEnded:
-        return True
+        pass
     except GuestError:
         return False
-    return True
+    return wait_gone(folder, _KEEPERS_LAST)  # a keeper's word is not enough
 
 
 def pull_plug(folder: Path) -> None:
@@ -117,7 +118,13 @@ def pull_plug(folder: Path) -> None:
     from insula.guest.keeper import quit_machine
     from insula.guest.link import open_link
 
-    with contextlib.suppress(MachineEnded, GuestError), open_link(folder / names.RUN) as link:
-        quit_machine(link, "kill", timeout=_AFTER_PLUG)
+    try:
+        with open_link(folder / names.RUN) as link:
+            quit_machine(link, "kill", timeout=_OBEDIENCE)
+    except MachineEnded:
+        pass
+    except GuestError:
+        end_by_force(folder)
+        return
     if not wait_gone(folder, _KEEPERS_LAST):
         end_by_force(folder)
