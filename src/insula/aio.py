@@ -9,14 +9,19 @@ Cancelling a call that runs a command does not end the command; ending the machi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import builtins
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
 
 from insula.client import sdk
-from insula.client.sdk import ExecResult
+from insula.client.sdk import ExecResult, Shape
 from insula.model.status import MachineDetails, MachineStatus
+
+if TYPE_CHECKING:
+    from insula.operations.image import ImageStatus
+    from insula.operations.operation import Progress
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,12 +50,24 @@ class Machine:
     async def __aexit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         await _in_thread(self.sync.__exit__, kind, value, trace)
 
-    async def exec(self, *argv: str, **options: Any) -> ExecResult:
+    async def exec(
+        self,
+        *argv: str,
+        input: bytes | str | None = None,  # noqa: A002 - the name that subprocess.run has taught everybody
+        env: Mapping[str, str] | None = None,
+        user: str = "",
+        cwd: str = "",
+        check: bool = False,
+    ) -> ExecResult:
         """As `insula.Machine.exec`."""
-        return await _in_thread(self.sync.exec, *argv, **options)
+        return await _in_thread(self.sync.exec, *argv, input=input, env=env, user=user, cwd=cwd, check=check)
 
     async def show(self) -> MachineDetails:
         return await _in_thread(self.sync.show)
+
+    async def status(self) -> MachineStatus:
+        """How it is right now."""
+        return (await self.show()).status
 
     async def start(self, timeout: float = 300.0) -> None:  # noqa: ASYNC109 - the request carries it; nothing here waits
         await _in_thread(self.sync.start, timeout)
@@ -92,12 +109,26 @@ class Insula:
     def __init__(self, home: str | Path | None = None) -> None:
         self.sync = sdk.Insula(home)
 
-    async def run(self, image: str, **options: Any) -> Machine:
-        """As `insula.Insula.run`."""
-        return Machine(await _in_thread(self.sync.run, image, **options))
+    async def run(
+        self,
+        image: str,
+        *,
+        name: str = "",
+        timeout: float = 300.0,  # noqa: ASYNC109 - the request carries it; nothing here waits
+        progress: Callable[[Progress], None] | None = None,
+        **shape: Unpack[Shape],
+    ) -> Machine:
+        """As `insula.Insula.run`; ``progress`` is called in another thread."""
+        return Machine(await _in_thread(self.sync.run, image, name=name, timeout=timeout, progress=progress, **shape))
 
-    async def create(self, image: str, **options: Any) -> Machine:
-        return Machine(await _in_thread(self.sync.create, image, **options))
+    async def create(self, image: str, *, name: str = "", **shape: Unpack[Shape]) -> Machine:
+        return Machine(await _in_thread(self.sync.create, image, name=name, **shape))
+
+    async def build(self, recipe: str, *, text: str = "", refresh: bool = False) -> ImageStatus:
+        return await _in_thread(self.sync.build, recipe, text=text, refresh=refresh)
+
+    async def images(self) -> builtins.list[ImageStatus]:
+        return await _in_thread(self.sync.images)
 
     async def get(self, name: str) -> Machine:
         return Machine(await _in_thread(self.sync.get, name))
@@ -111,6 +142,6 @@ def connect(home: str | Path | None = None) -> Insula:
     return Insula(home)
 
 
-async def run(image: str, **options: Any) -> Machine:
+async def run(image: str, *, name: str = "", **shape: Unpack[Shape]) -> Machine:
     """As `insula.run`."""
-    return await connect().run(image, **options)
+    return await connect().run(image, name=name, **shape)

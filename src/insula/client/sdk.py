@@ -6,24 +6,36 @@ with insula.run("debian") as machine:
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from insula.client.local import LocalClient
 from insula.errors import GuestError, NotFound
 from insula.model import requests
-from insula.model.spec import MachineSpec
+from insula.model.spec import Firmware, MachineSpec, Network
 from insula.model.units import parse_size
 
 if TYPE_CHECKING:
     from insula.guest.link import Link
     from insula.model.status import MachineDetails, MachineStatus
+    from insula.operations.image import ImageStatus
     from insula.operations.operation import Progress
 
 Size = int | str
+
+
+class Shape(TypedDict, total=False):
+    """A machine's shape as people write it: sizes in bytes, or as text like ``1G``. What is left out has its default."""
+
+    cpus: int
+    memory: Size
+    disk: Size
+    network: Network
+    firmware: Firmware
 
 
 class ExecResult:
@@ -203,7 +215,7 @@ class Insula:
         name: str = "",
         timeout: float = 300.0,
         progress: Callable[[Progress], None] | None = None,
-        **shape: Any,
+        **shape: Unpack[Shape],
     ) -> Machine:
         """Make a machine from ``image`` (building it if need be), start it and wait until it answers.
 
@@ -216,7 +228,7 @@ class Insula:
         result = self.client.do(request, listener=progress)
         return Machine(self.client, result.machine.name, temporary=not name, lease=result.lease)
 
-    def create(self, image: str, *, name: str = "", **shape: Any) -> Machine:
+    def create(self, image: str, *, name: str = "", **shape: Unpack[Shape]) -> Machine:
         """Make a stopped machine; arguments as for `run`."""
         status = self.client.do(requests.CreateMachine(image=image, name=name, spec=make_spec(**shape)))
         return Machine(self.client, status.name)
@@ -233,13 +245,15 @@ class Insula:
 
     def build(
         self, recipe: str, *, text: str = "", refresh: bool = False, progress: Callable[[Progress], None] | None = None
-    ) -> Any:
+    ) -> ImageStatus:
         """Build an image from a built-in recipe, or from a recipe's TOML ``text``."""
-        return self.client.do(requests.BuildImage(recipe=recipe, text=text, refresh=refresh), listener=progress)
+        built: ImageStatus = self.client.do(requests.BuildImage(recipe=recipe, text=text, refresh=refresh), listener=progress)
+        return built
 
-    def images(self) -> Any:
-        """All images and built-in recipes."""
-        return self.client.do(requests.ListImages())
+    def images(self) -> builtins.list[ImageStatus]:
+        """All images, and the built-in recipes that are not built yet (their digest is empty)."""
+        images: builtins.list[ImageStatus] = self.client.do(requests.ListImages())
+        return images
 
 
 def make_spec(
@@ -267,6 +281,13 @@ def connect(home: str | Path | None = None) -> Insula:
     return Insula(home)
 
 
-def run(image: str, **options: Any) -> Machine:
+def run(
+    image: str,
+    *,
+    name: str = "",
+    timeout: float = 300.0,
+    progress: Callable[[Progress], None] | None = None,
+    **shape: Unpack[Shape],
+) -> Machine:
     """`connect().run(…)`: make a machine, start it and wait until it answers. See `Insula.run`."""
-    return connect().run(image, **options)
+    return connect().run(image, name=name, timeout=timeout, progress=progress, **shape)

@@ -60,8 +60,8 @@ def boot(
         _step(steps, folder, "choose the board")
         record = _with_board(context, folder, record)
         _step(steps, folder, "start QEMU")
+        steps.undo(lambda: _end(context, folder))  # before, not after: Ctrl-C may come between the two
         context.engine.launch(launch_plan(folder, record))
-        steps.undo(lambda: _end(context, folder))
         append_event(folder, "started")
         if launched is not None:
             launched()
