@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from insula.cli.common import client, json_option, quiet_option
-from insula.cli.render import ProgressLine, print_json
+from insula.cli.common import json_option, perform, quiet_option
+from insula.cli.render import print_json
 
 _MARKS = {"ok": "✓", "limited": "!", "missing": "✗"}
 
@@ -21,14 +21,9 @@ _MARKS = {"ok": "✓", "limited": "!", "missing": "✗"}
 def doctor(ctx: click.Context, fix: bool, quiet: bool, as_json: bool) -> int:
     """Find out what this host can do by doing it; for each shortfall, what it costs and the command that mends it."""
     from insula.cli.packages import consent
-    from insula.operations.doctor import doctor as examine
+    from insula.model.requests import ExamineHost
 
-    progress = ProgressLine(quiet or as_json)
-
-    try:
-        report = examine(client().context.home, fix=fix, confirm=consent(bool(ctx.obj["yes"])), progress=progress)
-    finally:
-        progress.clear()
+    report = perform(ExamineHost(fix=fix), quiet or as_json, consent(bool(ctx.obj["yes"])))
     if as_json:
         print_json(report)
     else:

@@ -167,6 +167,12 @@ class ShowImage(Request, frozen=True):
     image: str
 
 
+class ExamineHost(Request, frozen=True):
+    """Find out what this host can do; with ``fix``, mend first what can be mended."""
+
+    fix: bool = False
+
+
 class DeleteImage(Request, frozen=True):
     image: str
     dry_run: bool = False

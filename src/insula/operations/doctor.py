@@ -18,7 +18,9 @@ from insula.host import facts, packages
 from insula.host.native import native_path
 from insula.model.architectures import debian_architecture
 from insula.model.doctor import Fact, FactState, Report
-from insula.operations.operation import Operation, Progress
+from insula.model.requests import ExamineHost
+from insula.operations.context import Context
+from insula.operations.operation import Operation
 from insula.store.names import Home
 from insula.store.records import write_record
 
@@ -39,15 +41,13 @@ class _Notebook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kept: dict[str, _Kept]
 
 
-def doctor(
-    home: Home, *, fix: bool, confirm: Callable[[str], bool] | None, progress: Callable[[Progress], None] | None = None
-) -> Report:
-    """Examine this host. ``fix``: first install the packages that are missing and build the native parts.
+def doctor(context: Context, request: ExamineHost, operation: Operation, confirm: Callable[[str], bool] | None = None) -> Report:
+    """Examine this host. ``request.fix``: first install the packages that are missing and build the native parts.
 
     ``confirm`` is asked before sudo is used; None when nobody can be asked. Raises HostLacks when the packages may not or
     cannot be installed (its hint is the exact command).
     """
-    operation = Operation("doctor", listener=progress)
+    home, fix = context.home, request.fix
     if fix:
         ensure_packages({packages.Purpose.MACHINE, packages.Purpose.IMAGE}, confirm=confirm, operation=operation)
     found = [facts.state_folder(home.root), *_package_facts(), native_parts(operation)]

@@ -8,7 +8,10 @@ import pytest
 
 from insula.host import facts, packages
 from insula.model.doctor import Fact, FactState
+from insula.model.requests import ExamineHost
 from insula.operations import doctor
+from insula.operations.context import Context
+from insula.operations.operation import Operation
 from insula.store.names import Home
 
 
@@ -26,7 +29,7 @@ class Bench:
         return Fact("counted", self.state, f"asked {self.asked} times", "something")
 
     def examine(self, *, fix: bool = False) -> Fact:
-        report = doctor.doctor(self.home, fix=fix, confirm=None)
+        report = doctor.doctor(Context(self.home), ExamineHost(fix=fix), Operation("doctor"))
         assert report.usable is all(fact.state is not FactState.MISSING for fact in report.facts)
         return next(fact for fact in report.facts if fact.name == "counted")
 
@@ -78,15 +81,15 @@ def test_another_boot_forgets(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_is_missing_makes_the_host_unusable(bench: Bench) -> None:
     bench.state = FactState.LIMITED
     bench.examine()
-    assert doctor.doctor(bench.home, fix=False, confirm=None).usable
+    assert doctor.doctor(Context(bench.home), ExamineHost(), Operation("doctor")).usable
     bench.state = FactState.MISSING
     bench.file.touch()
-    assert not doctor.doctor(bench.home, fix=False, confirm=None).usable
+    assert not doctor.doctor(Context(bench.home), ExamineHost(), Operation("doctor")).usable
 
 
 def test_progress_is_told(bench: Bench) -> None:
     heard: list[str] = []
-    doctor.doctor(bench.home, fix=False, confirm=None, progress=lambda news: heard.append(news.step))
+    doctor.doctor(Context(bench.home), ExamineHost(), Operation("doctor", listener=lambda news: heard.append(news.step)))
     assert "trying counted" in heard
 
 
