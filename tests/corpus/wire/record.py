@@ -1,8 +1,8 @@
-"""Records what the agent of this version says, as a new folder of the corpus. Run once per version of the protocol:
+"""Records what the agent and the keeper of this version say, as a new folder of the corpus. Run once per version of the protocol:
 
     python -m tests.corpus.wire.record vN
 
-It refuses to touch a folder that exists: recordings are never changed, for they stand for agents that are out there.
+It refuses to touch a folder that exists: recordings are never changed, for they stand for agents and keepers that are out there.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from insula.guest import wire
 from insula.guest.entries import EntryReader
 from insula.guest.wire import Frame, FrameReader
 from insula.host.native import native_path
+from tests.unit.native.rig import Rig
 
 HERE = Path(__file__).parent
 NONCE = bytes(range(16))
@@ -87,7 +89,62 @@ def record() -> dict[str, bytes]:
             "frames-every-type": b"".join(wire.encode_frame(frame) for frame in _every_frame()),
         }
     talk.close()
-    return recordings
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="k") as folder:
+        return recordings | record_keeper(Path(folder))
+
+
+def record_keeper(folder: Path) -> dict[str, bytes]:
+    """What a real keeper answers; QEMU, the agent and the serial console beside it are played."""
+    rig = Rig(os.fspath(native_path("insula-keeper")), folder)
+    rig.greet(agent_open=True)
+    silent = {"frames-keeper-status-silent": _heard(rig, 1, "keeper.status")}
+    silent["frames-keeper-wait-timeout"] = _heard(rig, 2, "keeper.wait", until="agent", wait_ms=1)
+    rig.agent.live()
+    rig.console.sendall(b"login: \xff")
+    rig.event("STOP")
+    rig.status()
+    alive = {
+        "frames-keeper-wait-agent": _heard(rig, 3, "keeper.wait", until="agent", wait_ms=5000),
+        "frames-keeper-status": _heard(rig, 4, "keeper.status"),
+        "frames-keeper-console": _console(rig, b"login: \xff"),
+        "frames-keeper-events": _heard(rig, 6, "keeper.events", follow=0),
+        "frames-keeper-unknown-verb": _heard(rig, 7, "keeper.from-the-future"),
+        "frames-keeper-nonsense": _heard(rig, 8, "keeper.wait", until="doomsday"),
+    }
+    waiting = rig.connect()
+    waiting.sendall(_opened(9, "keeper.wait", until="end"))
+    rig.end("exit 0")
+    ended = {"frames-keeper-wait-end": _to_result(waiting)}
+    rig.close()
+    return silent | alive | ended
+
+
+def _console(rig: Rig, printed: bytes) -> bytes:
+    """What the console printed comes from a socket of its own: ask until the keeper has read it."""
+    deadline = time.monotonic() + 10
+    while printed not in (heard := _heard(rig, 5, "keeper.console", follow=0, input=0)):
+        assert time.monotonic() < deadline
+    return heard
+
+
+def _heard(rig: Rig, channel: int, verb: str, **fields: wire.Value) -> bytes:
+    connection = rig.connect()
+    connection.sendall(_opened(channel, verb, **fields))
+    return _to_result(connection)
+
+
+def _opened(channel: int, verb: str, **fields: wire.Value) -> bytes:
+    return wire.encode_frame(Frame(wire.OPEN, channel, wire.encode_fields([("verb", verb), *fields.items()])))
+
+
+def _to_result(connection: socket.socket) -> bytes:
+    heard, reader = b"", FrameReader()
+    while True:
+        came = connection.recv(65536)
+        assert came, "the keeper hung up"
+        heard += came
+        if any(frame.type == wire.RESULT for frame in reader.feed(came)):
+            return heard
 
 
 def _neutral(hello: bytes) -> bytes:
