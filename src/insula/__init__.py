@@ -45,8 +45,15 @@ _SDK = frozenset({"connect", "run", "Insula", "Machine", "ExecResult"})
 
 def __getattr__(name: str) -> Any:
     """Load what is asked for when it is asked for: the command line imports this package too, and must start at once."""
-    if name not in __all__:
+    if name not in __all__ and name != "aio":
         raise AttributeError(f"module 'insula' has no attribute {name!r}")
     import importlib
 
+    if name == "aio":
+        return importlib.import_module("insula.aio")
     return getattr(importlib.import_module("insula.client.sdk" if name in _SDK else "insula.errors"), name)
+
+
+def __dir__() -> list[str]:
+    """What `dir(insula)` and a Python prompt show: also what is not loaded yet."""
+    return sorted({*globals(), *__all__, "aio"})

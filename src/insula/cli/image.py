@@ -8,6 +8,7 @@ import click
 
 from insula.cli.common import dry_run_option, json_option, perform, perform_each, quiet_option
 from insula.cli.render import age, print_json, print_pairs, print_table
+from insula.cli.values import later
 from insula.errors import NotFound, UsageError
 from insula.model.requests import BuildImage, DeleteImage, ListImages, ShowImage
 from insula.model.units import format_size
@@ -18,11 +19,13 @@ def image() -> None:
     """Build, list and delete images."""
 
 
-@image.command(epilog="Examples: insula image build debian  |  insula image build ./web.toml")
+@image.command(
+    short_help="Build an image from a recipe.", epilog="Examples: insula image build debian  |  insula image build ./web.toml"
+)
 @click.option("--refresh", is_flag=True, help="Build anew from the archive even when the image is there.")
 @quiet_option
 @json_option
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=later("recipes"))
 def build(recipe: str, refresh: bool, quiet: bool, as_json: bool) -> None:
     """Build an image from RECIPE: the name of one that comes with Insula, or a TOML file."""
     if "/" in recipe or recipe.endswith(".toml"):
@@ -47,7 +50,7 @@ def _read_recipe(path: Path) -> str:
         raise UsageError(f"{path} cannot be read as a recipe: {cause}", code="bad_recipe") from cause
 
 
-@image.command("list", epilog="Example: insula image list --json")
+@image.command("list", short_help="List images, and recipes that are not built yet.", epilog="Example: insula image list --json")
 @json_option
 def list_(as_json: bool) -> None:
     """List images, and the recipes that come with Insula and are not built yet."""
@@ -72,7 +75,7 @@ def list_(as_json: bool) -> None:
 
 @image.command(epilog="Example: insula image show debian")
 @json_option
-@click.argument("name")
+@click.argument("name", shell_complete=later("images"))
 def show(name: str, as_json: bool) -> None:
     """Show all that is known of an image."""
     shown = perform(ShowImage(image=name))
@@ -96,11 +99,11 @@ def show(name: str, as_json: bool) -> None:
     )
 
 
-@image.command(epilog="Example: insula image delete debian:12")
+@image.command(short_help="Delete images.", epilog="Example: insula image delete debian:12")
 @dry_run_option
 @quiet_option
 @json_option
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=later("images"))
 def delete(names: tuple[str, ...], dry_run: bool, quiet: bool, as_json: bool) -> int:
     """Delete images. Machines made from them keep what they need."""
     done = "would be deleted" if dry_run else "deleted"

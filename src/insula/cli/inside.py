@@ -7,7 +7,7 @@ import sys
 import click
 
 from insula.cli.streams import console_streams, guest_streams, window_size
-from insula.cli.values import Seconds
+from insula.cli.values import Seconds, later
 from insula.errors import Interrupted
 
 _LOGIN_SHELL = ("/bin/sh", "-c", 'exec "${SHELL:-/bin/sh}" -l')
@@ -40,7 +40,7 @@ def _in_guest(
     "--wait", type=Seconds(), default=0.0, show_default=True, help="Seconds granted to a guest that does not answer yet."
 )
 @_json
-@click.argument("name")
+@click.argument("name", shell_complete=later("machines"))
 @click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD...")
 def exec_(
     name: str,
@@ -67,7 +67,7 @@ def exec_(
     "--wait", type=Seconds(), default=0.0, show_default=True, help="Seconds granted to a guest that does not answer yet."
 )
 @_json
-@click.argument("name")
+@click.argument("name", shell_complete=later("machines"))
 def shell(name: str, user: str, wait: float, as_json: bool) -> int:
     """Open a login shell in a machine."""
     del as_json
@@ -77,7 +77,7 @@ def shell(name: str, user: str, wait: float, as_json: bool) -> int:
 
 @click.command(epilog="Example: insula console web   (leave it by Ctrl-])")
 @_json
-@click.argument("name")
+@click.argument("name", shell_complete=later("machines"))
 def console(name: str, as_json: bool) -> int:
     """Attach to a machine's serial console; leave it by Ctrl-]."""
     from insula.cli.common import client
@@ -97,8 +97,8 @@ def console(name: str, as_json: bool) -> int:
 
 @click.command(epilog="Examples: insula copy ./site web:/srv  |  insula copy web:/etc/hosts .")
 @_json
-@click.argument("sources", nargs=-1, required=True, metavar="SRC...")
-@click.argument("destination", metavar="DST")
+@click.argument("sources", nargs=-1, required=True, metavar="SRC...", shell_complete=later("places"))
+@click.argument("destination", metavar="DST", shell_complete=later("places"))
 def copy(sources: tuple[str, ...], destination: str, as_json: bool) -> None:
     """Copy files and folders into a machine (DST is NAME:PATH) or out of one (every SRC is NAME:PATH), as `cp -r` would."""
     from pathlib import Path
@@ -129,7 +129,7 @@ def copy(sources: tuple[str, ...], destination: str, as_json: bool) -> None:
 @click.command(epilog="Example: insula logs -f web")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
 @_json
-@click.argument("name")
+@click.argument("name", shell_complete=later("machines"))
 def logs(name: str, follow: bool, as_json: bool) -> None:
     """Print what a machine wrote to its console. On a terminal, control characters of the guest are shown, not obeyed."""
     from insula.cli.common import client
@@ -152,7 +152,7 @@ def _show_clean(untrusted: bytes) -> None:
 @click.command(epilog="Example: insula events -f web")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
 @_json
-@click.argument("name", required=False, default="")
+@click.argument("name", required=False, default="", shell_complete=later("machines"))
 def events(name: str, follow: bool, as_json: bool) -> None:
     """Print what happened to a machine, or to all: one JSON object a line."""
     from insula.cli.common import client

@@ -18,7 +18,7 @@ from insula.cli.common import (
     strip_dashes,
 )
 from insula.cli.render import ProgressLine, age, print_json, print_pairs, print_table
-from insula.cli.values import Seconds
+from insula.cli.values import Seconds, later
 from insula.model.requests import (
     CreateMachine,
     DeleteMachine,
@@ -35,7 +35,7 @@ from insula.model.requests import (
 from insula.model.spec import MachineSpec
 from insula.model.units import format_size
 
-_NAMES = click.argument("names", nargs=-1, required=True, metavar="NAME...")
+_NAMES = click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=later("machines"))
 _TIMEOUT = click.option("--timeout", type=Seconds(), default=60.0, show_default=True, help="Seconds each attempt may take.")
 
 
@@ -58,7 +58,7 @@ def _spec(shape: dict[str, Any]) -> MachineSpec:
 @click.option("--timeout", type=Seconds(), default=300.0, show_default=True, help="Seconds the guest may take to answer.")
 @quiet_option
 @json_option
-@click.argument("image")
+@click.argument("image", shell_complete=later("images"))
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]")
 def run(image: str, argv: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> int:
     """Make a machine from IMAGE, start it, and run CMD in it.
@@ -117,7 +117,7 @@ def run(image: str, argv: tuple[str, ...], as_json: bool, quiet: bool, **options
 @dry_run_option
 @quiet_option
 @json_option
-@click.argument("image")
+@click.argument("image", shell_complete=later("images"))
 def create(image: str, name: str, dry_run: bool, quiet: bool, as_json: bool, **shape: Any) -> None:
     """Make a stopped machine from IMAGE."""
     request = CreateMachine(image=image, name=name, spec=_spec(shape), dry_run=dry_run)
@@ -272,7 +272,7 @@ def delete(names: tuple[str, ...], force: bool, dry_run: bool, quiet: bool, as_j
 @click.command(epilog="Example: insula rename web shop")
 @quiet_option
 @json_option
-@click.argument("name")
+@click.argument("name", shell_complete=later("machines"))
 @click.argument("new_name", metavar="NEW")
 def rename(name: str, new_name: str, quiet: bool, as_json: bool) -> None:
     """Give a machine another name."""

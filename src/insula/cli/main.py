@@ -126,6 +126,9 @@ def run_command(words: list[str]) -> int:
     except click.exceptions.Abort:
         click.echo("", err=True)
         return 130
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
     except click.ClickException as error:
         return report(
             "usage", error.format_message(), _usage_hint(error), as_json, _INSULA_FAILED if in_guest else error.exit_code

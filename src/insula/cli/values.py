@@ -1,10 +1,14 @@
-"""Kinds of values that options take. Kept apart because `exec` needs some and must start at once."""
+"""Kinds of values that options and arguments take. Kept apart because `exec` needs some and must start at once."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 _LONGEST = 1_000_000.0  # eleven days; what waits longer waits for something that does not come
 
@@ -22,3 +26,15 @@ class Seconds(click.ParamType[float]):
         if not 0 <= seconds <= _LONGEST:
             self.fail(f"{value} seconds cannot be waited for; 0 to {_LONGEST:.0f} can", param, ctx)
         return seconds
+
+
+def later(what: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    """The function ``what`` of `complete.py`, loaded when Tab is pressed and not before."""
+
+    def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from insula.cli import complete as offers
+
+        items: list[CompletionItem] = getattr(offers, what)(context, parameter, incomplete)
+        return items
+
+    return complete
