@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import insula
-from insula.errors import WrongState
+from insula.errors import NotFound, WrongState
 from insula.operations.observe import is_alive
 from tests.framework.doors import cli_environment, run_cli
 
@@ -29,10 +31,13 @@ VERBS = {
     "resume": "paused",
     "rename": "stopped",
     "delete": "running",
+    "delete-stopped": "stopped",
 }
+# Those done one by one at every change they make; the others take a boot for each.
+QUICK = ("create", "rename", "delete-stopped")
 
 
-def _victim(home: Path, step: int, verb: str, name: str) -> tuple[int, list[str]]:
+def _victim(home: Path, step: int | str, verb: str, name: str) -> tuple[int, list[str]]:
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults.victim", str(home), str(step), verb, name],
         env=cli_environment(home), cwd=ROOT, capture_output=True, check=False, timeout=120,
@@ -55,10 +60,11 @@ def _prepare(home: Path, state: str, name: str) -> None:
 
 def _remove(home: Path, name: str) -> None:
     for each in (name, f"{name}-x"):
-        run_cli(home, "delete", "--force", "-q", each)
+        with contextlib.suppress(NotFound):
+            insula.connect(home).get(each).delete(force=True)
 
 
-@pytest.mark.parametrize("verb", list(VERBS))
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "delete-stopped"])
 def test_a_command_killed_at_any_step_leaves_a_machine_that_works(home: Path, tiny: str, name: str, verb: str) -> None:
     step = 1
     while True:
@@ -71,6 +77,50 @@ def test_a_command_killed_at_any_step_leaves_a_machine_that_works(home: Path, ti
         step += 1
     assert step > 1, "the verb told of no step, so nothing was tried"
     _remove(home, name)
+
+
+@pytest.mark.parametrize("verb", QUICK)
+def test_a_command_killed_before_any_change_it_makes_leaves_all_in_order(home: Path, tiny: str, name: str, verb: str) -> None:
+    changes = 0
+    _prepare(home, VERBS[verb], name)
+    while (ended := _victim(home, f"c{changes + 1}", verb, name))[0] != 0:
+        changes += 1
+        assert ended[0] == -signal.SIGKILL, ended
+        found = [status for status in insula.connect(home).list() if status.name in (name, f"{name}-x")]
+        assert [(status.state, status.problem) for status in found] in ([], [("stopped", None)]), ended
+        if verb == "create" or not found:
+            _prepare(home, VERBS[verb], name)
+        elif found[0].name != name:
+            insula.connect(home).get(found[0].name).rename(name)
+        _sweep(home)
+        assert [entry.name for entry in (home / "machines").iterdir() if entry.name.startswith(".")] == [], ended
+    assert changes > 2, "the verb made hardly a change, so next to nothing was tried"
+    if verb == "rename":
+        assert insula.connect(home).get(f"{name}-x").start().exec("true").code == 0
+    _remove(home, name)
+
+
+@pytest.mark.full
+@pytest.mark.limit(900)
+@pytest.mark.parametrize("verb", ["start", "stop"])
+def test_a_command_killed_before_any_change_it_makes_leaves_a_machine_that_works(
+    home: Path, tiny: str, name: str, verb: str
+) -> None:
+    changes = 0
+    _prepare(home, VERBS[verb], name)
+    while (ended := _victim(home, f"c{changes + 1}", verb, name))[0] != 0:
+        changes += 1
+        assert ended[0] == -signal.SIGKILL, ended
+        _check_whole(home, name, verb)
+        _prepare(home, VERBS[verb], name)
+    assert changes > 2, "the verb made hardly a change, so next to nothing was tried"
+    _remove(home, name)
+
+
+def _sweep(home: Path) -> None:
+    """Any changing verb sweeps first, even one that then has nothing to do."""
+    done = run_cli(home, "delete", "--json", "nobody-here")
+    assert json.loads(done.stderr)["code"] == "machine_not_found"
 
 
 def _check_whole(home: Path, name: str, verb: str) -> None:
@@ -93,7 +143,7 @@ def _check_whole(home: Path, name: str, verb: str) -> None:
             assert done.stdout == b"precious\n"
         machine.delete(force=True)
     scraps = [entry.name for entry in (home / "machines").iterdir() if entry.name.startswith(".")]
-    run_cli(home, "delete", "nobody-here")  # any changing verb sweeps
+    _sweep(home)
     assert [entry.name for entry in (home / "machines").iterdir() if entry.name.startswith(".")] == [], scraps
 
 

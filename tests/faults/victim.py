@@ -1,6 +1,7 @@
-"""Do one request and die by signal 9 at a given step: `python -m tests.faults.victim HOME STEP VERB NAME`.
+"""Do one request and die by signal 9 on the way: `python -m tests.faults.victim HOME STEP VERB NAME`.
 
-STEP counts from 1; with a step that never comes the request is done to its end.
+STEP counts from 1 the steps the verb tells of; as ``c1``, ``c2``… it counts the changes it is about to make (files made,
+renamed, removed, opened for writing; programs started; connections). One that never comes: the request is done to its end.
 """
 
 from __future__ import annotations
@@ -31,20 +32,54 @@ def request_for(verb: str, name: str) -> requests.Request:
         "resume": requests.ResumeMachine(name=name),
         "rename": requests.RenameMachine(name=name, new_name=f"{name}-x"),
         "delete": requests.DeleteMachine(name=name, force=True),
+        "delete-stopped": requests.DeleteMachine(name=name),
     }
     return made[verb]
 
 
+# Audit events (PEP 578; the library reference lists them) that stand for a change.
+_CHANGES = frozenset(
+    "os.rename os.mkdir os.link os.remove os.rmdir os.chmod os.truncate subprocess.Popen socket.bind socket.connect".split()
+)
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+
+
+class _Countdown:
+    """Dies at the ``last`` call of `count`."""
+
+    def __init__(self, last: int) -> None:
+        self._left = last
+
+    def count(self, what: str) -> None:
+        os.write(1, f"{what}\n".encode())
+        self._left -= 1
+        if self._left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _count_changes(countdown: _Countdown, home: Path) -> None:
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open":
+            path, _, flags = arguments
+            inside = isinstance(path, (str, bytes)) and os.fsdecode(path).startswith(str(home))
+            if not inside or not isinstance(flags, int) or not flags & _WRITING:
+                return
+        elif event not in _CHANGES:
+            return
+        countdown.count(f"{event} {arguments[0]!r:.100}")
+
+    sys.addaudithook(hook)
+
+
 def main() -> None:
-    home, step, verb, name = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-    seen = 0
+    home, step, verb, name = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
+    countdown = _Countdown(int(step.removeprefix("c")))
+    if step.startswith("c"):
+        _count_changes(countdown, home)
 
     def listener(progress: Progress) -> None:
-        nonlocal seen
-        seen += 1
-        print(progress.step, flush=True)
-        if seen == step:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if not step.startswith("c"):
+            countdown.count(progress.step)
 
     LocalClient(home).do(request_for(verb, name), listener=listener)
 
