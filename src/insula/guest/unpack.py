@@ -182,13 +182,15 @@ class _Unpacker:
     # -- the rest -----------------------------------------------------------------------------------------------------------
     def _file(self, entry: Entry, name: bytes, folder: int, reader: EntryReader) -> None:
         temporary = _temporary()
-        descriptor = os.open(temporary, _NEW_FLAGS, 0o600, dir_fd=folder)
         try:
+            descriptor, unnamed = _new_file(temporary, folder)
             try:
                 for piece in reader.data():
                     while piece:
                         piece = piece[os.write(descriptor, piece) :]  # noqa: PLW2901 - what is left of it
                 self._dress(descriptor, entry)
+                if unnamed:
+                    os.link(f"/proc/self/fd/{descriptor}", temporary, dst_dir_fd=folder)
             finally:
                 os.close(descriptor)
             os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
@@ -261,6 +263,19 @@ class _Unpacker:
                 f"refused to write through a link or a file: {where}", code="unsafe_entry", hint="copy into an empty folder"
             )
         return UsageError(f"cannot write {where}: {os.strerror(cause.errno or 0).lower()}", code="cannot_write")
+
+
+def _new_file(temporary: bytes, folder: int) -> tuple[int, bool]:
+    """A descriptor to write to, and whether the file has no name yet: one that goes with us when we are killed.
+
+    Where the file system knows no such files it is named ``temporary``.
+    """
+    try:
+        return os.open(b".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=folder), True
+    except OSError as cause:
+        if cause.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):  # open(2): the file system or kernel cannot
+            raise
+        return os.open(temporary, _NEW_FLAGS, 0o600, dir_fd=folder), False
 
 
 def _temporary() -> bytes:
