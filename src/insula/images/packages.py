@@ -49,7 +49,7 @@ def bootstrap(
     lines = archive_lines(mirror, suite, extra_suites)
     arguments = ["mmdebstrap", "--mode=root", f"--variant={variant}", "--format=directory", f"--architectures={arch}"]
     arguments += [f"--include={','.join(packages)}"] if packages else []
-    arguments += [f"--aptopt={_apt_options()}", *(f"--dpkgopt={option}" for option in DPKG_OPTIONS)]
+    arguments += [f"--aptopt={_give_settings(room, fraction)}", *(f"--dpkgopt={option}" for option in DPKG_OPTIONS)]
     arguments += ["--skip=chroot/mount/sys", *hooks, suite, tree]
     if lines:
         arguments.append("-")
@@ -75,7 +75,13 @@ class AptMeter:
         return self._start + (self._end - self._start) * done
 
 
-def _apt_options() -> str:
-    """apt's settings for the build: no recommendations, and the host's own proxy, if it has one."""
-    options = 'APT::Install-Recommends "false"; Acquire::Languages "none"; Acquire::Retries "3"; '
-    return options + host_proxies()
+def _give_settings(room: Room, fraction: float) -> str:
+    """Put apt's settings in a file that only the room's root may read; its path. A proxy's address may hold a password."""
+    path = "/work/apt.conf"
+    room.script('umask 077; cat >"$1"', path, step="getting packages", fraction=fraction, data=apt_settings(host_proxies()))
+    return path
+
+
+def apt_settings(proxies: str) -> bytes:
+    """apt.conf(5) for the build: no recommendations, and the host's own ``proxies`` (in the same form), if it has any."""
+    return f'APT::Install-Recommends "false";\nAcquire::Languages "none";\nAcquire::Retries "3";\n{proxies}\n'.encode()
