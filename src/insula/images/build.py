@@ -144,8 +144,9 @@ def _publish(home: Home, staging: Path, record: ImageRecord, watcher: Watcher) -
     write_record(staging / names.IMAGE_RECORD, record, 0o444)
     watcher.say("done", 1.0)
     target = home.image(record.digest)
+    damaged = _damaged(home, target)
     with images_lock(home):
-        if target.exists() and not _is_sound(home, target):
+        if damaged is not None and _inode(target) == damaged:
             gone = home.images / f"{names.GONE_PREFIX}{secrets.token_hex(8)}"
             target.rename(gone)
         if not target.exists():
@@ -158,15 +159,28 @@ def _publish(home: Home, staging: Path, record: ImageRecord, watcher: Watcher) -
     return _name(home, image, record.key)
 
 
-def _is_sound(home: Home, folder: Path) -> bool:
-    """Whether the same content, built before, is still what it was: then that one stays."""
+def _damaged(home: Home, folder: Path) -> int | None:
+    """The inode of the same content, built before, if it is no longer what it was; None: it is, and stays, or there is none.
+
+    Everything is hashed, so no lock is held meanwhile; the inode tells whether the folder is still the one that was judged.
+    """
     from insula.errors import DamagedRecord
 
+    inode = _inode(folder)
+    if inode is None:
+        return None
     try:
         verify(home, read_image(folder))
     except (DamagedRecord, FileNotFoundError):
-        return False
-    return True
+        return inode
+    return None
+
+
+def _inode(folder: Path) -> int | None:
+    try:
+        return os.stat(folder, follow_symlinks=False).st_ino
+    except FileNotFoundError:
+        return None
 
 
 def _name(home: Home, image: Image, key: str) -> Image:
