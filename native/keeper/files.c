@@ -3,7 +3,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -28,7 +30,7 @@ static void move_to_old(struct log *log)
     off_t at = 0;
     ssize_t got;
     if (log->old >= 0 && ftruncate(log->old, 0) == 0) {
-        while (at < log->limit && (got = pread(log->fd, block, sizeof block, at)) > 0) {
+        while (at < 2 * log->limit && (got = pread(log->fd, block, sizeof block, at)) > 0) {
             if (pwrite(log->old, block, (size_t)got, at) != got)
                 break;
             at += got;
@@ -43,8 +45,14 @@ void log_write(struct log *log, const void *bytes, size_t length)
     struct stat status;
     if (log->fd < 0 || fstat(log->fd, &status) != 0 || (off_t)length > log->limit)
         return;
-    if (status.st_size + (off_t)length > log->limit)
-        move_to_old(log);
+    /* Who else appends holds the lock for an instant. The moving can wait for a later line, though not for ever. */
+    if (status.st_size + (off_t)length > log->limit) {
+        bool locked = flock(log->fd, LOCK_EX | LOCK_NB) == 0;
+        if (locked || status.st_size > 2 * log->limit)
+            move_to_old(log);
+        if (locked && log->fd >= 0)
+            flock(log->fd, LOCK_UN);
+    }
     while (log->fd >= 0 && length > 0) {
         ssize_t written = write(log->fd, bytes, length);
         if (written < 0 && errno == EINTR)

@@ -6,7 +6,8 @@
 #include <stddef.h>
 #include <sys/types.h>
 
-/* A file that only grows, up to `limit` bytes; then its content moves to `old` and it begins anew. */
+/* A file that only grows, up to `limit` bytes; then its content moves to `old` and it begins anew. A little more
+ * (twice the limit at most) while somebody else who appends holds its lock. */
 struct log {
     int fd, old; /* -1: there is none */
     off_t limit;

@@ -1,10 +1,16 @@
-"""The events of a machine: lines of JSON in a file of bounded size, appended by the keeper and by verbs alike."""
+"""The events of a machine: lines of JSON in a file of bounded size, appended by the keeper and by verbs alike.
+
+When the file is full its content moves to a second one. While the machine has a keeper, the keeper does that, so that none
+of its own events can fall between reading and emptying; whoever appends or moves holds the file's lock.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +18,9 @@ from pathlib import Path
 from insula.store import names
 
 MOST_BYTES = 256 * 1024
+# Twice as much while a keeper is expected to move it. What a jailed process made longer is read from its end.
+_READ_BYTES = 2 * MOST_BYTES + 65536
+_TRIES, _PAUSE = 20, 0.005  # a keeper that was taken over may hold the lock for ever
 
 
 def append_event(folder: Path, event: str, **data: object) -> None:
@@ -20,11 +29,22 @@ def append_event(folder: Path, event: str, **data: object) -> None:
     with contextlib.suppress(OSError):
         descriptor = os.open(folder / names.EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            if os.fstat(descriptor).st_size + len(line) > MOST_BYTES:
+            _try_lock(descriptor)
+            most = 2 * MOST_BYTES if (folder / names.RUN).exists() else MOST_BYTES
+            if os.fstat(descriptor).st_size + len(line) > most:
                 _turn_over(folder, descriptor)
             os.write(descriptor, line)
         finally:
             os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> None:
+    """Hold the file's lock; after a tenth of a second go on without: then one event may be lost, but no verb hangs."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        threading.Event().wait(_PAUSE)
 
 
 def _turn_over(folder: Path, descriptor: int) -> None:
@@ -34,9 +54,10 @@ def _turn_over(folder: Path, descriptor: int) -> None:
 
 
 def _kept(path: Path) -> bytes:
-    """What a file of events holds: never more than it should, whatever a jailed process made of it."""
+    """The last of what a file of events holds: never more than it should, whatever a jailed process made of it."""
     with open(path, "rb") as stream:
-        return stream.read(MOST_BYTES)
+        stream.seek(max(0, os.fstat(stream.fileno()).st_size - _READ_BYTES))
+        return stream.read(_READ_BYTES)
 
 
 def read_events(folder: Path) -> Iterator[dict[str, object]]:
