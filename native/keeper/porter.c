@@ -1,11 +1,12 @@
 /* The porter stands outside the jail and only waits, so that somebody is told when the machine has ended:
  *
- *     insula-keeper porter [--ready-fd N] [--ended-argc K WORD…] -- JAIL-COMMAND…
+ *     insula-keeper porter [--ready-fd N] [--patience SECONDS] [--ended-argc K WORD…] -- JAIL-COMMAND…
  *
  * It leaves its caller at once (the process that was started exits with 0) and starts JAIL-COMMAND with all the descriptors it
  * was given itself. Number N is the caller's pipe for the porter; for JAIL-COMMAND the same number is the porter's own pipe, on
  * which the inner half says `ready` or `failed: …`. One such line is passed to the caller; if there is none because
- * JAIL-COMMAND failed, the line holds what that said on standard error.
+ * JAIL-COMMAND failed, the line holds what that said on standard error. When nothing comes within SECONDS (90), the caller
+ * is told so. Whoever said neither is killed, with all that came from it.
  *
  * When the inner half is pid 1 of a pid namespace, the process that made the namespace (bwrap's own) is of no more use and is
  * killed; the inner half then becomes a child of the porter, who is subreaper. When no child is left the K words are executed.
@@ -25,8 +26,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+enum { PATIENCE = 90 }; /* seconds */
+
 struct porter {
     int ready_fd;
+    double patience;
     char **ended; /* NULL-terminated copy, or NULL */
     char **command;
 };
@@ -56,6 +60,11 @@ static bool parse(struct porter *porter, int argc, char **argv)
         if (strcmp(argv[at], "--ready-fd") == 0) {
             porter->ready_fd = atoi(argv[at + 1]);
             if (porter->ready_fd < 3 || fcntl(porter->ready_fd, F_GETFD) < 0)
+                return false;
+            at += 2;
+        } else if (strcmp(argv[at], "--patience") == 0) {
+            porter->patience = strtod(argv[at + 1], NULL);
+            if (!(porter->patience > 0 && porter->patience < 86400))
                 return false;
             at += 2;
         } else if (strcmp(argv[at], "--ended-argc") == 0) {
@@ -131,22 +140,35 @@ static bool hear(int fd, struct heard *heard)
     return got > 0;
 }
 
-/* Wait until the inner half has said its line, or nobody is left who could say it. */
-static void listen_to_jail(int ready, int words, struct heard *line, struct heard *spoken)
+static void hear_the_rest(int fd, struct heard *heard)
+{
+    struct pollfd wait = { .fd = fd, .events = POLLIN };
+    for (int i = 0; i < 4096 && poll(&wait, 1, 0) > 0 && hear(fd, heard); i++)
+        ;
+}
+
+/* Wait until the inner half has said its line, nobody is left who could say it, or it is too late: then there is no line. */
+static void listen_to_jail(double patience, int ready, int words, struct heard *line, struct heard *spoken)
 {
     struct pollfd polls[] = { { .fd = ready, .events = POLLIN }, { .fd = words, .events = POLLIN } };
+    int64_t deadline = now_ms() + (int64_t)(patience * 1000);
     set_nonblocking(ready);
     set_nonblocking(words);
     while (polls[0].fd >= 0) {
-        if (poll(polls, 2, -1) < 0)
+        int64_t left = deadline - now_ms();
+        if (left <= 0) {
+            line->length = 0;
+            break;
+        }
+        if (poll(polls, 2, (int)left) <= 0)
             continue;
         if (polls[1].revents && !hear(words, spoken))
             polls[1].fd = -1;
         if (polls[0].revents && (!hear(ready, line) || memchr(line->text, '\n', line->length)))
             polls[0].fd = -1;
     }
-    while (polls[1].fd >= 0 && poll(&polls[1], 1, 0) > 0 && hear(words, spoken))
-        ;
+    if (polls[1].fd >= 0)
+        hear_the_rest(words, spoken);
 }
 
 /* One line of printable ASCII. */
@@ -172,13 +194,36 @@ static void tell_caller(const struct porter *porter, const struct heard *line, c
         length = snprintf(answer, sizeof answer, "ready\n");
     else if (begins_with(line, "failed: "))
         length = snprintf(answer, sizeof answer, "%.*s\n", (int)line->length, line->text);
-    else
+    else if (spoken->length > 0)
         length = snprintf(answer, sizeof answer, "failed: %.*s\n", (int)spoken->length, spoken->text);
+    else
+        length = snprintf(answer, sizeof answer, "failed: the jail said nothing\n");
     if (porter->ready_fd >= 0)
         (void)!write(porter->ready_fd, answer, (size_t)length); /* a caller that has died does not read it */
 }
 
 /* ---- the life of a porter ---- */
+
+static void kill_children(void)
+{
+    char path[64];
+    int pid;
+    snprintf(path, sizeof path, "/proc/self/task/%d/children", (int)getpid());
+    FILE *children = fopen(path, "re");
+    while (children && fscanf(children, "%d", &pid) == 1)
+        kill(pid, SIGKILL); /* ours and not yet reaped */
+    if (children)
+        fclose(children);
+}
+
+/* Children of a child that has ended become ours (we are subreaper) before we hear of its end, so each round finds them. */
+static void end_all(pid_t jail)
+{
+    kill(jail, SIGKILL);
+    do
+        kill_children();
+    while (waitpid(-1, NULL, 0) > 0 || errno == EINTR);
+}
 
 static void call_ended(const struct porter *porter)
 {
@@ -202,7 +247,7 @@ static void stand(struct porter *porter)
     int ready = -1, words = -1;
     pid_t jail = start_jail(porter, &ready, &words);
     if (jail > 0) {
-        listen_to_jail(ready, words, &line, &spoken);
+        listen_to_jail(porter->patience, ready, words, &line, &spoken);
         make_line(&line);
         make_line(&spoken);
         if (begins_with(&line, "ready 1"))
@@ -212,6 +257,8 @@ static void stand(struct porter *porter)
     close_fd(&porter->ready_fd);
     close(ready);
     close(words);
+    if (jail > 0 && !begins_with(&line, "ready") && !begins_with(&line, "failed: "))
+        end_all(jail);
     while (waitpid(-1, NULL, 0) > 0 || errno == EINTR)
         ;
     call_ended(porter);
@@ -219,10 +266,10 @@ static void stand(struct porter *porter)
 
 int porter_main(int argc, char **argv)
 {
-    struct porter porter = { .ready_fd = -1 };
+    struct porter porter = { .ready_fd = -1, .patience = PATIENCE };
     sigset_t all;
     if (!parse(&porter, argc, argv)) {
-        dprintf(2, "usage: insula-keeper porter [--ready-fd N] [--ended-argc K WORD…] -- JAIL-COMMAND…\n");
+        dprintf(2, "usage: insula-keeper porter [--ready-fd N] [--patience SECONDS] [--ended-argc K WORD…] -- JAIL-COMMAND…\n");
         return 2;
     }
     pid_t pid = fork();

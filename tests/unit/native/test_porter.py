@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from insula.host.process import find_program
 class Started:
     """A porter at work, and the pipes by which it is watched."""
 
-    def __init__(self, program: str, folder: Path, jail: Sequence[str], pass_fds: Sequence[int] = ()) -> None:
+    def __init__(self, program: str, folder: Path, jail: Sequence[str], pass_fds: Sequence[int], options: Sequence[str]) -> None:
         self.ended = folder / "ended"
         self._heard = False
         os.mkfifo(self.ended)
@@ -26,7 +27,7 @@ class Started:
         self.ready, ready = os.pipe()
         self.number = ready
         call = ["/bin/sh", "-c", f'ls -l /proc/self/fd >{folder}/fds; echo "$0 $HOME" >{self.ended}', "over"]
-        words = [program, "porter", "--ready-fd", str(ready), "--ended-argc", str(len(call)), *call, "--"]
+        words = [program, "porter", "--ready-fd", str(ready), *options, "--ended-argc", str(len(call)), *call, "--"]
         filled = [word.replace("READY", str(ready)) for word in jail]
         subprocess.run([*words, *filled], check=True, timeout=5, pass_fds=[ready, *pass_fds], env={"HOME": "/nowhere"})
         os.close(ready)
@@ -60,8 +61,8 @@ class Started:
 def start(keeper_program: str, tmp_path: Path) -> Iterator:
     made: list[Started] = []
 
-    def begin(*jail: str, pass_fds: Sequence[int] = ()) -> Started:
-        made.append(Started(keeper_program, tmp_path, jail, pass_fds))
+    def begin(*jail: str, pass_fds: Sequence[int] = (), options: Sequence[str] = ()) -> Started:
+        made.append(Started(keeper_program, tmp_path, jail, pass_fds, options))
         return made[-1]
 
     yield begin
@@ -97,6 +98,21 @@ def test_a_flood_of_words_is_cut(start) -> None:
     line = porter.line()
     assert len(line) < 3000
     assert line.endswith("the last word\n")
+
+
+def test_a_jail_that_says_nothing_is_ended_with_all_that_came_from_it(start, tmp_path: Path, gate: Path) -> None:
+    """Also what left it, and what it began to say and did not finish."""
+    words = f"(read -r x <{gate}) & setsid sh -c 'read -r x <{gate}' & printf ready >/proc/self/fd/READY; read -r x <{gate}"
+    porter = start("/bin/sh", "-c", words, options=["--patience", "0.1"])
+    assert porter.line() == "failed: the jail said nothing\n"
+    assert porter.wait_ended() == "over /nowhere\n"
+
+
+def test_a_jail_that_cannot_say_anything_any_more_is_ended(start, gate: Path) -> None:
+    words = f"import os; os.write(2, b'lost its way'); os.close(READY); open({str(gate)!r})"
+    porter = start(sys.executable, "-c", words)
+    assert porter.line() == "failed: lost its way\n"
+    assert porter.wait_ended()
 
 
 def pids_in(file: Path) -> list[int]:
@@ -157,7 +173,8 @@ def test_who_is_told_gets_a_clean_start(start, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "words",
     [[], ["--"], ["--ready-fd", "99", "--", "true"], ["--ready-fd", "x", "--", "true"], ["--ended-argc", "5", "a", "--", "true"],
-     ["--ended-argc", "0", "--", "true"], ["--what", "1", "--", "true"]],
+     ["--ended-argc", "0", "--", "true"], ["--what", "1", "--", "true"],
+     ["--patience", "0", "--", "true"], ["--patience", "soon", "--", "true"]],
 )  # fmt: skip
 def test_wrong_words_are_refused(keeper_program: str, words: list[str]) -> None:
     done = subprocess.run([keeper_program, "porter", *words], capture_output=True, timeout=5)
