@@ -62,7 +62,7 @@ def list_(as_json: bool) -> None:
         ("NAME", "DIGEST", "ARCH", "SIZE", "AGE"),
         (
             (
-                ",".join(entry.names),
+                ",".join(entry.names) or "-",
                 entry.digest[:12] or "not built",
                 entry.arch,
                 format_size(entry.size) if entry.digest else "-",

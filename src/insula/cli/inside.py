@@ -10,8 +10,6 @@ from insula.cli.streams import console_streams, guest_streams, window_size
 from insula.cli.values import Seconds, later
 from insula.errors import Interrupted
 
-_LOGIN_SHELL = ("/bin/sh", "-c", 'exec "${SHELL:-/bin/sh}" -l')
-
 _json = click.option("--json", "as_json", is_flag=True, help="Errors become one JSON line on standard error.")
 
 
@@ -70,9 +68,11 @@ def exec_(
 @click.argument("name", shell_complete=later("machines"))
 def shell(name: str, user: str, wait: float, as_json: bool) -> int:
     """Open a login shell in a machine."""
+    from insula.guest.execute import LOGIN_SHELL
+
     del as_json
     tty = sys.stdin.isatty() and sys.stdout.isatty()
-    return _in_guest(name, _LOGIN_SHELL, tty=tty, interactive=True, env=(), user=user, cwd="", wait=wait)
+    return _in_guest(name, LOGIN_SHELL, tty=tty, interactive=True, env=(), user=user, cwd="", wait=wait)
 
 
 @click.command(epilog="Example: insula console web   (leave it by Ctrl-])")
@@ -101,8 +101,6 @@ def console(name: str, as_json: bool) -> int:
 @click.argument("destination", metavar="DST", shell_complete=later("places"))
 def copy(sources: tuple[str, ...], destination: str, as_json: bool) -> None:
     """Copy files and folders into a machine (DST is NAME:PATH) or out of one (every SRC is NAME:PATH), as `cp -r` would."""
-    from pathlib import Path
-
     from insula.cli.common import client
     from insula.client.files import get, put
     from insula.errors import UsageError
@@ -115,7 +113,7 @@ def copy(sources: tuple[str, ...], destination: str, as_json: bool) -> None:
     if target is not None and machines == {None}:
         warnings = put(client(), target, [path for _, path in places], target_path)
     elif target is None and len(machines) == 1 and (machine := machines.pop()) is not None:
-        warnings = get(client(), machine, [path for _, path in places], Path(target_path))
+        warnings = get(client(), machine, [path for _, path in places], target_path)
     else:
         raise UsageError(
             "a copy goes between this computer and one machine",

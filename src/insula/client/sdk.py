@@ -181,7 +181,7 @@ class Machine:
         """Copy files or folders of the guest to this computer, as ``cp -r`` would."""
         from insula.client.files import get
 
-        get(self._client, self.name, [source] if isinstance(source, str) else list(source), Path(destination))
+        get(self._client, self.name, [source] if isinstance(source, str) else list(source), destination)
 
     def logs(self) -> bytes:
         """What the guest printed on its console, as far as it was kept."""
