@@ -119,6 +119,7 @@ def delete(context: Context, request: DeleteImage, operation: Operation) -> Imag
     digest, status = _what_is_there(context, request.image)
     if not request.dry_run:
         operation.tell("delete")
+        sweep(context.home)
         delete_image(context.home, digest)
     return status
 
