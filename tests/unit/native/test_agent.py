@@ -340,7 +340,8 @@ def test_frozen_programs_stand_still_until_thawed(link: Link) -> None:
 
 def test_what_somebody_else_stopped_stays_stopped(guest: Guest) -> None:
     raw = guest.raw()
-    raw.open(1, "exec", argv=[b"sh", b"-c", b"sleep 60 & kill -STOP $!; echo $! > /tmp/pid; exec sleep 60"])
+    stopped = b'until [ "$(cut -d" " -f3 /proc/$!/stat)" = T ]; do sleep 0.01; done'
+    raw.open(1, "exec", argv=[b"sh", b"-c", b"sleep 60 & kill -STOP $!; " + stopped + b"; echo $! > /tmp/pid; exec sleep 60"])
     raw.open(2, "exec", argv=[b"sh", b"-c", b"until [ -s /tmp/pid ]; do sleep 0.01; done"])
     raw.result(2)
     for channel, verb in ((3, "freeze"), (4, "freeze"), (5, "thaw")):
