@@ -9,6 +9,9 @@ from insula.guest.relay import ReaderGone, relay
 from insula.guest.text import clean
 from insula.model.streams import Streams
 
+# The user's login shell, found by the guest itself: what is wanted when no command is named.
+LOGIN_SHELL = ("/bin/sh", "-c", 'exec "${SHELL:-/bin/sh}" -l')
+
 
 class ExitStatus:
     """How a program ended: with ``code``, or by ``signal`` (a name without SIG) when that is not empty."""

@@ -22,8 +22,9 @@ class State(StrEnum):
 class End(msgspec.Struct, frozen=True):
     """Why a machine is not running any more.
 
-    ``reason`` is one of guest-shutdown, guest-reset, guest-panic, stopped, killed, crashed, failed-to-start, disk-full,
-    host-restarted, unknown; ``last_words`` what QEMU said last, cleaned.
+    ``reason`` is one of guest-shutdown, guest-reset, guest-panic, stopped, killed (also: its keeper left no word, because it
+    was killed or the host went down), crashed, failed-to-start, disk-full (it ended while it was paused for want of space).
+    ``at`` is in seconds since 1970, ``detail`` a signal or an exit status, ``last_words`` what QEMU said last, cleaned.
     """
 
     reason: str

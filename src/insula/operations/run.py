@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from insula.guest.execute import ExitStatus
     from insula.guest.link import Link
 
-# Without a command of its own a shell is wanted: the user's login shell, found by the guest itself.
-LOGIN_SHELL = ("/bin/sh", "-c", 'exec "${SHELL:-/bin/sh}" -l')
-
 
 @dataclass
 class RunResult:
@@ -97,6 +94,7 @@ def _start(context: Context, request: RunMachine, folder: Path, operation: Opera
 def _execute(
     context: Context, request: RunMachine, name: str, operation: Operation, open_streams: Callable[[], Streams]
 ) -> ExitStatus:
+    from insula.guest.execute import LOGIN_SHELL
     from insula.operations.execute import execute
 
     inner = ExecMachine(
