@@ -20,6 +20,8 @@ _ALLOWED: Final[dict[str, frozenset[State]]] = {
     "console": frozenset({State.STARTING, State.RUNNING, State.PAUSED}),
 }
 
+_DOING: Final = {"exec": "run a command in it", "copy": "copy files of it", "console": "attach to its console"}
+
 _HINTS: Final[dict[tuple[str, State], str]] = {
     ("start", State.PAUSED): "to let it run on: insula resume {name}",
     ("pause", State.STOPPED): "to start it: insula start {name}",
@@ -46,4 +48,6 @@ def check_transition(name: str, verb: str, state: State, problem: str | None = N
         raise DamagedRecord(f"{name} cannot be used: {problem}", hint=f"to remove it: insula delete --force {name}")
     if not is_allowed(verb, state):
         hint = _HINTS.get((verb, state))
-        raise WrongState(f"{name} is {state}: cannot {verb} it", hint=hint.format(name=name) if hint else None)
+        raise WrongState(
+            f"{name} is {state}: cannot {_DOING.get(verb, f'{verb} it')}", hint=hint.format(name=name) if hint else None
+        )

@@ -42,7 +42,7 @@ def execute(context: Context, request: ExecMachine, operation: Operation, stream
         raise
     except WrongState as cause:
         raise WrongState(
-            f"{request.name} is paused: cannot exec it", hint=f"to let it run on: insula resume {request.name}"
+            f"{request.name} is paused: cannot run a command in it", hint=f"to let it run on: insula resume {request.name}"
         ) from cause
     except MachineEnded as cause:
         if cause.code == "not_running":

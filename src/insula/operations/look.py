@@ -14,7 +14,8 @@ from insula.operations.operation import Operation
 from insula.store import names
 from insula.store.machines import MachineRecord, machine_folder, machine_names
 
-_HELLO_FIELDS = ("os", "kernel", "arch", "build", "hostname")
+# Not its host name: the agent tells these when its life begins, before it was told who it is.
+_HELLO_FIELDS = ("os", "kernel", "arch", "build")
 
 
 def list_machines(context: Context, request: ListMachines, operation: Operation) -> list[MachineStatus]:
