@@ -96,6 +96,14 @@ build_environment() {
     trap - EXIT INT TERM HUP
 }
 
+# Remove the environments nobody used for a month (their time is that of the last use, to the day) and nobody uses now.
+prune_environments() {
+    find "$cache" -maxdepth 1 -type d -name 'env-*' -mtime +30 ! -path "$environment" | while IFS= read -r old; do
+        # By a pipe, so that grep does not find itself.
+        printf '%s\n' "$old/" | grep -qsF --file=- /proc/[0-9]*/cmdline || rm -rf -- "$old"
+    done
+}
+
 # make_environment LOCKFILE POINTER WORDS...: set $environment, remember it in the file POINTER of the cache.
 make_environment() {
     lockfile=$1 pointer=$2
@@ -111,6 +119,7 @@ make_environment() {
     if [ ! -x "$environment/bin/python" ]; then
         rm -rf -- "$environment" "$cache"/new-*
         build_environment "$lockfile"
+        prune_environments
     fi
     printf '%s\n' "$environment" >"$cache/.$pointer.$$"
     mv -T -- "$cache/.$pointer.$$" "$cache/$pointer"

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from insula.errors import ChildFailed, HostLacks
+from insula.host.cache import cache_folder, mark_used, prune
 from insula.host.files import remove_tree
 from insula.host.process import find_program, run
 from insula.model.architectures import ARCHITECTURES, debian_architecture
@@ -67,11 +68,14 @@ def native_path(name: str, arch: str | None = None) -> Path:
     if prebuilt.exists():
         return prebuilt
     part = name.removeprefix("insula-")
-    built = _cache() / f"native-{native_digest(part)}" / arch / name
+    folder = cache_folder() / f"native-{native_digest(part)}"
+    mark_used(folder)
+    built = folder / arch / name
     if not built.exists():
         with _building(built.parent):
             if not built.exists():
                 build(part, arch, built)
+        prune(cache_folder(), "native-*", current=folder)
     return built
 
 
@@ -114,12 +118,14 @@ def zig() -> list[str]:
     if importlib.util.find_spec("ziglang") is not None:
         return [sys.executable, "-m", "ziglang"]
     lock = native_sources() / "zig.lock"
-    folder = _cache() / f"zig-{hashlib.sha256(lock.read_bytes()).hexdigest()[:20]}"
+    folder = cache_folder() / f"zig-{hashlib.sha256(lock.read_bytes()).hexdigest()[:20]}"
+    mark_used(folder)
     program = folder / "ziglang" / "zig"
     if not program.exists():
         with _building(folder):
             if not program.exists():
                 _fetch_zig(lock, folder)
+        prune(cache_folder(), "zig-*", current=folder)
     return [str(program)]
 
 
@@ -143,11 +149,6 @@ def _fetch_zig(lock: Path, folder: Path) -> None:
 def _files(part: str, pattern: str) -> list[Path]:
     sources = native_sources()
     return sorted(path for folder in (part, _SHARED) for path in (sources / folder).glob(pattern) if path.is_file())
-
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "insula"
 
 
 @contextlib.contextmanager

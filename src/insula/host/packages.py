@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from insula.errors import HostLacks
+from insula.host.cache import cache_folder
 from insula.host.files import write_atomic
 from insula.host.process import find_program, run, spawn
 from insula.model.architectures import ARCHITECTURES, debian_architecture
@@ -152,8 +153,7 @@ def _said(program: str) -> str:
     """What ``program --version`` says, remembered in the user's cache until the file is another: asking takes 10 ms."""
     status = os.stat(program)
     stamp = f"{program} {status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
-    base = os.environ.get("XDG_CACHE_HOME")
-    note = (Path(base) if base else Path.home() / ".cache") / "insula" / "qemu-version"
+    note = cache_folder() / "qemu-version"
     with contextlib.suppress(OSError, ValueError):
         noted, _, words = note.read_text().partition("\n")
         if noted == stamp:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from insula.errors import HostLacks
+from insula.host.cache import cache_folder, mark_used, prune
 from insula.host.files import explain_os_error, remove_tree
 from insula.host.process import run
 from insula.store import names
@@ -42,20 +43,21 @@ class RootPlan:
 def roots_folder() -> Path:
     if os.geteuid() == 0:
         return Path("/var/cache/insula/jails")
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "insula" / "jails"
+    return cache_folder() / "jails"
 
 
 def jail_root(plan: RootPlan, folder: Path | None = None) -> Path:
     """The root for ``plan``, made now if it is not there. Raises HostLacks (``no_space``) or ChildFailed."""
     folder = folder or roots_folder()
     root = folder / _digest(plan)
+    mark_used(root)
     if not root.is_dir():
         try:
             folder.mkdir(mode=0o755, parents=True, exist_ok=True)
             _build(plan, root)
         except OSError as cause:
             raise explain_os_error(cause, root) from cause
+        prune(folder, "[0-9a-f]*", current=root)
     return root
 
 

@@ -47,6 +47,21 @@ def test_it_is_made_once_per_what_it_is_made_of(plan: RootPlan, tmp_path: Path) 
     assert jail_root(plan, folder) != first
 
 
+def test_a_new_one_sends_away_what_nobody_used_for_a_month(plan: RootPlan, tmp_path: Path) -> None:
+    folder = tmp_path / "jails"
+    first = jail_root(plan, folder)
+    os.utime(first, (0, 0))
+    assert jail_root(plan, folder) == first
+    plan.keeper.write_bytes(b"another keeper")
+    second = jail_root(plan, folder)
+    assert sorted(folder.iterdir()) == sorted([first, second])  # it was used today
+    os.utime(first, (0, 0))
+    plan.keeper.write_bytes(b"a third keeper")
+    assert sorted(folder.iterdir()) == sorted([first, second])
+    third = jail_root(plan, folder)
+    assert sorted(folder.iterdir()) == sorted([second, third])
+
+
 def test_one_that_could_not_be_made_leaves_nothing(plan: RootPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "jails"
     monkeypatch.setattr(roots, "_EMPTY_FILES", ("dev/null", "bin/sh/impossible"))
