@@ -114,3 +114,51 @@ def test_a_reader_that_leaves_is_met_with_silence(home: Path) -> None:
         env=cli_environment(home), capture_output=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.stderr == b""
+
+
+HOSTILE = ["../x", "../machines/real", "/etc", ".new-x", ".", "..", "", "-x", "real/", "real\n", "re\u202eal", "a" * 300]
+# How each verb takes a name; what a verb is given besides it is harmless.
+TAKING_A_NAME = {
+    "exec": ("exec", "{}", "--", "true"),
+    "shell": ("shell", "--", "{}"),
+    "start": ("start", "--", "{}"),
+    "stop": ("stop", "--", "{}"),
+    "restart": ("restart", "--", "{}"),
+    "pause": ("pause", "--", "{}"),
+    "resume": ("resume", "--", "{}"),
+    "delete": ("delete", "--force", "--", "{}"),
+    "logs": ("logs", "--", "{}"),
+    "events": ("events", "--", "{}"),
+    "console": ("console", "--", "{}"),
+    "show": ("show", "--", "{}"),
+    "copy-in": ("copy", "--", "/etc/hostname", "{}:/x"),
+    "copy-out": ("copy", "--", "{}:/x", "there"),
+    "rename-from": ("rename", "--", "{}", "fresh"),
+    "rename-to": ("rename", "--", "real", "{}"),
+}
+
+
+@pytest.fixture
+def watched(home: Path) -> Path:
+    """A home with what hostile names aim at: a machine's folder, and things beside the folder of machines."""
+    for folder in ("machines/real", "machines/other", "x", "images"):
+        (home / folder).mkdir(parents=True)
+        (home / folder / "precious").write_text("data")
+    return home
+
+
+@pytest.mark.parametrize("verb", list(TAKING_A_NAME))
+def test_hostile_names_touch_nothing(watched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    machines = [path for path in watched.rglob("*") if path.name == "precious"]
+    for hostile in HOSTILE:
+        done = run_cli(watched, *(word.format(hostile) for word in TAKING_A_NAME[verb]))
+        told = f"{verb} {hostile!r}: {done.returncode} {done.stderr!r}"
+        assert done.returncode in ((125,) if verb in ("exec", "shell") else (1, 2)), told
+        assert done.stderr.count(b"\n") <= 4, told
+        assert b"Traceback" not in done.stderr, told
+        assert "\u202e" not in done.stderr.decode(), told
+        assert done.stdout == b"", told
+        assert all(path.read_text() == "data" for path in machines), told
+        assert {path.name for path in watched.iterdir()} <= {"machines", "x", "images", "host"}, told
+        assert not (tmp_path / "there").exists(), told

@@ -150,13 +150,15 @@ def _show_clean(untrusted: bytes) -> None:
 @click.command(epilog="Example: insula events -f web")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
 @_json
-@click.argument("name", required=False, default="", shell_complete=later("machines"))
-def events(name: str, follow: bool, as_json: bool) -> None:
+@click.argument("name", required=False, default=None, shell_complete=later("machines"))
+def events(name: str | None, follow: bool, as_json: bool) -> None:
     """Print what happened to a machine, or to all: one JSON object a line."""
     from insula.cli.common import client
     from insula.client.streams import PipeStreams
     from insula.model.requests import ReadEvents
 
     del as_json
+    if name == "":  # to the request it would mean all machines
+        raise click.UsageError("The machine's name is empty.")
     with PipeStreams(stdin=None, signals=()) as streams:
-        client().do(ReadEvents(name=name, follow=follow), streams)
+        client().do(ReadEvents(name=name or "", follow=follow), streams)

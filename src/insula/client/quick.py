@@ -30,8 +30,9 @@ def exec_quickly(
 ) -> ExitStatus:
     """Run ``argv`` in machine ``name``. Raises as `operations.execute`."""
     try:
-        with open_link(names.run_folder(name)) as link:
-            return execute(link, argv, streams, env=env, cwd=cwd, user=user, tty=tty, rows=rows, cols=cols, wait=wait)
+        if names.is_component(name):  # else it might lead to another home's machine: let the request say no
+            with open_link(names.run_folder(name)) as link:
+                return execute(link, argv, streams, env=env, cwd=cwd, user=user, tty=tty, rows=rows, cols=cols, wait=wait)
     except (AgentAbsent, MachineEnded, WrongState) as cause:
         if isinstance(cause, MachineEnded) and cause.code != "not_running":
             raise

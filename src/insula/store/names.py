@@ -142,3 +142,8 @@ def default_root() -> str:
 def run_folder(name: str) -> str:
     """The run folder of a machine in the default home, as text: for who cannot spare the time to load pathlib."""
     return os.path.join(default_root(), "machines", name, RUN)
+
+
+def is_component(name: str) -> bool:
+    """Whether ``name`` can be that of a folder of a machine: one component of a path, not hidden, no longer than they may be."""
+    return "/" not in name and name[:1] not in ("", ".") and len(os.fsencode(name)) <= 255
