@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
+import select
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -107,20 +111,52 @@ def test_a_reader_that_leaves_ends_the_command(shared: str, home: Path) -> None:
     assert done.stdout == b"y\n" * 5
 
 
-def test_eight_commands_and_a_slow_one_run_side_by_side(door: Door, shared: str) -> None:
+def test_eight_commands_a_slow_one_and_a_shell_run_side_by_side(door: Door, shared: str) -> None:
     results: dict[int, bytes] = {}
 
     def work(number: int) -> None:
         results[number] = door.exec(shared, "sh", "-c", f"head -c 300000 /dev/zero | wc -c; echo {number}").stdout
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    with popen_cli(door.home, "exec", shared, "--", "cat", "/dev/zero") as slow:
+    with _shell(door.home, shared) as (shell, terminal), popen_cli(door.home, "exec", shared, "--", "cat", "/dev/zero") as slow:
+        _type(terminal, "echo fir''st", b"first\r\n")
         for thread in threads:
             thread.start()
+        # While they work: what is typed is answered, and the terminal's lines stay whole.
+        for number in range(10):
+            _type(terminal, f"echo li''ne-{number}-$((1000 + {number}))", f"line-{number}-{1000 + number}\r\n".encode())
         for thread in threads:
             thread.join()
+        _type(terminal, "tty", b"/dev/pts/")
         slow.kill()
+        os.write(terminal, b"exit 5\r")
+        assert shell.wait(30) == 5
     assert results == {number: f"300000\n{number}\n".encode() for number in range(8)}
+
+
+@contextlib.contextmanager
+def _shell(home: Path, machine: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """`insula shell` at a terminal, and the end of it that a person sits at."""
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(
+        cli_command("shell", machine), env=cli_environment(home), stdin=theirs, stdout=theirs, stderr=theirs
+    )  # fmt: skip
+    os.close(theirs)
+    try:
+        yield child, ours
+    finally:
+        child.kill()
+        child.wait()
+        os.close(ours)
+
+
+def _type(terminal: int, line: str, wanted: bytes) -> None:
+    """Type a line and read until what is wanted was said (what is typed is written so that its echo is not that)."""
+    os.write(terminal, line.encode() + b"\r")
+    seen = b""
+    while wanted not in seen:
+        assert select.select([terminal], [], [], 30)[0], seen
+        seen += os.read(terminal, 65536)
 
 
 def test_files_go_in_and_come_out_with_modes_links_and_folders(door: Door, shared: str, tmp_path: Path) -> None:
@@ -179,7 +215,6 @@ def test_the_console_works_both_ways(shared: str, home: Path) -> None:
 
 
 def test_a_terminal_has_a_size_and_is_one(shared: str, home: Path) -> None:
-    import pty
     import tty
 
     ours, theirs = pty.openpty()
