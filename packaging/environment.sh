@@ -98,9 +98,10 @@ build_environment() {
 
 # Remove the environments nobody used for a month (their time is that of the last use, to the day) and nobody uses now.
 prune_environments() {
+    set -- /proc/[0-9]*/cmdline
     find "$cache" -maxdepth 1 -type d -name 'env-*' -mtime +30 ! -path "$environment" | while IFS= read -r old; do
         # By a pipe, so that grep does not find itself.
-        printf '%s\n' "$old/" | grep -qsF --file=- /proc/[0-9]*/cmdline || rm -rf -- "$old"
+        printf '%s\n' "$old/" | grep -qsF -f - "$@" || rm -rf -- "$old"
     done
 }
 
