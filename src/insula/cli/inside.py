@@ -140,7 +140,7 @@ def logs(name: str, follow: bool, as_json: bool) -> None:
 
 
 def _show_clean(untrusted: bytes) -> None:
-    from insula.guest.text import clean
+    from insula.model.text import clean
 
     for line in untrusted.splitlines(keepends=True):
         sys.stdout.write(clean(line.rstrip(b"\r\n"), longest=4000) + ("\n" if line.endswith(b"\n") else ""))

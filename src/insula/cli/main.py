@@ -167,7 +167,7 @@ def _usage_hint(error: click.ClickException) -> str | None:
 
 def report(code: str, message: str, hint: str | None, as_json: bool, status: int, cause: BaseException | None = None) -> int:
     """Tell of an error on standard error, with what caused it; returns ``status``."""
-    from insula.guest.text import clean
+    from insula.model.text import clean
 
     if as_json:
         import json

@@ -12,8 +12,8 @@ import time
 import msgspec
 
 from insula.guest.link import Link
-from insula.guest.text import clean
 from insula.guest.wire import Value
+from insula.model.text import clean
 
 _PATIENCE = 30.0
 

@@ -20,8 +20,8 @@ from insula.guest import wire
 from insula.guest.entries import FOLDER, batched, rerooted
 from insula.guest.link import Link
 from insula.guest.pack import CONTENTS, Packer
-from insula.guest.text import clean
 from insula.guest.unpack import Copied, unpack
+from insula.model.text import clean
 
 _PATIENCE = 30.0
 

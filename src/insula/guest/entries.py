@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from insula.errors import GuestError, InsulaError
 from insula.guest import wire
-from insula.guest.text import clean
+from insula.model.text import clean
 
 FILE, FOLDER, LINK, HARD_LINK, FIFO = "f", "d", "l", "h", "p"
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from insula.guest.link import Link
 from insula.guest.relay import ReaderGone, relay
-from insula.guest.text import clean
 from insula.model.streams import Streams
+from insula.model.text import clean
 
 # The user's login shell, found by the guest itself: what is wanted when no command is named.
 LOGIN_SHELL = ("/bin/sh", "-c", 'exec "${SHELL:-/bin/sh}" -l')

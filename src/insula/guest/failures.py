@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from insula.errors import AgentAbsent, GuestError, InsulaError, MachineEnded, WrongState
-from insula.guest.text import clean
 from insula.guest.wire import Fields
+from insula.model.text import clean
 
 # error word: (code, the fact; {} is the path or the name that was asked for)
 _FACTS = {

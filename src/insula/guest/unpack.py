@@ -16,8 +16,8 @@ from pathlib import Path
 
 from insula.errors import GuestError, InsulaError, NotFound, UsageError
 from insula.guest.entries import FIFO, FILE, FOLDER, HARD_LINK, LINK, Entry, EntryReader, components
-from insula.guest.text import clean
 from insula.host.files import explain_os_error
+from insula.model.text import clean
 
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

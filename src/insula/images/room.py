@@ -21,9 +21,11 @@ from insula.host.namespaces import confined, hand_over, package_namespace, remov
 from insula.host.process import Child, spawn
 from insula.host.uplink import Uplink, uplink
 from insula.images.progress import Watcher
+from insula.model.text import clean
 
 _LOOK = 200  # ms between two looks at whether the caller gave up
 _LAST_LINES = 40
+_LONGEST_LINE = 500  # characters
 _ENVIRONMENT: Final = {"HOME": "/root", "TMPDIR": "/tmp", "DEBIAN_FRONTEND": "noninteractive", "TZ": "UTC"}  # noqa: S108 - the room's own /tmp
 
 
@@ -127,14 +129,14 @@ class Room:
             if stream.fileno() in ready:
                 chunk = stream.read(65536)
                 *lines, pending = (pending + chunk).replace(b"\r", b"\n").split(b"\n")
-                yield from (clean for line in lines if (clean := _clean(line)))
+                yield from (shown for line in lines if (shown := _shown(line)))
                 if chunk:
                     continue
                 break
             if ready:
                 break
-        if clean := _clean(pending):
-            yield clean
+        if shown := _shown(pending):
+            yield shown
 
 
 @contextlib.contextmanager
@@ -163,10 +165,9 @@ def _stdin(data: bytes | None) -> Iterator[int | None]:
         os.close(descriptor)
 
 
-def _clean(untrusted_line: bytes) -> str:
+def _shown(untrusted_line: bytes) -> str:
     """A line of a package script, made safe for a terminal or a log."""
-    text = untrusted_line.decode(errors="replace").strip()
-    return "".join(character if character.isprintable() else " " for character in text)[:500]
+    return clean(untrusted_line.replace(b"\t", b" ").strip(), longest=_LONGEST_LINE)
 
 
 _NO_SPACE: Final = ("No space left on device", "Disk quota exceeded", "enough free space")

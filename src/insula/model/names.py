@@ -6,7 +6,9 @@ import re
 import secrets
 
 from insula.errors import UsageError
+from insula.model.text import clean
 
+LONGEST_SHOWN = 80  # characters of what was given for a name, in a message about it
 _MACHINE = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 
 _MANNERS = (
@@ -23,7 +25,7 @@ def check_machine_name(name: str) -> str:
     """``name`` itself when it can be a machine's (and so a host) name. Raises UsageError (``bad_name``)."""
     if _MACHINE.fullmatch(name) is None:
         raise UsageError(
-            f"'{printable(name)}' cannot be a machine's name",
+            f"'{clean(name, longest=LONGEST_SHOWN)}' cannot be a machine's name",
             code="bad_name",
             hint="use 1 to 63 lower-case letters, digits and '-', beginning with a letter and not ending with '-'",
         )
@@ -33,15 +35,6 @@ def check_machine_name(name: str) -> str:
 def generate_machine_name() -> str:
     """A name people can say and type, such as ``calm-iona-3f``. The caller makes sure that it is free."""
     return f"{secrets.choice(_MANNERS)}-{secrets.choice(_PLACES)}-{secrets.token_hex(1)}"
-
-
-def printable(text: str, most: int = 80) -> str:
-    """``text`` made safe to repeat in a message: control characters shown as escapes, length bounded."""
-    shown = "".join(
-        character if character.isprintable() else character.encode("unicode_escape", "surrogateescape").decode()
-        for character in text
-    )
-    return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
 def split_location(text: str) -> tuple[str | None, str]:

@@ -73,7 +73,7 @@ def _used(folder: Path) -> int:
 def _guest(folder: Path) -> dict[str, str]:
     from insula.guest.keeper import status
     from insula.guest.link import open_link
-    from insula.guest.text import clean
+    from insula.model.text import clean
 
     with contextlib.suppress(InsulaError), open_link(folder / names.RUN) as link:
         untrusted = status(link, timeout=1.0).agent
@@ -84,8 +84,8 @@ def _guest(folder: Path) -> dict[str, str]:
 
 def _processes(folder: Path, machine_id: str) -> dict[str, int]:
     """Pids as this host knows them; those in the keeper's own records are of the jail."""
-    from insula.guest.text import clean
     from insula.isolation.inhabitants import inhabitants
+    from insula.model.text import clean
 
     return {clean(untrusted_name): pid for pid, untrusted_name in inhabitants(folder, machine_id).items()}
 

@@ -154,7 +154,7 @@ def _detail(untrusted: dict[str, Any]) -> str:
 
 def read_exit(folder: Path) -> End:
     """The keeper's last record, cleaned. Without one the keeper itself was killed, or the host went down."""
-    from insula.guest.text import clean
+    from insula.model.text import clean
 
     path = folder / names.RUN / names.EXIT
     untrusted = _read_json(path)

@@ -17,8 +17,9 @@ import msgspec
 from insula.errors import AlreadyExists, DamagedRecord, NotFound
 from insula.host.files import fsync_folder, remove_tree
 from insula.model.identity import Identity
-from insula.model.names import printable
+from insula.model.names import LONGEST_SHOWN
 from insula.model.spec import MachineSpec
+from insula.model.text import clean
 from insula.store import names
 from insula.store.locks import held, sign
 from insula.store.names import Home
@@ -87,7 +88,8 @@ def machine_folder(home: Home, name: str) -> Path:
     folder = home.machine(name)
     # A name is one component of a path: nothing else may lead out of the folder of machines, or into one that is half made.
     if "/" in name or name[:1] in ("", ".") or not _is_folder(folder):
-        raise NotFound(f"no machine named '{printable(name)}'", code="machine_not_found", hint=_nearest(home, name))
+        shown = clean(name, longest=LONGEST_SHOWN)
+        raise NotFound(f"no machine named '{shown}'", code="machine_not_found", hint=_nearest(home, name))
     return folder
 
 

@@ -10,7 +10,7 @@ import pytest
 from insula.errors import DamagedRecord, UsageError, WrongState
 from insula.model.identity import new_identity
 from insula.model.lifecycle import check_transition, is_allowed
-from insula.model.names import check_machine_name, generate_machine_name, printable, split_location
+from insula.model.names import check_machine_name, generate_machine_name, split_location
 from insula.model.spec import MachineSpec, check_spec
 from insula.model.status import State
 from insula.model.units import GIB, MIB, format_size, parse_size
@@ -84,11 +84,6 @@ def test_hostile_names_are_refused_and_shown_harmless(name: str) -> None:
 def test_generated_names_are_good_names() -> None:
     for _ in range(50):
         check_machine_name(generate_machine_name())
-
-
-def test_printable_shows_what_it_hides() -> None:
-    assert printable("a\x1b[31mb\n") == "a\\x1b[31mb\\n"
-    assert printable("x" * 200) == "x" * 79 + "…"
 
 
 @pytest.mark.parametrize(

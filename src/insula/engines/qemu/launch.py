@@ -23,13 +23,13 @@ from insula.engines.qemu.cmdline import build_argv
 from insula.engines.qemu.descriptors import Descriptors, open_for_keeper, open_for_qemu
 from insula.engines.qemu.probe import Build, root_plan
 from insula.errors import ChildFailed, DamagedRecord, HostLacks, InsulaError, MachineEnded
-from insula.guest.text import clean
 from insula.host.files import explain_os_error, remove_tree, write_atomic
 from insula.host.native import native_path
 from insula.host.process import require_program, run
 from insula.isolation.jail import Jail, jail_argv
 from insula.isolation.roots import KEEPER_INSIDE, jail_root
 from insula.isolation.uids import jail_ids
+from insula.model.text import clean
 from insula.store import names
 
 _READY: Final = 60.0  # seconds; takes a tenth of one unless the host is very busy

@@ -1,4 +1,4 @@
-"""Makes text that came out of a guest fit to be shown to a person."""
+"""Makes text of others (a guest, a package script, who typed a name) fit to be shown to a person."""
 
 from __future__ import annotations
 

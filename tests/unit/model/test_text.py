@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from insula.guest.text import clean
+from insula.model.text import clean
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,7 @@ def test_clean_leaves_only_what_can_be_printed(untrusted: bytes | str) -> None:
     assert shown.isprintable() or not shown
     assert len(shown) <= 50
     shown.encode()
+
+
+def test_what_is_too_long_ends_with_an_ellipsis() -> None:
+    assert clean("x" * 200, longest=80) == "x" * 79 + "…"
