@@ -16,20 +16,9 @@ import insula
 from insula.errors import AgentAbsent, AlreadyExists, DamagedRecord, HostLacks, InsulaError, MachineEnded
 from insula.store import names
 from tests.framework.doors import popen_cli, run_cli
-from tests.framework.processes import kill_and_wait, processes_of
+from tests.framework.processes import kill_and_wait, processes_of, wait_settled
 
 pytestmark = pytest.mark.limit(120)
-
-
-def _wait_settled(home: Path, name: str) -> None:
-    """Until the keeper's call has cleared the run folder."""
-    from insula.host.watch import Watch
-
-    run = home / "machines" / name / names.RUN
-    with Watch() as watch:
-        watch.add(run.parent)
-        while run.exists():
-            assert watch.wait_change(timeout=30), "the run folder was not cleared"
 
 
 @pytest.mark.parametrize(("victim", "reason"), [("qemu", "killed"), ("keeper", "killed")])
@@ -38,7 +27,7 @@ def test_a_killed_process_stops_the_machine_and_nothing_else(home: Path, running
     machine.exec("sh", "-c", "echo precious > /root/note; sync", check=True)
     found = processes_of(home / "machines" / running)
     kill_and_wait(found[victim], found.values())
-    _wait_settled(home, running)
+    wait_settled(home / "machines" / running)
     assert machine.state == "stopped"
     assert machine.status.ended is not None
     assert machine.status.ended.reason == reason

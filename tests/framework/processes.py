@@ -9,6 +9,9 @@ import signal
 from collections.abc import Iterable
 from pathlib import Path
 
+from insula.host.watch import Watch
+from insula.store import names
+
 
 def processes_of(folder: Path) -> dict[str, int]:
     """The pids of a machine's ``qemu``, ``keeper`` and ``porter``.
@@ -38,6 +41,14 @@ def inhabitants(folder: Path) -> list[int]:
             if theirs != ours and str(folder) in (entry / "mountinfo").read_text():
                 found.append(int(entry.name))
     return found
+
+
+def wait_settled(folder: Path) -> None:
+    """Until the keeper's call has cleared the run folder of a machine that ended."""
+    with Watch() as watch:
+        watch.add(folder)
+        while (folder / names.RUN).exists():
+            assert watch.wait_change(timeout=30), "the run folder was not cleared"
 
 
 def kill_and_wait(pid: int, gone: Iterable[int]) -> None:
