@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
+import insula
 from tests.fresh.system import USER, FreshSystem, make_system
 
 ALL = [("bookworm", "root"), ("trixie", USER), ("bookworm", USER), ("trixie", "root")]
@@ -42,6 +44,13 @@ def test_a_command_runs_in_a_guest(system: FreshSystem) -> None:
     again = system.run("./insula", "run", "debian", "--", "sh", "-c", "exit 42")
     assert again.status == 42, again.stderr
     assert system.run("./insula", "list", "--json").stdout.strip() == "[]"
+
+
+def test_an_image_is_the_same_as_built_here(system: FreshSystem, tiny: str) -> None:
+    said = system.run_with_an_administrator("./insula", "image", "build", "tiny")
+    assert said.status == 0, said.stderr
+    shown = system.run("./insula", "image", "show", "--json", "tiny")
+    assert json.loads(shown.stdout)["digest"] == insula.connect().build(tiny).digest
 
 
 def test_the_tests_pass(system: FreshSystem) -> None:
