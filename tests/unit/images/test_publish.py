@@ -14,6 +14,7 @@ import pytest
 from insula.images import build
 from insula.images.progress import Watcher
 from insula.images.record import Image, read_image
+from insula.images.verify import verify as really_verify
 from insula.store import names
 from insula.store.names import Home
 from tests.unit.images.store import put_image, write
@@ -44,7 +45,7 @@ def _lock_is_free(home: Home) -> bool:
 def _watched(monkeypatch: pytest.MonkeyPatch, home: Home, then: Callable[[], None] = lambda: None) -> list[bool]:
     """Whether the lock was free whenever a whole image was hashed; ``then`` happens after the first time."""
     free: list[bool] = []
-    hashing = build.verify
+    hashing = really_verify
 
     def verify(home: Home, image: Image) -> None:
         free.append(_lock_is_free(home))
