@@ -104,7 +104,7 @@ def test_a_guest_that_panics_at_boot_is_told(home: Path, tiny: str, name: str) -
 
 
 def test_more_memory_than_there_is_is_refused(home: Path, tiny: str, name: str) -> None:
-    machine = insula.connect(home).create(tiny, name=name, memory="8T", network="none")
+    machine = insula.connect(home).create(tiny, name=name, memory="400G", network="none")
     with pytest.raises(HostLacks) as error:
         machine.start()
     assert error.value.code == "no_memory"
