@@ -12,6 +12,7 @@ from pathlib import Path
 from insula.errors import InsulaError, NotFound
 from insula.host.files import remove_tree
 from insula.model.requests import SettleMachine
+from insula.model.status import End
 from insula.operations import journal
 from insula.operations.context import Context
 from insula.operations.observe import observe_state, read_exit, wait_gone
@@ -61,9 +62,10 @@ def settle_locked(home: Home, folder: Path, *, keep_ephemeral: bool = False) -> 
     if not keep_ephemeral and is_ephemeral(folder):
         remove_machine_folder(home, folder)
         return False
-    with contextlib.suppress(InsulaError):  # a full disk: better no note than a machine that cannot be settled
-        write_record(folder / names.LAST_END, end)
+    noted = _note(folder, end)
     remove_tree(run)
+    if not noted:  # a full disk, with a little room now; better no note than a machine that cannot be settled
+        _note(folder, end)
     journal.clear(folder)
     return True
 
@@ -89,3 +91,12 @@ def is_ephemeral(folder: Path) -> bool:
         return read_machine(folder).ephemeral
     except (InsulaError, OSError):
         return False
+
+
+def _note(folder: Path, end: End) -> bool:
+    """Write down why it ended; whether that could be done."""
+    try:
+        write_record(folder / names.LAST_END, end)
+    except InsulaError:
+        return False
+    return True
