@@ -40,6 +40,9 @@ void journal_add(struct keeper *keeper, const char *event, const char *data, siz
         text_add_bytes(&text, data, length);
     else
         text_add(&text, "{}");
+    for (size_t i = begun; i < text.length; i++)
+        if (text.at[i] < 0x20)
+            text.at[i] = ' '; /* JSON may hold tabs and carriage returns between its words; our lines are read as lines */
     text_add(&text, "}\n");
     if (text.overflow) {
         text.length = begun;

@@ -406,6 +406,15 @@ def test_garbage_from_the_monitor_is_survived(rig: Rig, garbage: bytes) -> None:
         json.loads(line)
 
 
+def test_an_event_stays_one_line_however_it_was_laid_out(rig: Rig) -> None:
+    rig.greet()
+    rig.say(b'{"event":\t"NOISE", "data":\r{"number":\r\t7\t}\r}\r\n')
+    rig.status()
+    line = (rig.folder / "events").read_bytes().decode().split("\n")[-2]
+    assert line.isprintable()
+    assert (json.loads(line)["event"], json.loads(line)["data"]) == ("NOISE", {"number": 7})
+
+
 def test_a_reason_is_a_word(rig: Rig) -> None:
     rig.greet()
     shutdown(rig, 'x", "status": "\x1b[2J', True)
