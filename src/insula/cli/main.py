@@ -174,14 +174,18 @@ def report(code: str, message: str, hint: str | None, as_json: bool, status: int
 
         click.echo(json.dumps({"code": code, "message": message, "hint": hint}), err=True)
         return status
-    lines = [f"insula: {message}"]
+    lines = [f"insula: {message}", *_last_words(cause)]
     while (cause := cause.__cause__ if cause is not None else None) is not None:
         if isinstance(cause, InsulaError):
-            lines.append(f"  because: {cause.message}")
-            if isinstance(cause, ChildFailed):
-                lines += (f"    {line}" for line in cause.output.splitlines()[-12:])
+            lines += (f"  because: {cause.message}", *_last_words(cause))
     if hint:
         lines.append(f"hint: {hint}")
     # Whatever found its way into a message (a guest's words, a program's, a name somebody made up): no terminal obeys it.
     click.echo("\n".join(clean(line, lines=True) for line in lines), err=True)
     return status
+
+
+def _last_words(error: BaseException | None) -> list[str]:
+    """What a failed program said last, when that is more than the one line its message has already."""
+    said = error.output.splitlines()[-12:] if isinstance(error, ChildFailed) else []
+    return [f"    {line}" for line in said] if len(said) > 1 else []

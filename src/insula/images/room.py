@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import shlex
 import signal
@@ -82,7 +83,9 @@ class Room:
         with child, _killed_on_error(child), open(read_end, "rb", buffering=0) as stream:
             for line in self._lines(stream, child):
                 last.append(line)
-                self._watcher.say(step, measure(line) if measure else fraction, line)
+                done = measure(line) if measure else fraction
+                if is_worth_telling(line):
+                    self._watcher.say(step, done, line)
             status = child.wait()
         if status:
             raise failure(step, argv, status, list(last))
@@ -174,7 +177,19 @@ _NO_SPACE: Final = ("No space left on device", "Disk quota exceeded", "enough fr
 _NO_ARCHIVE: Final = ("Temporary failure resolving", "Could not resolve", "ould not connect", "Unable to connect", "unreachable")
 _NO_TRUST: Final = ("NO_PUBKEY", "is not signed", "BADSIG", "EXPKEYSIG", "The following signatures couldn't be verified")
 
+_UNKNOWN_PACKAGE: Final = re.compile(
+    r"Unable to locate package |Couldn't find any package |has no installation candidate|^Version '.*' for '.*' was not found"
+)
 _TELLING: Final = ("E:", "error", "cp:", "tar:", "mke2fs:", "dpkg: error")
+# mmdebstrap's words around the ones that say why.
+_AROUND: Final = re.compile(
+    r"[IW]: |E: (setup failed|apt \w+ failed|command failed|apt-get .* failed$|.* failed: E: |mmdebstrap failed)"
+)
+
+
+def is_worth_telling(line: str) -> bool:
+    """Whether a line is news for who waits. Warnings of package tools about the room are not; they stay in an error's output."""
+    return not line.startswith(("W: ", "dpkg: warning"))
 
 
 def failure(step: str, argv: Sequence[str], status: int, lines: list[str]) -> InsulaError:
@@ -196,13 +211,21 @@ def failure(step: str, argv: Sequence[str], status: int, lines: list[str]) -> In
         return HostLacks(
             "the package archive cannot be reached", code="archive_unreachable", hint="look at the network and at apt's sources"
         )
-    telling = [line for line in lines if line.startswith(_TELLING) and "mmdebstrap failed to run" not in line] or lines
-    why = telling[-1] if telling else "it said nothing"
+    why = _reason(lines)
+    unknown = _UNKNOWN_PACKAGE.search(why) is not None
     return ChildFailed(
-        f"{step} failed with status {status}: {why}",
+        f"{step} failed: {why}" if why else f"{step} failed with status {status} and said nothing",
         command=shlex.join(argv),
         status=status,
-        output=said,
-        code="build_failed",
-        hint="the lines above say what the program did last",
+        output="" if unknown else said,
+        code="unknown_package" if unknown else "build_failed",
+        hint="correct the recipe's packages, or its suite" if unknown else None,
     )
+
+
+def _reason(lines: list[str]) -> str:
+    """The line that says why: the first complaint, for what follows are complaints about it; else the last that was said."""
+    inner = [line for line in lines if not _AROUND.match(line)]
+    telling = [line for line in inner if line.startswith(_TELLING)]
+    chosen = telling[:1] or inner[-1:] or lines[-1:]
+    return chosen[0].removeprefix("E: ") if chosen else ""

@@ -116,10 +116,19 @@ def _install_packages(room: Room, recipe: Recipe, arch: str, mirror: Mirror) -> 
         arch=arch,
         mirror=mirror,
         extra_suites=(recipe.kernel.suite,) if recipe.kernel.suite else (),
-        hooks=[f"--customize-hook=set -eu\n{script}" for script in (install, commands, grub)],
+        hooks=[f"--customize-hook={_hook(room, number, script)}" for number, script in enumerate((install, commands, grub))],
         fraction=0.05,
         until=0.65,
     )
+
+
+def _hook(room: Room, number: int, script: str) -> str:
+    """The path of a program for mmdebstrap to run: the text of one would stand in its progress, and in place of an error."""
+    path = f"/work/hook-{number}"
+    room.script(
+        'cat >"$1"; chmod 0755 "$1"', path, step="preparing", fraction=0.02, data=f"#!/bin/sh\nset -eu\n{script}".encode()
+    )
+    return path
 
 
 def _files(recipe: Recipe) -> list[Entry]:
