@@ -46,6 +46,7 @@ class RunMachine(Request, frozen=True):
     rows: int = 24
     cols: int = 80
     timeout: float = 300.0
+    cold: bool = False
 
 
 class StartMachine(Request, frozen=True):
@@ -92,6 +93,20 @@ class SettleMachine(Request, frozen=True):
 class RenameMachine(Request, frozen=True):
     name: str
     new_name: str
+
+
+class SuspendMachine(Request, frozen=True):
+    """Write the machine's memory to disk and end it; its next start goes on from there."""
+
+    name: str
+
+
+class CloneMachine(Request, frozen=True):
+    """Make a stopped machine from a stopped one: sharing layers with it, or with ``full`` a copy of its own."""
+
+    name: str
+    new_name: str
+    full: bool = False
 
 
 class ListMachines(Request, frozen=True):
@@ -150,6 +165,53 @@ class ReadEvents(Request, frozen=True):
     follow: bool = False
 
 
+# -- rewind --------------------------------------------------------------------------------------------------------------
+class CreateSnapshot(Request, frozen=True):
+    """Take a snapshot. An empty ``snapshot`` asks for a generated name."""
+
+    name: str
+    snapshot: str = ""
+    description: str = ""
+
+
+class ListSnapshots(Request, frozen=True):
+    name: str
+
+
+class ShowSnapshot(Request, frozen=True):
+    name: str
+    snapshot: str
+
+
+class RestoreSnapshot(Request, frozen=True):
+    """Bring the machine back to the snapshot. With ``keep``, what it was until now is kept as ``before-restore``."""
+
+    name: str
+    snapshot: str
+    keep: bool = True
+
+
+class DeleteSnapshot(Request, frozen=True):
+    name: str
+    snapshot: str
+
+
+class ForkMachine(Request, frozen=True):
+    """Make ``count`` running machines from a snapshot, or from a running machine as it is now (``snapshot`` empty).
+
+    ``pattern`` names them; ``{n}`` in it counts from 1 (or on from the first free name); empty asks for ``NAME-{n}``.
+    ``ephemeral`` and ``attached`` as for `RunMachine`.
+    """
+
+    name: str
+    snapshot: str = ""
+    count: int = 1
+    pattern: str = ""
+    ephemeral: bool = False
+    attached: bool = False
+    timeout: float = 60.0
+
+
 # -- image --------------------------------------------------------------------------------------------------------------
 class BuildImage(Request, frozen=True):
     """Build from a recipe's TOML text (``text``), or from one that comes with Insula (``recipe``)."""
@@ -176,3 +238,21 @@ class ExamineHost(Request, frozen=True):
 class DeleteImage(Request, frozen=True):
     image: str
     dry_run: bool = False
+
+
+class WarmImage(Request, frozen=True):
+    """Boot the image once, if need be, and keep its state just after boot for later `RunMachine` of the same shape."""
+
+    image: str
+    spec: MachineSpec = MachineSpec()
+    refresh: bool = False
+
+
+class ListWarmStates(Request, frozen=True):
+    pass
+
+
+class DeleteWarmStates(Request, frozen=True):
+    """Delete the warm states of an image, or of all images when ``image`` is empty."""
+
+    image: str = ""

@@ -72,3 +72,54 @@ class MachineDetails(msgspec.Struct, frozen=True):
     disk_used: int
     guest: dict[str, str]
     process: dict[str, int]
+
+
+class SnapshotStatus(msgspec.Struct, frozen=True):
+    """One snapshot. ``machine`` and ``name`` are what people write as ``MACHINE@NAME``; ``state`` is that of the machine at
+    its instant: running, paused or stopped (then it holds no memory).
+
+    ``parent`` is the name of the snapshot the machine's state then descended from, if that still exists. ``size`` is what it holds
+    on disk, in bytes: memory, devices and the layers nobody else names. ``method`` is how memory was taken, ``pause`` how
+    long the guest stood still for it, in seconds. ``current``: the machine's present state descends from this one directly.
+    """
+
+    machine: str
+    name: str
+    state: str
+    created: float
+    size: int
+    parent: str | None = None
+    description: str = ""
+    method: str = ""
+    pause: float = 0.0
+    current: bool = False
+    problem: str | None = None
+
+
+class SnapshotDetails(msgspec.Struct, frozen=True):
+    """All that `snapshot show` tells beyond `snapshot list`. ``files`` are names and sizes in bytes."""
+
+    status: SnapshotStatus
+    id: str
+    cpus: int
+    memory: int
+    disks: dict[str, int]
+    files: dict[str, int]
+    qemu: str
+    board: str
+    cpu_model: str
+    accelerator: str
+
+
+class WarmStatus(msgspec.Struct, frozen=True):
+    """A warm state: an image just after boot. ``age`` in seconds, ``size`` in bytes; ``stale``: why it is not used any more."""
+
+    key: str
+    image: str
+    digest: str
+    cpus: int
+    memory: int
+    disk: int
+    created: float
+    size: int
+    stale: str | None = None
