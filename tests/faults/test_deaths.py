@@ -142,11 +142,38 @@ def test_a_tampered_image_is_refused_before_boot(tmp_path: Path, tiny: str, home
     with open(layer, "r+b") as stream:
         stream.seek(layer.stat().st_size // 2)
         stream.write(b"evil")
-    for attempt in (lambda: insula.connect(other).create("tiny", name="after"), machine.start):
+    for attempt, code in (
+        (lambda: insula.connect(other).create("tiny", name="x"), "image_tampered"),
+        (machine.start, "layer_tampered"),
+    ):
         with pytest.raises(DamagedRecord) as error:
             attempt()
-        assert error.value.code == "image_tampered"
+        assert error.value.code == code
     assert [status.name for status in insula.connect(other).list()] == ["before"]
+
+
+def test_a_changed_layer_is_refused_before_boot_also_when_its_image_is_gone(tmp_path: Path, tiny: str, home: Path) -> None:
+    other = tmp_path / "home"
+    other.mkdir()
+    shutil.copytree(home / "images", other / "images")
+    machine = insula.connect(other).create("tiny", name="web", memory="128M", network="none")
+    assert run_cli(other, "image", "delete", "tiny").returncode == 0
+    machine.start().stop(force=True)
+    folder = other / "machines" / "web"
+    noted = (folder / names.VERIFIED_LAYERS).stat().st_ino
+    machine.start().stop(force=True)
+    assert (folder / names.VERIFIED_LAYERS).stat().st_ino == noted  # nothing was hashed again
+    kernel = next((folder / names.LAYERS).glob("*-vmlinuz"))
+    kernel.chmod(0o644)
+    with open(kernel, "r+b") as stream:
+        stream.seek(4096)
+        stream.write(b"evil")
+    with pytest.raises(DamagedRecord, match="vmlinuz is not what") as error:
+        machine.start()
+    assert error.value.code == "layer_tampered"
+    assert machine.state == "stopped"
+    assert not (folder / names.RUN).exists()
+    machine.delete()
 
 
 def test_a_missing_layer_is_told(home: Path, tiny: str, name: str) -> None:

@@ -30,14 +30,15 @@ from insula.images.layout import Built, guest_digest, sha256
 from insula.images.mirror import host_mirror
 from insula.images.progress import Watcher
 from insula.images.recipe import Recipe
-from insula.images.record import VERSION, FileSum, Image, ImageRecord, read_image
+from insula.images.record import VERSION, Image, ImageRecord, read_image
 from insula.images.room import Room
-from insula.images.verify import sum_file, verify
+from insula.images.verify import verify
 from insula.model.architectures import debian_architecture
 from insula.model.units import GIB, MIB, format_size
 from insula.store import names
 from insula.store.names import Home
 from insula.store.records import write_record
+from insula.store.sums import FileSum, sum_file
 
 # Changes whenever this code would make something else of the same recipe.
 _BUILDER: Final = 1

@@ -12,15 +12,9 @@ from insula.errors import DamagedRecord
 from insula.images.recipe import Recipe
 from insula.store import names
 from insula.store.records import read_record
+from insula.store.sums import FileSum
 
 VERSION: Final = 1
-
-
-class FileSum(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A file's size in bytes and its sha256."""
-
-    size: int
-    sha256: str
 
 
 class ImageRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -117,7 +117,11 @@ def _fill(staged: Path, request: CreateMachine, image: Image) -> None:
     link_layer(image.root_layer, staged / layer)
     head = f"{names.DISKS}/{ROOT}-0.qcow2"
     create_overlay(staged / head, request.spec.disk)
+    sums = {layer: image.record.files[names.ROOT_LAYER]}
     identity = new_identity()
+    boot = _boot(staged, image, short)
+    if boot.kernel and boot.initrd:
+        sums |= {boot.kernel: image.record.files[names.KERNEL], boot.initrd: image.record.files[names.INITRD]}
     record = MachineRecord(
         version=RECORD_VERSION,
         id=identity.uuid,
@@ -126,10 +130,11 @@ def _fill(staged: Path, request: CreateMachine, image: Image) -> None:
         image=ImageUse(name=request.image, digest=image.digest),
         spec=request.spec,
         identity=identity,
-        boot=_boot(staged, image, short),
+        boot=boot,
         disks=[DiskRecord(name=ROOT, layers=[layer], head=head, size=request.spec.disk)],
         arch=image.record.arch,
         ephemeral=request.ephemeral,
+        sums=sums,
     )
     write_machine(staged, record)
 

@@ -13,8 +13,8 @@ from insula.errors import InsulaError
 from insula.host.sockets import is_listening
 from insula.model.status import End, MachineStatus, State
 from insula.store import names
+from insula.store.ends import read_end
 from insula.store.machines import MachineRecord, read_machine
-from insula.store.records import read_record
 
 _EXIT = 0.01  # seconds between a process closing one socket on its way out and closing the next
 _STATES = {"starting": State.STARTING, "running": State.RUNNING, "paused": State.PAUSED}
@@ -118,7 +118,7 @@ def last_end(folder: Path) -> End | None:
     with contextlib.suppress(FileNotFoundError, InsulaError):
         if (folder / names.RUN).exists():
             return read_exit(folder)
-        return read_record(folder / names.LAST_END, End)
+        return read_end(folder)
     return None
 
 

@@ -18,11 +18,11 @@ from insula.operations.context import Context
 from insula.operations.observe import observe_state, read_exit, wait_gone
 from insula.operations.operation import Operation
 from insula.store import names
+from insula.store.ends import write_end
 from insula.store.events import append_event
 from insula.store.locks import machine_lock
 from insula.store.machines import machine_names, read_machine, remove_machine_folder
 from insula.store.names import Home
-from insula.store.records import write_record
 
 _PATIENCE = 120.0
 _EVICTION = 10.0
@@ -96,7 +96,7 @@ def is_ephemeral(folder: Path) -> bool:
 def _note(folder: Path, end: End) -> bool:
     """Write down why it ended; whether that could be done."""
     try:
-        write_record(folder / names.LAST_END, end)
+        write_end(folder, end)
     except InsulaError:
         return False
     return True

@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 
 
 def start(context: Context, request: StartMachine, operation: Operation) -> MachineStatus:
-    """Start a stopped machine. Raises NotFound, Busy, WrongState, DamagedRecord, HostLacks, MachineEnded, AgentAbsent."""
+    """Start a stopped machine; one that runs is left alone, but for waiting until it answers.
+
+    Raises NotFound, Busy, WrongState, DamagedRecord, HostLacks, MachineEnded, AgentAbsent.
+    """
     with hold_machine(context, request.name, "start") as held:
         boot(context, held.folder, held.record, operation, request.timeout)
         return status_of(held.folder)
@@ -87,11 +90,23 @@ def check_files(context: Context, folder: Path, record: MachineRecord) -> None:
     from insula.images.catalogue import find
     from insula.images.verify import ensure_verified
 
-    paths = [path for disk in record.disks for path in (*disk.layers, disk.head)]
-    require_layers(folder, [*paths, *(path for path in (record.boot.kernel, record.boot.initrd) if path)])
     with contextlib.suppress(FileNotFoundError):
+    from insula.disks.verify import ensure_layers
+    from insula.images.verify import stamps_path
+
+    immutable = [path for disk in record.disks for path in disk.layers]
+    immutable += [path for path in (record.boot.kernel, record.boot.initrd) if path]
+    require_layers(folder, [*immutable, *(disk.head for disk in record.disks)])
+    if set(immutable) <= set(record.sums):
+        ensure_layers(folder, record.sums, stamps_path(context.home, record.image.digest))
+    else:
+        _check_image(context, record)
+
+
+def _check_image(context: Context, record: MachineRecord) -> None:
+    """For a machine whose record has no sums, being older than they: its layers are the files of its image, if that is there."""
         image = find(context.home, record.image.digest)
-        if image is not None:  # the machine's layers are hard links of its files
+        if image is not None:
             ensure_verified(context.home, image)
 
 

@@ -23,9 +23,10 @@ from insula.model.text import clean
 from insula.store import names
 from insula.store.locks import held, sign
 from insula.store.names import Home
-from insula.store.records import read_record, write_record
+from insula.store.records import read_record, read_version, write_record
+from insula.store.sums import FileSum
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 
 class ImageUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,7 +68,10 @@ class BoardRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What Insula remembers of a machine. Its name is its folder's name and is not repeated here."""
+    """What Insula remembers of a machine. Its name is its folder's name and is not repeated here.
+
+    ``sums``: what each immutable file of the machine (path relative to its folder) must be. Version 1 did not have it.
+    """
 
     version: int
     id: str
@@ -81,6 +85,7 @@ class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     arch: str
     ephemeral: bool = False
     board: BoardRecord | None = None
+    sums: dict[str, FileSum] = {}
 
 
 def machine_folder(home: Home, name: str) -> Path:
@@ -130,16 +135,24 @@ def read_machine(folder: Path) -> MachineRecord:
         record = read_record(path, MachineRecord)
     except FileNotFoundError:
         raise DamagedRecord(f"{path} is missing", hint=f"to remove what is left: insula delete --force {folder.name}") from None
-    if record.version > RECORD_VERSION:
-        raise DamagedRecord(
-            f"{path} was written by a newer Insula (format {record.version}, this one knows {RECORD_VERSION})",
-            hint="use the newer Insula",
-        )
+    except DamagedRecord:
+        _refuse_newer(path, read_version(path))  # what it holds that we do not know explains the damage
+        raise
+    _refuse_newer(path, record.version)
     return record
 
 
+def _refuse_newer(path: Path, version: int) -> None:
+    if version > RECORD_VERSION:
+        raise DamagedRecord(
+            f"{path} was written by a newer Insula (format {version}, this one knows {RECORD_VERSION})",
+            hint="use the newer Insula",
+        )
+
+
 def write_machine(folder: Path, record: MachineRecord) -> None:
-    write_record(folder / names.RECORD, record)
+    """Replace the machine's record, in the format of this Insula. Raises HostLacks (``no_space``)."""
+    write_record(folder / names.RECORD, msgspec.structs.replace(record, version=RECORD_VERSION))
 
 
 @contextlib.contextmanager

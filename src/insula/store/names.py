@@ -44,6 +44,7 @@ CONSOLE: Final = "console.log"
 CONSOLE_OLD: Final = "console.log.1"
 QEMU_LOG: Final = "qemu.log"
 LAST_END: Final = "last-end.json"
+VERIFIED_LAYERS: Final = "verified.json"
 DISKS: Final = "disks"
 LAYERS: Final = "layers"
 FIRMWARE: Final = "firmware"
@@ -60,6 +61,7 @@ ON_COPY: Final[dict[str, OnCopy]] = {
     CONSOLE_OLD: OnCopy.SKIP,
     QEMU_LOG: OnCopy.RESET,
     LAST_END: OnCopy.SKIP,
+    VERIFIED_LAYERS: OnCopy.SKIP,
     DISKS: OnCopy.COPY,
     LAYERS: OnCopy.LINK,
     FIRMWARE: OnCopy.COPY,

@@ -18,6 +18,18 @@ def write_record(path: Path, record: msgspec.Struct, mode: int = 0o600) -> None:
     write_atomic(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n", mode)
 
 
+class _Versioned(msgspec.Struct, frozen=True):
+    version: int = 0
+
+
+def read_version(path: Path) -> int:
+    """The schema version of a record that cannot be read otherwise; 0 when there is none."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Versioned).version
+    except (OSError, msgspec.MsgspecError):
+        return 0
+
+
 def read_record(path: Path, kind: type[T]) -> T:
     """The record at ``path``. Raises FileNotFoundError, or DamagedRecord saying what is wrong where."""
     content = path.read_bytes()

@@ -8,10 +8,10 @@ from pathlib import Path
 from insula.images.catalogue import Names, images_lock, read_names, write_names
 from insula.images.recipe import load_recipe
 from insula.images.record import VERSION, Image, ImageRecord, read_image
-from insula.images.verify import sum_file
 from insula.store import names
 from insula.store.names import Home
 from insula.store.records import write_record
+from insula.store.sums import sum_file
 
 
 def put_image(home: Home, word: str, *, called: tuple[str, ...] = ()) -> Image:

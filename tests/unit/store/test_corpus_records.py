@@ -19,8 +19,10 @@ from insula.store import names
 from insula.store.events import read_events
 from insula.store.machines import BoardRecord, ImageUse, read_machine
 from insula.store.names import Home
+from insula.store.sums import read_stamps
 
-V1 = Path(__file__).parents[2] / "corpus" / "records" / "v1"
+RECORDS = Path(__file__).parents[2] / "corpus" / "records"
+V1, V2 = RECORDS / "v1", RECORDS / "v2"
 DIGEST = "76797eb0da401906c906ec2599d4f9d1e5fdbd0c5364bc767027906141651eed"
 ENDED_AT = 1_795_246_800.0
 
@@ -60,6 +62,7 @@ def test_no_record_was_lost() -> None:
 
 def test_a_machine_is_what_it_was(machine: Path) -> None:
     record = read_machine(machine)
+    assert (record.version, record.sums) == (1, {})  # made before layers had sums
     assert (record.kind, record.arch, record.ephemeral) == ("vm", "amd64", False)
     assert record.image == ImageUse(name="tiny", digest=DIGEST)
     assert record.spec == MachineSpec(cpus=1, memory=128 << 20, disk=10 << 30, network="nat", firmware="bios")
@@ -77,6 +80,27 @@ def test_a_stopped_machine_is_listed_with_its_end(machine: Path) -> None:
     assert status.ended == last_end(machine)
     assert status.ended is not None
     assert (status.ended.reason, int(status.ended.at)) == ("stopped", int(ENDED_AT))
+
+
+def test_a_machine_of_version_2_knows_what_its_layers_must_be(tmp_path: Path) -> None:
+    assert sorted(path.name for path in V2.iterdir()) == sorted([names.RECORD, names.LAST_END, names.VERIFIED_LAYERS])
+    folder = tmp_path / "web"
+    shutil.copytree(V2, folder)
+    record = read_machine(folder)
+    assert record.version == 2
+    assert set(record.sums) == {f"layers/{record.image.digest[:16]}-{name}" for name in ("root.qcow2", "vmlinuz", "initrd")}
+    stamps = read_stamps(folder / names.VERIFIED_LAYERS)
+    assert {path: (stamp.size, stamp.sha256) for path, stamp in stamps.items()} == {
+        path: (expected.size, expected.sha256) for path, expected in record.sums.items()
+    }
+    end = last_end(folder)
+    assert end is not None
+    assert (end.reason, end.at > ENDED_AT) == ("guest-shutdown", True)
+
+
+def test_an_end_told_by_a_newer_version_is_not_believed(tmp_path: Path) -> None:
+    (tmp_path / names.LAST_END).write_text('{"version": 99, "reason": "stopped", "at": 1.0}')
+    assert last_end(tmp_path) is None
 
 
 def test_a_running_machine_is_listed_as_its_keeper_says(running: Path) -> None:

@@ -13,6 +13,7 @@ from insula.model.spec import MachineSpec
 from insula.store import names
 from insula.store.events import MOST_BYTES, append_event, read_events
 from insula.store.machines import (
+    RECORD_VERSION,
     Boot,
     DiskRecord,
     ImageUse,
@@ -38,7 +39,7 @@ def home(tmp_path: Path) -> Home:
 def _record() -> MachineRecord:
     identity = new_identity()
     return MachineRecord(
-        version=1,
+        version=RECORD_VERSION,
         id=identity.uuid,
         kind="vm",
         created=1.5,
@@ -140,6 +141,21 @@ def test_unknown_fields_and_newer_formats_are_refused(home: Home) -> None:
     (folder / names.RECORD).write_text(json.dumps({**good, "version": 99}))
     with pytest.raises(DamagedRecord, match="newer Insula"):
         read_machine(folder)
+    (folder / names.RECORD).write_text(json.dumps({**good, "version": 99, "extra": 1}))
+    with pytest.raises(DamagedRecord, match="newer Insula"):
+        read_machine(folder)
+
+
+def test_a_record_written_again_has_the_format_of_today(home: Home) -> None:
+    folder = _make(home, "web")
+    old = {key: value for key, value in json.loads((folder / names.RECORD).read_bytes()).items() if key != "sums"} | {
+        "version": 1
+    }
+    (folder / names.RECORD).write_text(json.dumps(old))
+    record = read_machine(folder)
+    assert (record.version, record.sums) == (1, {})
+    write_machine(folder, record)
+    assert read_machine(folder).version == RECORD_VERSION
 
 
 def test_events_come_back_in_order_and_stay_bounded(home: Home) -> None:
@@ -163,7 +179,8 @@ def test_a_torn_event_is_passed_over(home: Home) -> None:
 
 def test_every_name_in_a_machine_has_a_copy_rule() -> None:
     of_a_machine = {names.RECORD, names.LOCK, names.JOURNAL, names.EVENTS, names.EVENTS_OLD, names.CONSOLE, names.CONSOLE_OLD,
-                    names.QEMU_LOG, names.LAST_END, names.DISKS, names.LAYERS, names.FIRMWARE, names.RUN}  # fmt: skip
+                    names.QEMU_LOG, names.LAST_END, names.VERIFIED_LAYERS, names.DISKS, names.LAYERS, names.FIRMWARE,
+                    names.RUN}  # fmt: skip
     assert set(names.ON_COPY) == of_a_machine
 
 
