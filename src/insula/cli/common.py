@@ -11,6 +11,7 @@ from insula.cli.render import ProgressLine, print_json
 from insula.client.local import LocalClient
 from insula.errors import InsulaError
 from insula.model.requests import BuildImage, CreateMachine, Request, RestartMachine, StartMachine
+from insula.operations.dispatch import begin
 
 F = TypeVar("F", bound=Callable[..., Any])
 _NEED_PACKAGES = (BuildImage, CreateMachine, RestartMachine, StartMachine)  # all others work with what runs already
@@ -60,13 +61,19 @@ def client() -> LocalClient:
 
 def perform(request: Request, quiet: bool = False, streams: Any = None) -> Any:
     """Do one request, showing its progress."""
+    return _perform(request, quiet, streams)[0]
+
+
+def _perform(request: Request, quiet: bool, streams: Any = None) -> tuple[Any, bool]:
+    """Its result, and whether nothing was left to do."""
     if isinstance(request, _NEED_PACKAGES):
         from insula.cli.packages import ensure_packages
 
         ensure_packages(request)
     progress = ProgressLine(quiet)
+    operation = begin(request, progress)
     try:
-        return client().do(request, streams, listener=progress)
+        return client().do(request, streams, operation=operation), operation.unchanged
     finally:
         progress.clear()
 
@@ -78,9 +85,10 @@ def perform_each(names: Sequence[str], make: Callable[[str], Request], as_json: 
     results, status = [], 0
     for name in dict.fromkeys(names):
         try:
-            results.append(perform(make(name), quiet or as_json))
+            result, unchanged = _perform(make(name), quiet or as_json)
+            results.append(result)
             if not (as_json or quiet):
-                click.echo(f"{name} {done}")
+                click.echo(f"{name} is {result.state} already" if unchanged else f"{name} {done}")
         except InsulaError as error:
             status = max(status, report(error.code, error.message, error.hint, as_json, error.exit_code, cause=error))
     if as_json:

@@ -21,6 +21,7 @@ _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(:[a-z0-9]+)?(=[A-Za-z0-9.+~:-]+)?(/
 _OWNER = re.compile(r"(0|[1-9]\d{0,4}):(0|[1-9]\d{0,4})")
 _MODE = re.compile(r"0?[0-7]{3,4}")
 
+BUSYBOX: Final = "busybox-static"  # what the root of a direct-boot image is made of; the other one needs libraries
 LEAST_ROOT: Final = 64 * 1024 * 1024
 
 
@@ -119,9 +120,19 @@ def _problems(recipe: Recipe) -> list[tuple[str, str]]:
             found.append((f"files[{number}].path", "must be an absolute path without '.' and '..'"))
     if not recipe.architectures:
         found.append(("architectures", "names no architecture"))
-    if recipe.boot == "direct" and recipe.commands:
-        found.append(("commands", "a direct-boot image has no package system in which commands could run"))
+    if recipe.boot == "direct":
+        found.extend(_direct_problems(recipe))
     found.extend(_disk_problems(recipe))
+    return found
+
+
+def _direct_problems(recipe: Recipe) -> list[tuple[str, str]]:
+    found = []
+    if recipe.commands:
+        found.append(("commands", "a direct-boot image has no package system in which commands could run"))
+    if not any(re.split("[:=/]", package)[0] == BUSYBOX for package in recipe.packages):
+        key = "packages" if recipe.packages else "boot"
+        found.append((key, f"a direct-boot image is made of busybox: '{BUSYBOX}' must be among its packages"))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Which verb is legal in which state: a table, and the one error that explains a refusal."""
+"""Which verb is legal in which state: two tables, and the one error that explains a refusal."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ _ALLOWED: Final[dict[str, frozenset[State]]] = {
     "console": frozenset({State.STARTING, State.RUNNING, State.PAUSED}),
 }
 
+# What is asked for is so already: as with docker and podman that is no error, so that a script may ask without looking first.
+_ALREADY: Final = {"start": State.RUNNING, "stop": State.STOPPED, "pause": State.PAUSED, "resume": State.RUNNING}
+
 _DOING: Final = {"exec": "run a command in it", "copy": "copy files of it", "console": "attach to its console"}
 
 _HINTS: Final[dict[tuple[str, State], str]] = {
     ("start", State.PAUSED): "to let it run on: insula resume {name}",
     ("pause", State.STOPPED): "to start it: insula start {name}",
-    ("pause", State.PAUSED): "to let it run on: insula resume {name}",
+    ("resume", State.STOPPED): "to start it: insula start {name}",
     ("exec", State.STOPPED): "to start it: insula start {name}",
     ("exec", State.PAUSED): "to let it run on: insula resume {name}",
     ("copy", State.STOPPED): "to start it: insula start {name}",
@@ -42,11 +45,19 @@ def is_allowed(verb: str, state: State) -> bool:
     return state in _ALLOWED[verb]
 
 
+def is_already(verb: str, state: State) -> bool:
+    """Whether a machine in ``state`` is what ``verb`` would make of it, so that nothing is left to do."""
+    return _ALREADY.get(verb) is state
+
+
 def check_transition(name: str, verb: str, state: State, problem: str | None = None) -> None:
-    """Return when ``verb`` may run on a machine in ``state``. Raises WrongState, or DamagedRecord for a broken machine."""
+    """Return when ``verb`` may run on a machine in ``state``, or has nothing to do there.
+
+    Raises WrongState, or DamagedRecord for a broken machine.
+    """
     if state is State.BROKEN:
         raise DamagedRecord(f"{name} cannot be used: {problem}", hint=f"to remove it: insula delete --force {name}")
-    if not is_allowed(verb, state):
+    if not is_allowed(verb, state) and not is_already(verb, state):
         hint = _HINTS.get((verb, state))
         raise WrongState(
             f"{name} is {state}: cannot {_DOING.get(verb, f'{verb} it')}", hint=hint.format(name=name) if hint else None

@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
-from pathlib import Path
 
-from insula.errors import MachineEnded
 from insula.guest.copying import get_entries, put_entries
-from insula.guest.link import Link, open_link
-from insula.model.lifecycle import check_transition
 from insula.model.requests import CopyIn, CopyOut
 from insula.operations.context import Context
-from insula.operations.observe import observe
 from insula.operations.operation import Operation
-from insula.store import names
+from insula.operations.reach import reached
 from insula.store.machines import machine_folder
 
 
 def copy_in(context: Context, request: CopyIn, operation: Operation, chunks: Iterable[bytes | memoryview]) -> None:
     """Write the stream of entries ``chunks`` to ``request.destination``. Raises NotFound, WrongState, AgentAbsent, GuestError."""
     operation.tell(f"copy to {request.destination}")
-    with _link(machine_folder(context.home, request.name)) as link:
+    with reached(machine_folder(context.home, request.name), "copy") as link:
         put_entries(link, request.destination, chunks, [name.encode("utf-8", "surrogateescape") for name in request.names])
 
 
 def copy_out(context: Context, request: CopyOut, operation: Operation) -> Generator[bytes, None, None]:
     """The stream of entries of ``request.sources``; closing it early gives up. Raises as `copy_in`, while it is read."""
     operation.tell(f"copy {', '.join(request.sources)}")
-    with _link(machine_folder(context.home, request.name)) as link:
+    with reached(machine_folder(context.home, request.name), "copy") as link:
         yield from get_entries(link, request.sources)
-
-
-def _link(folder: Path) -> Link:
-    try:
-        return open_link(folder / names.RUN)
-    except MachineEnded:
-        status, _ = observe(folder)
-        check_transition(folder.name, "copy", status.state, status.problem)
-        raise

@@ -44,6 +44,11 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
 }
 
 
+def begin(request: Request, listener: Callable[[Progress], None] | None = None) -> Operation:
+    """The operation that `perform` would do ``request`` as, for callers who want to see it while it runs, or afterwards."""
+    return Operation(_VERBS[type(request).__name__][2], getattr(request, "name", ""), listener)
+
+
 def perform(
     context: Context,
     request: Request,
@@ -55,9 +60,9 @@ def perform(
 
     ``streams`` is what flows beside the request, where the verb has any. Raises InsulaError and nothing else, bugs aside.
     """
-    module, function, verb = _VERBS[type(request).__name__]
+    module, function, _ = _VERBS[type(request).__name__]
     work = getattr(importlib.import_module(f"insula.operations.{module}"), function)
-    operation = operation or Operation(verb, getattr(request, "name", ""), listener)
+    operation = operation or begin(request, listener)
     try:
         if streams is None:
             return work(context, request, operation)

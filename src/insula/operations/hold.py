@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from insula.errors import NotFound
-from insula.model.lifecycle import check_transition
+from insula.model.lifecycle import check_transition, is_already
 from insula.model.status import MachineStatus, State
 from insula.operations.context import Context
 from insula.operations.observe import observe
@@ -19,11 +19,12 @@ from insula.store.machines import MachineRecord, machine_folder
 
 
 class Held(NamedTuple):
-    """A machine whose lock is ours."""
+    """A machine whose lock is ours. ``already``: it is what the verb would make of it."""
 
     folder: Path
     record: MachineRecord
     status: MachineStatus
+    already: bool = False
 
 
 @contextlib.contextmanager
@@ -37,7 +38,7 @@ def hold_machine(context: Context, name: str, verb: str, *, patience: float = 0.
         status, record = observe(folder)
         check_transition(name, verb, status.state, status.problem)
         assert record is not None
-        yield Held(folder, record, status)
+        yield Held(folder, record, status, is_already(verb, status.state))
 
 
 def status_of(folder: Path) -> MachineStatus:

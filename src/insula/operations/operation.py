@@ -32,12 +32,16 @@ class Progress(NamedTuple):
 
 
 class Operation:
-    """One verb under way. ``listener`` is called in the thread that does the work, before each step and within long ones."""
+    """One verb under way. ``listener`` is called in the thread that does the work, before each step and within long ones.
+
+    ``unchanged``, at its end: nothing was left to do, because what was asked for was so already.
+    """
 
     def __init__(self, verb: str, target: str = "", listener: Callable[[Progress], None] | None = None) -> None:
         self.id = secrets.token_hex(8)
         self.verb = verb
         self.target = target
+        self.unchanged = False
         self._listener = listener
         self._cancelled = threading.Event()
 

@@ -18,8 +18,11 @@ _HEARD = 5.0  # seconds; a keeper hears of it from QEMU within milliseconds
 
 
 def pause(context: Context, request: PauseMachine, operation: Operation) -> MachineStatus:
-    """Pause a running machine; on return its CPUs have stopped."""
+    """Pause a running machine; on return its CPUs have stopped. A paused one is left alone."""
     with hold_machine(context, request.name, "pause") as held:
+        operation.unchanged = held.already
+        if held.already:
+            return held.status
         operation.tell("stop the CPUs")
         context.engine.pause(held.folder / names.RUN)
         append_event(held.folder, "paused")
@@ -28,8 +31,11 @@ def pause(context: Context, request: PauseMachine, operation: Operation) -> Mach
 
 
 def resume(context: Context, request: ResumeMachine, operation: Operation) -> MachineStatus:
-    """Let a paused machine run on; on return its CPUs run."""
+    """Let a paused machine run on; on return its CPUs run. A running one is left alone."""
     with hold_machine(context, request.name, "resume") as held:
+        operation.unchanged = held.already
+        if held.already:
+            return held.status
         operation.tell("let the CPUs run")
         context.engine.resume(held.folder / names.RUN)
         append_event(held.folder, "resumed")

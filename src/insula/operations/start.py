@@ -42,6 +42,12 @@ def start(context: Context, request: StartMachine, operation: Operation) -> Mach
     Raises NotFound, Busy, WrongState, DamagedRecord, HostLacks, MachineEnded, AgentAbsent.
     """
     with hold_machine(context, request.name, "start") as held:
+        operation.unchanged = held.already
+        if held.already:
+            if held.record.boot.agent and not held.status.agent and request.timeout > 0:
+                operation.tell("wait until the guest answers")
+                _wait_ready(held.folder, held.record, request.timeout)
+            return status_of(held.folder)
         boot(context, held.folder, held.record, operation, request.timeout)
         return status_of(held.folder)
 
@@ -87,10 +93,6 @@ def _end(context: Context, folder: Path) -> None:
 def check_files(context: Context, folder: Path, record: MachineRecord) -> None:
     """Refuse to boot from files that are missing or not what was built. Raises DamagedRecord."""
     from insula.disks.layers import require_layers
-    from insula.images.catalogue import find
-    from insula.images.verify import ensure_verified
-
-    with contextlib.suppress(FileNotFoundError):
     from insula.disks.verify import ensure_layers
     from insula.images.verify import stamps_path
 
@@ -105,6 +107,10 @@ def check_files(context: Context, folder: Path, record: MachineRecord) -> None:
 
 def _check_image(context: Context, record: MachineRecord) -> None:
     """For a machine whose record has no sums, being older than they: its layers are the files of its image, if that is there."""
+    from insula.images.catalogue import find
+    from insula.images.verify import ensure_verified
+
+    with contextlib.suppress(FileNotFoundError):
         image = find(context.home, record.image.digest)
         if image is not None:
             ensure_verified(context.home, image)

@@ -26,13 +26,16 @@ _ANSWER = 10.0
 
 
 def stop(context: Context, request: StopMachine, operation: Operation) -> MachineStatus:
-    """Stop a machine; on return its processes are gone and its run folder is cleared.
+    """Stop a machine; on return its processes are gone and its run folder is cleared. A stopped one is left alone.
 
     ``force`` pulls the plug at once and does not wait for a verb that holds the machine.
     """
     if request.force:
         return _stop_now(context, request, operation)
     with hold_machine(context, request.name, "stop") as held:
+        operation.unchanged = held.already
+        if held.already:
+            return held.status
         shut_down(context, held, operation, request.timeout)
         status, _ = observe(held.folder)
         settle_locked(context.home, held.folder)
@@ -42,8 +45,10 @@ def stop(context: Context, request: StopMachine, operation: Operation) -> Machin
 def _stop_now(context: Context, request: StopMachine, operation: Operation) -> MachineStatus:
     folder = machine_folder(context.home, request.name)
     if not is_alive(folder):
-        with hold_machine(context, request.name, "stop"):
-            pass  # explains the state it is in, or found it starting meanwhile
+        with hold_machine(context, request.name, "stop") as held:
+            operation.unchanged = held.already
+            if held.already:
+                return held.status
     operation.tell("pull the plug")
     before, _ = observe(folder)
     pull_plug(folder)

@@ -58,6 +58,7 @@ def test_a_whole_recipe_is_understood() -> None:
         ('commands = ["true"]', 'disk = "big"', "line 7: disk: "),
         ('commands = ["true"]', 'disk = "1M"', "line 7: disk: "),
         ('commands = ["true"]', 'boot = "direct"\ncommands = ["true"]', "line 8: commands: "),
+        ('commands = ["true"]', 'boot = "direct"', "line 3: packages: a direct-boot image is made of busybox"),
         ('package = "linux-image-cloud-amd64"', "package = 3", "line 10: kernel.package: "),
         ('package = "linux-image-cloud-amd64"', 'packages = "x"', "line 10: kernel.packages: is not a key"),
         ('package = "linux-image-cloud-amd64"\n', "", "line 9: kernel.package: is missing"),
@@ -111,3 +112,12 @@ def test_nearest_names_are_offered() -> None:
         load_recipe("debain")
     assert error.value.code == "image_not_found"
     assert "debian" in (error.value.hint or "")
+
+
+@pytest.mark.parametrize("package", ["busybox-static", "busybox-static=1:1.37.0-6+b3", "busybox-static/trixie-backports"])
+def test_a_direct_boot_image_needs_busybox(package: str) -> None:
+    text = 'name = "x"\nsuite = "trixie"\nboot = "direct"\n{}\n[kernel]\npackage = "linux-image-cloud-amd64"\n'
+    assert parse_recipe(text.format(f'packages = ["{package}"]')).packages == (package,)
+    with pytest.raises(UsageError, match=r"recipe, line 3: boot: .*'busybox-static' must be among its packages") as error:
+        parse_recipe(text.format(""))
+    assert error.value.code == "bad_recipe"

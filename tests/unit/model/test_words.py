@@ -9,7 +9,7 @@ import pytest
 
 from insula.errors import DamagedRecord, UsageError, WrongState
 from insula.model.identity import new_identity
-from insula.model.lifecycle import check_transition, is_allowed
+from insula.model.lifecycle import check_transition, is_allowed, is_already
 from insula.model.names import check_machine_name, generate_machine_name, split_location
 from insula.model.spec import MachineSpec, check_spec
 from insula.model.status import State
@@ -128,11 +128,34 @@ def test_every_refusal_says_the_state_and_the_verb() -> None:
     verbs = ("start", "stop", "restart", "pause", "resume", "rename", "delete", "exec", "copy", "console")
     states = (State.STOPPED, State.STARTING, State.RUNNING, State.PAUSED)
     for verb, state in itertools.product(verbs, states):
-        if is_allowed(verb, state):
+        if is_allowed(verb, state) or is_already(verb, state):
             check_transition("web", verb, state)
         else:
             with pytest.raises(WrongState, match=f"web is {state}: cannot "):
                 check_transition("web", verb, state)
+
+
+@pytest.mark.parametrize(
+    ("verb", "state"),
+    [("start", State.RUNNING), ("stop", State.STOPPED), ("pause", State.PAUSED), ("resume", State.RUNNING)],
+)
+def test_what_is_so_already_is_no_error(verb: str, state: State) -> None:
+    assert is_already(verb, state)
+    assert not is_allowed(verb, state)
+    check_transition("web", verb, state)
+    assert not any(is_already(verb, other) for other in State if other is not state)
+
+
+def test_a_refusal_knows_the_next_step() -> None:
+    for verb, state, step in (
+        ("resume", State.STOPPED, "insula start web"),
+        ("start", State.PAUSED, "insula resume web"),
+        ("restart", State.STOPPED, "insula start web"),
+        ("pause", State.STOPPED, "insula start web"),
+    ):
+        with pytest.raises(WrongState) as error:
+            check_transition("web", verb, state)
+        assert step in (error.value.hint or "")
 
 
 def test_a_broken_machine_says_why_whatever_is_asked() -> None:
