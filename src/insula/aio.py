@@ -67,7 +67,7 @@ class Machine:
 
     async def status(self) -> MachineStatus:
         """How it is right now."""
-        return (await self.show()).status
+        return await self.show()
 
     async def start(self, timeout: float = 300.0) -> None:  # noqa: ASYNC109 - the request carries it; nothing here waits
         await _in_thread(self.sync.start, timeout)

@@ -32,7 +32,7 @@ def test_commands_run_side_by_side_and_the_machine_goes_at_the_end(home: Path, t
                 asyncio.gather(machine.exec("sh", "-c", meet, "a", "b"), machine.exec("sh", "-c", meet, "b", "a")), 60
             )
             assert [result.stdout for result in done] == ["a\n", "b\n"]
-            assert (await machine.show()).status.state == "running"
+            assert (await machine.show()).state == "running"
             await machine.pause()
             await machine.resume()
             return machine.name

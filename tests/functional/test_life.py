@@ -35,7 +35,7 @@ def test_a_machine_lives_pauses_stops_and_comes_back_with_its_disk(door: Door, t
     assert door.exec(name, "cat", "/root/note").stdout == b"kept\n"
     door.verb("stop", name)
     assert _state(door, name) == "stopped"
-    assert door.show(name)["status"]["ended"]["reason"] in ("guest-shutdown", "stopped")
+    assert door.show(name)["ended"]["reason"] in ("guest-shutdown", "stopped")
     door.verb("start", name)
     assert door.exec(name, "cat", "/root/note").stdout == b"kept\n"
     door.verb("restart", name)
@@ -50,6 +50,10 @@ def test_a_created_machine_is_stopped_until_it_is_started(door: Door, tiny: str,
     listed = next(machine for machine in door.list() if machine["name"] == name)
     assert list(listed)[:5] == ["name", "kind", "state", "image", "addresses"]
     assert (listed["state"], listed["image"], listed["memory"]) == ("stopped", "tiny", 128 << 20)
+    shown = door.show(name)
+    assert {field: shown[field] for field in listed} == listed
+    assert list(shown)[: len(listed)] == list(listed)
+    assert shown["firmware"] == "direct"
     with pytest.raises(Refused) as refused:
         door.exec(name, "true")
     assert refused.value.code == "wrong_state"
@@ -106,13 +110,13 @@ def test_the_guests_own_shutdown_is_known(door: Door, running: str) -> None:
     with contextlib.suppress(Refused):  # the guest may be gone before it answers
         door.exec(running, "poweroff")
     _wait_stopped(door, running)
-    assert door.show(running)["status"]["ended"]["reason"] == "guest-shutdown"
+    assert door.show(running)["ended"]["reason"] == "guest-shutdown"
 
 
 def test_a_panic_of_the_guest_is_known(door: Door, running: str) -> None:
     door.exec(running, "sh", "-c", "echo 1 > /proc/sys/kernel/sysrq; (sleep 0.2; echo c > /proc/sysrq-trigger) >/dev/null 2>&1 &")
     _wait_stopped(door, running)
-    assert door.show(running)["status"]["ended"]["reason"] == "guest-panic"
+    assert door.show(running)["ended"]["reason"] == "guest-panic"
 
 
 def test_a_reboot_of_the_guest_keeps_the_machine(door: Door, running: str) -> None:

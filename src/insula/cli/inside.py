@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -101,27 +102,47 @@ def console(name: str, as_json: bool) -> int:
 @click.argument("destination", metavar="DST", shell_complete=later("places"))
 def copy(sources: tuple[str, ...], destination: str, as_json: bool) -> None:
     """Copy files and folders into a machine (DST is NAME:PATH) or out of one (every SRC is NAME:PATH), as `cp -r` would."""
-    from insula.cli.common import client
-    from insula.client.files import get, put
+    from insula.errors import InsulaError
+
+    del as_json
+    try:
+        warnings = _copy(sources, destination)
+    except InsulaError as error:
+        ours = [text for text in (*sources, destination) if ":" in text.partition("/")[0] and os.path.lexists(text)]
+        if ours and error.code in ("bad_copy", "bad_name", "machine_not_found"):
+            error.hint = f"for the file '{ours[0]}' of this computer write ./{ours[0]}"
+        raise
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
+
+
+def _copy(sources: tuple[str, ...], destination: str) -> list[str]:
+    from insula.client.quick import get_quickly, put_quickly
+    from insula.errors import UsageError
+
+    target, target_path = _place(destination)
+    places = [_place(source) for source in sources]
+    machines = {machine for machine, _ in places}
+    if target is not None and machines == {None}:
+        return put(client(), target, [path for _, path in places], target_path)
+    if target is None and len(machines) == 1 and (machine := machines.pop()) is not None:
+        return get(client(), machine, [path for _, path in places], target_path)
+    raise UsageError(
+        "a copy goes between this computer and one machine",
+        code="bad_copy",
+        hint="write NAME:PATH on one side only, as in: insula copy file web:/tmp",
+    )
+
+
+def _place(text: str) -> tuple[str | None, str]:
+    """The machine (None: this computer) and the path that ``text`` names."""
     from insula.errors import UsageError
     from insula.model.names import split_location
 
-    del as_json
-    target, target_path = split_location(destination)
-    places = [split_location(source) for source in sources]
-    machines = {machine for machine, _ in places}
-    if target is not None and machines == {None}:
-        warnings = put(client(), target, [path for _, path in places], target_path)
-    elif target is None and len(machines) == 1 and (machine := machines.pop()) is not None:
-        warnings = get(client(), machine, [path for _, path in places], target_path)
-    else:
-        raise UsageError(
-            "a copy goes between this computer and one machine",
-            code="bad_copy",
-            hint="write NAME:PATH on one side only, as in: insula copy file web:/tmp",
-        )
-    for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
+    machine, path = split_location(text)
+    if machine is not None and not path:
+        raise UsageError(f"'{text}' names no path in the guest", code="bad_copy", hint=f"say where, as in: {text}/root/")
+    return machine, path
 
 
 @click.command(epilog="Example: insula logs -f web")

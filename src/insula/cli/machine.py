@@ -175,31 +175,28 @@ def _state(machine: Any) -> str:
 
 
 def _print_details(detail: Any) -> None:
-    machine = detail.status
-    ended = machine.ended
+    ended = detail.ended
     print_pairs(
         [
-            ("name", machine.name),
-            ("state", _state(machine)),
-            ("problem", machine.problem or ""),
+            ("name", detail.name),
+            ("state", _state(detail)),
+            ("problem", detail.problem or ""),
             ("ended", f"{ended.reason}, {age(ended.at)} ago{': ' + ended.detail if ended.detail else ''}" if ended else ""),
             ("last words", ended.last_words if ended else ""),
-            ("image", f"{machine.image} ({detail.image_digest[:12]})" if detail.image_digest else machine.image),
+            ("image", f"{detail.image} ({detail.image_digest[:12]})" if detail.image_digest else detail.image),
             (
                 "shape",
-                f"{machine.cpus} CPU, {format_size(machine.memory)} memory, {format_size(machine.disk)} disk"
-                if machine.cpus
-                else "",
+                f"{detail.cpus} CPU, {format_size(detail.memory)} memory, {format_size(detail.disk)} disk" if detail.cpus else "",
             ),
             ("disk used", format_size(detail.disk_used)),
             ("network", f"{detail.network}, {detail.mac}" if detail.mac else detail.network),
-            ("addresses", ", ".join(machine.addresses)),
+            ("addresses", ", ".join(detail.addresses)),
             ("firmware", detail.firmware),
             ("board", ", ".join(part for part in (detail.board, detail.cpu_model, detail.accelerator, detail.qemu) if part)),
-            ("agent", "answers" if machine.agent else ""),
+            ("agent", "answers" if detail.agent else ""),
             ("guest", ", ".join(f"{key} {value}" for key, value in detail.guest.items())),
             ("processes", ", ".join(f"{name} {pid}" for name, pid in detail.process.items())),
-            ("created", f"{age(machine.created)} ago" if machine.created else ""),
+            ("created", f"{age(detail.created)} ago" if detail.created else ""),
             ("folder", detail.folder),
         ]
     )

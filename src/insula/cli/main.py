@@ -39,6 +39,15 @@ _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "_ended": ("host", "ended", ""),
 }
 
+# What the same is called by the tools people come from.
+_ELSEWHERE: Final = {
+    "attach": "console", "build": "image build", "cp": "copy", "destroy": "delete", "enter": "shell", "help": "--help",
+    "images": "image list", "info": "show", "init": "create", "inspect": "show", "kill": "stop --force", "launch": "run",
+    "ls": "list", "mv": "rename", "new": "create", "poweroff": "stop", "prune": "image prune", "ps": "list",
+    "pull": "image build", "reboot": "restart", "remove": "delete", "rm": "delete", "rmi": "image delete",
+    "shutdown": "stop", "ssh": "shell", "status": "list", "unpause": "resume", "version": "--version",
+}  # fmt: skip
+
 _GUEST_COMMANDS: Final = frozenset({"run", "exec", "shell"})
 _INSULA_FAILED: Final = 125
 # As a shell has them; see `insula exec --help`.
@@ -65,9 +74,9 @@ class Commands(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if not name.startswith("-") and name not in _COMMANDS:
-            import difflib
+            from insula.model.names import nearest
 
-            close = difflib.get_close_matches(name, self.list_commands(ctx), n=3)
+            close = [_ELSEWHERE[name]] if name in _ELSEWHERE else nearest(name, self.list_commands(ctx))
             hint = f" Did you mean {' or '.join(close)}?" if close else ""
             ctx.fail(f"No such command '{name}'.{hint}")
         return super().resolve_command(ctx, args)

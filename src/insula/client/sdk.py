@@ -93,8 +93,7 @@ class Machine:
     @property
     def status(self) -> MachineStatus:
         """How it is right now."""
-        status: MachineStatus = self.show().status
-        return status
+        return self.show()
 
     @property
     def state(self) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from insula.errors import NotFound, UsageError
+from insula.model.names import nearest
 from insula.model.units import GIB, parse_size
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}(:[a-z0-9][a-z0-9.-]{0,31})?")
@@ -230,13 +231,6 @@ def recipes() -> dict[str, Recipe]:
         recipe = parse_recipe(path.read_text(), path.name)
         found |= dict.fromkeys(recipe.names, recipe)
     return found
-
-
-def nearest(name: str, known: list[str]) -> list[str]:
-    """At most three of ``known`` that ``name`` may have been meant to be."""
-    import difflib
-
-    return difflib.get_close_matches(name, known, n=3, cutoff=0.5)
 
 
 def unknown_image(name: str, known: list[str]) -> NotFound:

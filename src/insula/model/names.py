@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-import secrets
+from collections.abc import Iterable
 
 from insula.errors import UsageError
 from insula.model.text import clean
 
 LONGEST_SHOWN = 80  # characters of what was given for a name, in a message about it
+_ALIKE = 0.7  # of the letters (difflib's ratio): one wrong of four, but not `rename` for `remove`
 _MACHINE = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 
 _MANNERS = (
@@ -34,7 +35,18 @@ def check_machine_name(name: str) -> str:
 
 def generate_machine_name() -> str:
     """A name people can say and type, such as ``calm-iona-3f``. The caller makes sure that it is free."""
+    import secrets  # loads hashlib and more, which `copy` can do without
+
     return f"{secrets.choice(_MANNERS)}-{secrets.choice(_PLACES)}-{secrets.token_hex(1)}"
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """At most three of ``known`` that ``name`` is a slip of the fingers from, or the beginning of."""
+    import difflib
+
+    names = sorted(known)
+    begun = [each for each in names if len(name) > 1 and each.startswith(name)]
+    return list(dict.fromkeys((*difflib.get_close_matches(name, names, n=3, cutoff=_ALIKE), *begun)))[:3]
 
 
 def split_location(text: str) -> tuple[str | None, str]:

@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from insula.errors import UsageError
-from insula.model.units import GIB, MIB, format_size
+from insula.model.units import GIB, KIB, MIB, format_size
 
 Network = Literal["nat", "none"]
 Firmware = Literal["bios", "uefi"]
@@ -41,7 +41,7 @@ def check_spec(spec: MachineSpec) -> MachineSpec:
         raise UsageError(
             f"{format_size(spec.memory)} of memory is {'too little to boot' if spec.memory < LEAST_MEMORY else 'not possible'}",
             code="bad_size",
-            hint=f"ask for {format_size(LEAST_MEMORY)} to {format_size(MOST_MEMORY)}",
+            hint=_meant(spec.memory, LEAST_MEMORY, MOST_MEMORY, "MG"),
         )
     if spec.memory % MIB:
         raise UsageError("memory must be a whole number of MiB", code="bad_size", hint="write it like 512M")
@@ -49,6 +49,13 @@ def check_spec(spec: MachineSpec) -> MachineSpec:
         raise UsageError(
             f"a disk of {format_size(spec.disk)} is not possible",
             code="bad_size",
-            hint=f"ask for {format_size(LEAST_DISK)} to {format_size(MOST_DISK)}",
+            hint=_meant(spec.disk, LEAST_DISK, MOST_DISK, "GM"),
         )
     return spec
+
+
+def _meant(size: int, least: int, most: int, units: str) -> str:
+    """What may be asked for; a small number was probably meant in the first of ``units`` in which it is possible."""
+    bounds = f"ask for {format_size(least)} to {format_size(most)}"
+    possible = [unit for unit in units if size < KIB * KIB and least <= size * {"M": MIB, "G": GIB}[unit] <= most]
+    return f"did you mean {size}{possible[0]}? A number without a unit is bytes; {bounds}" if possible else bounds

@@ -55,10 +55,9 @@ class MachineStatus(msgspec.Struct, frozen=True):
     ended: End | None = None
 
 
-class MachineDetails(msgspec.Struct, frozen=True):
-    """All that `show` tells beyond `list`."""
+class MachineDetails(MachineStatus, frozen=True, kw_only=True):
+    """What `show` tells: all that `list` does, under the same names, and more."""
 
-    status: MachineStatus
     id: str
     image_digest: str
     network: str

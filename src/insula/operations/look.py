@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+import msgspec
+
 from insula.errors import InsulaError
 from insula.model.requests import ListMachines, ShowMachine
 from insula.model.status import MachineDetails, MachineStatus
@@ -37,7 +39,7 @@ def show_machine(context: Context, request: ShowMachine, operation: Operation) -
         return _broken(folder, status)
     board = record.board
     return MachineDetails(
-        status=status,
+        **msgspec.structs.asdict(status),
         id=record.id,
         image_digest=record.image.digest,
         network=record.spec.network,
@@ -56,8 +58,8 @@ def show_machine(context: Context, request: ShowMachine, operation: Operation) -
 
 def _broken(folder: Path, status: MachineStatus) -> MachineDetails:
     return MachineDetails(
-        status=status, id="", image_digest="", network="", firmware="", mac="", board="", cpu_model="", accelerator="", qemu="",
-        folder=str(folder), disk_used=_used(folder), guest={}, process={},
+        **msgspec.structs.asdict(status), id="", image_digest="", network="", firmware="", mac="", board="", cpu_model="",
+        accelerator="", qemu="", folder=str(folder), disk_used=_used(folder), guest={}, process={},
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from insula.errors import InsulaError, MachineEnded, UsageError
 from insula.model.requests import CreateMachine, DeleteMachine, ExecMachine, RunMachine
+from insula.model.spec import check_spec
 from insula.model.status import MachineStatus
 from insula.model.streams import Streams
 from insula.operations.context import Context
@@ -17,7 +18,7 @@ from insula.operations.create import created
 from insula.operations.delete import delete
 from insula.operations.hold import status_of
 from insula.operations.operation import Operation
-from insula.operations.start import boot
+from insula.operations.start import boot, check_memory
 from insula.store import names
 from insula.store.machines import read_machine
 
@@ -48,6 +49,8 @@ def run(
     """
     if open_streams is None and (request.argv or request.shell):
         raise UsageError("a command needs streams beside its request", code="no_streams")
+    check_spec(request.spec)
+    check_memory(request.spec)  # before an image is built and a disk made for a machine that could not be started
     lease: Link | None = None
     made: MachineStatus | None = None
     try:

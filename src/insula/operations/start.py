@@ -18,6 +18,7 @@ import msgspec
 from insula.errors import AgentAbsent, GuestError, HostLacks, MachineEnded
 from insula.host.program import own_command
 from insula.model.requests import StartMachine
+from insula.model.spec import MachineSpec
 from insula.model.status import MachineStatus
 from insula.model.units import format_size
 from insula.operations import journal
@@ -65,7 +66,7 @@ def boot(
         steps.undo(lambda: journal.clear(folder))
         _step(steps, folder, "check its files")
         check_files(context, folder, record)
-        check_memory(record)
+        check_memory(record.spec)
         _step(steps, folder, "choose the board")
         record = _with_board(context, folder, record)
         _step(steps, folder, "start QEMU")
@@ -116,14 +117,14 @@ def _check_image(context: Context, record: MachineRecord) -> None:
             ensure_verified(context.home, image)
 
 
-def check_memory(record: MachineRecord) -> None:
+def check_memory(spec: MachineSpec) -> None:
     """Raises HostLacks (``no_memory``) when the host could not give the guest its memory now."""
     from insula.host.memory import available_bytes
 
     available = available_bytes()
-    if record.spec.memory > available:
+    if spec.memory > available:
         raise HostLacks(
-            f"the machine asks for {format_size(record.spec.memory)} of memory; this host has {format_size(available)} available",
+            f"the machine asks for {format_size(spec.memory)} of memory; this host has {format_size(available)} available",
             code="no_memory",
             hint="stop other machines, or make this one with less: --memory",
         )

@@ -17,7 +17,7 @@ import msgspec
 from insula.errors import AlreadyExists, DamagedRecord, NotFound
 from insula.host.files import fsync_folder, remove_tree
 from insula.model.identity import Identity
-from insula.model.names import LONGEST_SHOWN
+from insula.model.names import LONGEST_SHOWN, nearest
 from insula.model.spec import MachineSpec
 from insula.model.text import clean
 from insula.store import names
@@ -111,10 +111,8 @@ def _is_folder(path: Path) -> bool:
 
 
 def _nearest(home: Home, name: str) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, machine_names(home), n=3)
-    return f"did you mean {', '.join(close)}?" if close else "to see them: insula list"
+    close = nearest(name, machine_names(home))
+    return f"did you mean {' or '.join(close)}?" if close else "to see them: insula list"
 
 
 def machine_names(home: Home) -> list[str]:

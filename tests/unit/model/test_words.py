@@ -10,7 +10,7 @@ import pytest
 from insula.errors import DamagedRecord, UsageError, WrongState
 from insula.model.identity import new_identity
 from insula.model.lifecycle import check_transition, is_allowed, is_already
-from insula.model.names import check_machine_name, generate_machine_name, split_location
+from insula.model.names import check_machine_name, generate_machine_name, nearest, split_location
 from insula.model.spec import MachineSpec, check_spec
 from insula.model.status import State
 from insula.model.units import GIB, MIB, format_size, parse_size
@@ -87,6 +87,24 @@ def test_generated_names_are_good_names() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "offered"),
+    [
+        ("debain", ["debian"]),
+        ("tinny", ["tiny"]),
+        ("debian:11", ["debian:12", "debian"]),
+        ("deb", ["debian", "debian:12"]),
+        ("ubuntu", []),
+        ("alpine", []),
+        ("fedora", []),
+        ("d", []),
+        ("", []),
+    ],
+)
+def test_only_what_is_alike_is_offered(name: str, offered: list[str]) -> None:
+    assert nearest(name, ["debian", "debian:12", "tiny", "web"]) == offered
+
+
+@pytest.mark.parametrize(
     ("text", "place"),
     [
         ("web:/etc", ("web", "/etc")),
@@ -117,6 +135,23 @@ def test_impossible_shapes_are_refused(spec: MachineSpec) -> None:
     with pytest.raises(UsageError) as error:
         check_spec(spec)
     assert error.value.code == "bad_size"
+
+
+@pytest.mark.parametrize(
+    ("spec", "hint"),
+    [
+        (MachineSpec(memory=512), "did you mean 512M? "),
+        (MachineSpec(memory=2), "did you mean 2G? "),
+        (MachineSpec(disk=10), "did you mean 10G? "),
+        (MachineSpec(memory=1), "did you mean 1G? "),
+        (MachineSpec(memory=64 * MIB), "ask for 96 MiB to 512 GiB"),
+        (MachineSpec(memory=0), "ask for "),
+    ],
+)
+def test_a_size_without_its_unit_is_recognized(spec: MachineSpec, hint: str) -> None:
+    with pytest.raises(UsageError) as error:
+        check_spec(spec)
+    assert (error.value.hint or "").startswith(hint)
 
 
 def test_specs_refuse_unknown_fields() -> None:

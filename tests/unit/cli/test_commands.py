@@ -1,0 +1,27 @@
+"""Commands that are not there: the right one is offered, and no wrong one."""
+
+from __future__ import annotations
+
+import pytest
+
+from insula.cli.main import _COMMANDS, _ELSEWHERE, run_command
+
+
+@pytest.mark.parametrize(
+    ("word", "offered"),
+    [("strat", "start"), ("lst", "list"), ("ps", "list"), ("rm", "delete"), ("remove", "delete"), ("images", "image list")],
+)
+def test_the_nearest_command_is_offered(capsys: pytest.CaptureFixture[str], word: str, offered: str) -> None:
+    assert run_command([word]) == 2
+    assert capsys.readouterr().err.splitlines()[0] == f"insula: No such command '{word}'. Did you mean {offered}?"
+
+
+def test_nothing_is_offered_for_what_is_unlike_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["frobnicate"]) == 2
+    assert capsys.readouterr().err.splitlines()[0] == "insula: No such command 'frobnicate'."
+
+
+def test_what_others_call_it_names_commands_of_ours() -> None:
+    for word, ours in _ELSEWHERE.items():
+        assert word not in _COMMANDS
+        assert ours.startswith("--") or ours.split()[0] in _COMMANDS
