@@ -1,12 +1,15 @@
 /* The porter stands outside the jail and only waits, so that somebody is told when the machine has ended:
  *
- *     insula-keeper porter [--ready-fd N] [--patience SECONDS] [--ended-argc K WORD…] -- JAIL-COMMAND…
+ *     insula-keeper porter [--ready-fd N] [--patience SECONDS] [--show FILE PLACE] [--ended-argc K WORD…] -- JAIL-COMMAND…
  *
  * It leaves its caller at once (the process that was started exits with 0) and starts JAIL-COMMAND with all the descriptors it
  * was given itself. Number N is the caller's pipe for the porter; for JAIL-COMMAND the same number is the porter's own pipe, on
  * which the inner half says `ready` or `failed: …`. One such line is passed to the caller; if there is none because
  * JAIL-COMMAND failed, the line holds what that said on standard error. When nothing comes within SECONDS (90), the caller
  * is told so. Whoever said neither is killed, with all that came from it.
+ *
+ * --show (root only) makes FILE appear at PLACE, an existing file, for JAIL-COMMAND alone: in a mount namespace of its own. So a
+ * jail whose user may not walk to FILE can be shown it, as long as that user may read FILE itself.
  *
  * When the inner half is pid 1 of a pid namespace, the process that made the namespace (bwrap's own) is of no more use and is
  * killed; the inner half then becomes a child of the porter, who is subreaper. When no child is left the K words are executed.
@@ -17,10 +20,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -31,6 +36,7 @@ enum { PATIENCE = 90 }; /* seconds */
 struct porter {
     int ready_fd;
     double patience;
+    const char *shown, *place; /* NULL: nothing is shown */
     char **ended; /* NULL-terminated copy, or NULL */
     char **command;
 };
@@ -67,6 +73,10 @@ static bool parse(struct porter *porter, int argc, char **argv)
             if (!(porter->patience > 0 && porter->patience < 86400))
                 return false;
             at += 2;
+        } else if (strcmp(argv[at], "--show") == 0 && at + 2 < argc) {
+            porter->shown = argv[at + 1];
+            porter->place = argv[at + 2];
+            at += 3;
         } else if (strcmp(argv[at], "--ended-argc") == 0) {
             if (porter->ended || !take_ended(porter, argv[at + 1], argc - at - 2, argv + at + 2))
                 return false;
@@ -92,6 +102,15 @@ static void be_silent(void)
         close(nowhere);
 }
 
+/* Nothing of it is seen outside this process and what comes from it, and it ends with them. */
+static bool show(const struct porter *porter)
+{
+    if (!porter->shown)
+        return true;
+    return unshare(CLONE_NEWNS) == 0 && mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0
+        && mount(porter->shown, porter->place, NULL, MS_BIND, NULL) == 0;
+}
+
 static void become_jail(const struct porter *porter, int ready, int words)
 {
     sigset_t none;
@@ -100,6 +119,10 @@ static void become_jail(const struct porter *porter, int ready, int words)
     dup2(words, 2);
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
+    if (!show(porter)) {
+        dprintf(2, "cannot show %s at %s: %s\n", porter->shown, porter->place, strerror(errno));
+        _exit(126);
+    }
     execvp(porter->command[0], porter->command);
     dprintf(2, "cannot start %s: %s\n", porter->command[0], strerror(errno));
     _exit(127);
@@ -269,7 +292,7 @@ int porter_main(int argc, char **argv)
     struct porter porter = { .ready_fd = -1, .patience = PATIENCE };
     sigset_t all;
     if (!parse(&porter, argc, argv)) {
-        dprintf(2, "usage: insula-keeper porter [--ready-fd N] [--patience SECONDS] [--ended-argc K WORD…] -- JAIL-COMMAND…\n");
+        dprintf(2, "usage: insula-keeper porter [--ready-fd N] [--patience SECONDS] [--show FILE PLACE] [--ended-argc K WORD…] -- JAIL-COMMAND…\n");
         return 2;
     }
     pid_t pid = fork();

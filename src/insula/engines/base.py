@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from insula.store import names
 from insula.store.machines import BoardRecord
 
 
@@ -58,11 +60,22 @@ class DirectBoot:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """A state to go on from: ``state`` as `Engine.save` wrote it, and the file that is mapped as the guest's memory, whose
+    pages begin at ``offset`` (``memory`` None: the state holds them too)."""
+
+    state: Path
+    memory: Path | None = None
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class LaunchPlan:
     """All an engine needs to start one machine. Paths are absolute; ``memory`` is in bytes, a whole number of MiB.
 
-    ``folder`` is the machine's own folder (its run folder is made in it); ``uuid`` and ``generation`` are UUIDs as text;
-    ``on_end`` is the command that is run, outside the jail, once the machine has ended.
+    ``folder`` is the machine's own folder (its run folder, called ``run``, is made in it); ``uuid`` and ``generation`` are UUIDs
+    as text; ``on_end`` is the command that is run, outside the jail, once the machine has ended. With ``load`` the machine does
+    not boot but goes on, once it is told to resume.
     """
 
     name: str
@@ -76,6 +89,52 @@ class LaunchPlan:
     disks: tuple[DiskPlan, ...] = ()
     nics: tuple[NicPlan, ...] = ()
     on_end: tuple[str, ...] = ()
+    load: LoadPlan | None = None
+    run: str = names.RUN
+
+    @property
+    def run_folder(self) -> Path:
+        return self.folder / self.run
+
+
+@dataclass(frozen=True, slots=True)
+class NewHead:
+    """An empty overlay that takes the place of a disk's head. ``disk`` is its node (``disk0``…), ``depth`` how many layers are
+    below it then, the former head being the last of them."""
+
+    disk: str
+    depth: int
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class SaveOrder:
+    """A machine's state is to be written to ``memory`` and ``state``, two files that do not exist yet, and at the same instant
+    its disks are to go on in ``heads``.
+
+    ``machine`` is the versioned machine type, ``size`` the guest's memory in bytes; ``layers`` are the former heads' files, by
+    disk, under the names they keep. ``at_instant`` is called while the guest stands still; then it goes on if ``go_on``, unless
+    it was paused before.
+    """
+
+    memory: Path
+    state: Path
+    machine: str
+    size: int
+    heads: tuple[NewHead, ...]
+    layers: Mapping[str, Path]
+    at_instant: Callable[[], None]
+    go_on: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What `Engine.save` did: the ``method``, where the pages begin in the memory file (None: they are in the state), and
+    how long the guest stood still, in seconds."""
+
+    method: Literal["mapped-ram", "stream"]
+    offset: int | None
+    pause: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +145,7 @@ class Features:
     uefi: bool
     pause: bool
     power_button: bool
+    save: bool
     nat: bool
     most_disks: int
     most_nics: int
@@ -128,4 +188,20 @@ class Engine(Protocol):
 
     def power_button(self, run: Path) -> None:
         """Press the power button (ACPI); returns at once, and what the guest does about it is its own affair."""
+        ...
+
+    def save(self, run: Path, order: SaveOrder) -> Saved:
+        """Write the machine's state, all of one instant. The files are complete but not yet on the disk for sure.
+
+        After a failure the disks are where they were and a guest that ran runs on; the files are worth nothing. After
+        MachineEnded, or when the engine does not answer (``monitor_timeout``), nobody knows about the disks: see `switch_heads`.
+        """
+        ...
+
+    def switch_heads(self, run: Path, heads: tuple[NewHead, ...]) -> None:
+        """Let the disks go on in ``heads``, unless they do already."""
+        ...
+
+    def set_links(self, run: Path, up: bool) -> None:
+        """Plug or unplug the cables of all network cards."""
         ...

@@ -19,11 +19,14 @@ _DESCRIPTORS: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class Jail:
-    """``uid``: the host id inside (None: the caller's). ``contents``: descriptors whose content appears as read-only files."""
+    """``uid``: the host id inside (None: the caller's), ``groups``: further ones. ``contents``: descriptors whose content appears
+    as read-only files; ``shown``: files of the host and where they can be read inside."""
 
     root: Path
     uid: int | None = None
+    groups: tuple[int, ...] = ()
     contents: tuple[tuple[int, str], ...] = ()
+    shown: tuple[tuple[Path, str], ...] = ()
 
 
 def jail_argv(jail: Jail, command: Sequence[str]) -> list[str]:
@@ -31,13 +34,14 @@ def jail_argv(jail: Jail, command: Sequence[str]) -> list[str]:
 
     Open descriptors that are not marked close-on-exec go along.
     """
-    return [*_identity(jail.uid), *_limits(jail.uid), *_namespaces(jail), "--", *command]
+    return [*_identity(jail.uid, jail.groups), *_limits(jail.uid), *_namespaces(jail), "--", *command]
 
 
-def _identity(uid: int | None) -> list[str]:
+def _identity(uid: int | None, groups: Sequence[int]) -> list[str]:
     words = ["setpriv", "--no-new-privs", "--inh-caps=-all"]
     if uid is not None:
-        words += [f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--bounding-set=-all"]
+        membership = f"--groups={','.join(map(str, groups))}" if groups else "--clear-groups"
+        words += [f"--reuid={uid}", f"--regid={uid}", membership, "--bounding-set=-all"]
     return [*words, "--"]
 
 
@@ -56,5 +60,7 @@ def _namespaces(jail: Jail) -> list[str]:
     words += ["--ro-bind", str(jail.root), "/", "--dev-bind", "/dev/null", "/dev/null"]
     for descriptor, path in jail.contents:
         words += ["--ro-bind-data", str(descriptor), path]
+    for source, path in jail.shown:
+        words += ["--ro-bind", str(source), path]
     # No --die-with-parent: the machine outlives the command that started it. Process 1 is our command, and the jail ends with it.
     return [*words, "--as-pid-1"]

@@ -25,8 +25,8 @@ from insula.host.process import run
 from insula.store import names
 
 KEEPER_INSIDE: Final = "/usr/bin/insula-keeper"
-_LAYOUT: Final = "1"
-_EMPTY_FILES: Final = ("dev/null", "boot/kernel", "boot/initrd")
+_LAYOUT: Final = "2"
+_EMPTY_FILES: Final = ("dev/null", "boot/kernel", "boot/initrd", "boot/memory")
 _ELF: Final = b"\x7fELF"
 _LDD_LINE: Final = re.compile(r"^\s+(?:\S+ => )?(/\S+) \(0x[0-9a-f]+\)$", re.MULTILINE)
 

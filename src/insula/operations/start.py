@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from insula.errors import AgentAbsent, GuestError, HostLacks, MachineEnded
+from insula.errors import GuestError, HostLacks, MachineEnded
 from insula.host.program import own_command
 from insula.model.requests import StartMachine
 from insula.model.spec import MachineSpec
@@ -23,9 +23,9 @@ from insula.model.status import MachineStatus
 from insula.model.units import format_size
 from insula.operations import journal
 from insula.operations.context import Context
+from insula.operations.failed_boot import Printed, explain
 from insula.operations.hold import hold_machine, status_of
 from insula.operations.identify import identify, wait_hook
-from insula.operations.observe import read_exit
 from insula.operations.operation import Operation, Steps
 from insula.operations.settle import settle_locked
 from insula.operations.stop import pull_plug
@@ -34,7 +34,7 @@ from insula.store.events import append_event
 from insula.store.machines import MachineRecord, write_machine
 
 if TYPE_CHECKING:
-    from insula.engines.base import DirectBoot, DiskBoot, LaunchPlan
+    from insula.engines.base import DirectBoot, DiskBoot, LaunchPlan, LoadPlan
 
 
 def start(context: Context, request: StartMachine, operation: Operation) -> MachineStatus:
@@ -70,6 +70,7 @@ def boot(
         _step(steps, folder, "choose the board")
         record = _with_board(context, folder, record)
         _step(steps, folder, "start QEMU")
+        printed = Printed(folder)
         steps.undo(lambda: _end(context, folder))  # before, not after: Ctrl-C may come between the two
         context.engine.launch(launch_plan(folder, record))
         append_event(folder, "started")
@@ -77,7 +78,7 @@ def boot(
             launched()
         if record.boot.agent and timeout > 0:
             _step(steps, folder, "wait until the guest answers")
-            _wait_ready(folder, record, timeout)
+            _wait_ready(folder, record, timeout, printed)
     journal.clear(folder)
 
 
@@ -139,7 +140,7 @@ def _with_board(context: Context, folder: Path, record: MachineRecord) -> Machin
     return record
 
 
-def launch_plan(folder: Path, record: MachineRecord) -> LaunchPlan:
+def launch_plan(folder: Path, record: MachineRecord, load: LoadPlan | None = None, run: str = names.RUN) -> LaunchPlan:
     """The engine's view of a machine: pure, but for the absolute paths it makes."""
     from insula.engines.base import DiskPlan, LaunchPlan, LayerFile, NicPlan
 
@@ -165,6 +166,8 @@ def launch_plan(folder: Path, record: MachineRecord) -> LaunchPlan:
         ),
         nics=(NicPlan(record.identity.mac),) if record.spec.network == "nat" else (),
         on_end=_settle_command(folder.parent.parent, record.id),
+        load=load,
+        run=run,
     )
 
 
@@ -175,7 +178,7 @@ def _boot_plan(folder: Path, record: MachineRecord) -> DiskBoot | DirectBoot:
         assert record.boot.kernel is not None
         initrd = folder / record.boot.initrd if record.boot.initrd else None
         return DirectBoot(folder / record.boot.kernel, initrd, record.boot.cmdline)
-    variables = folder / names.FIRMWARE / names.VARIABLES if record.spec.firmware == "uefi" else None
+    variables = folder / record.variables if record.spec.firmware == "uefi" else None
     return DiskBoot(record.spec.firmware, variables)
 
 
@@ -184,34 +187,20 @@ def _settle_command(home: Path, machine_id: str) -> tuple[str, ...]:
     return own_command("_ended", str(home), machine_id)
 
 
-def _wait_ready(folder: Path, record: MachineRecord, timeout: float) -> None:
-    """Wait for the agent, then tell the guest who it is. Raises MachineEnded with the last words, AgentAbsent when late."""
+def _wait_ready(folder: Path, record: MachineRecord, timeout: float, printed: Printed | None = None) -> None:
+    """Wait for the agent, then tell the guest who it is.
+
+    Raises MachineEnded with the last words, AgentAbsent when late, GuestError (``guest_resets``) when it boots again and again.
+    """
     from insula.guest.keeper import wait_agent
     from insula.guest.link import open_link
 
+    printed = printed or Printed(folder)
     deadline = time.monotonic() + timeout
     try:
         with open_link(folder / names.RUN) as link:
             wait_agent(link, deadline - time.monotonic())
         identify(folder, record)
         wait_hook(folder, deadline - time.monotonic())
-    except MachineEnded as cause:
-        raise _ended(folder) from cause
-    except GuestError as cause:
-        if cause.code != "timeout":
-            raise
-        raise AgentAbsent(
-            f"{folder.name} did not answer within {timeout:g} s",
-            code="agent_timeout",
-            hint=f"see what it prints: insula logs {folder.name}; give it more time with --timeout",
-        ) from cause
-
-
-def _ended(folder: Path) -> MachineEnded:
-    end = read_exit(folder)
-    words = f": {end.last_words.strip().splitlines()[-1]}" if end.last_words.strip() else ""
-    return MachineEnded(
-        f"{folder.name} ended while starting ({end.reason}{': ' + end.detail if end.detail else ''}){words}",
-        code=end.reason.replace("-", "_"),
-        hint=f"see what the guest printed: insula logs {folder.name}",
-    )
+    except (MachineEnded, GuestError) as cause:
+        raise explain(folder, printed, cause, timeout) from cause

@@ -59,18 +59,23 @@ class DiskRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BoardRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What must stay the same for the guest's hardware to stay the same: set at the first start, then kept."""
+    """What must stay the same for the guest's hardware to stay the same: set at the first start, then kept.
+
+    ``balloon``: whether memory the guest gives back can return to the host; not so for a machine that is to be forked.
+    """
 
     machine: str
     cpu: str
     qemu: str
     accelerator: str
+    balloon: bool = True
 
 
 class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What Insula remembers of a machine. Its name is its folder's name and is not repeated here.
 
     ``sums``: what each immutable file of the machine (path relative to its folder) must be. Version 1 did not have it.
+    ``variables``: the file of its UEFI variables. ``parent``: the id of the snapshot its present state descends from.
     """
 
     version: int
@@ -86,6 +91,8 @@ class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ephemeral: bool = False
     board: BoardRecord | None = None
     sums: dict[str, FileSum] = {}
+    variables: str = f"{names.FIRMWARE}/{names.VARIABLES}"
+    parent: str | None = None
 
 
 def machine_folder(home: Home, name: str) -> Path:

@@ -8,6 +8,7 @@ The tree under ``$INSULA_HOME``::
     images/DIGEST/            an image: immutable once it has this name
     images/.building-TOKEN/   an image being made
     images/names.json         which names mean which digest
+    warm/KEY/                 an image just after boot: a machine folder that never runs, with one snapshot
     host/                     what was found out about this computer, and jail roots; may be deleted at any time
 """
 
@@ -50,6 +51,9 @@ LAYERS: Final = "layers"
 FIRMWARE: Final = "firmware"
 VARIABLES: Final = "vars.fd"
 RUN: Final = "run"
+RUN_NEXT: Final = "run.next"  # of a QEMU that is to take the place of the one in run/
+SNAPSHOTS: Final = "snapshots"
+SUSPENDED: Final = "suspended"
 
 ON_COPY: Final[dict[str, OnCopy]] = {
     RECORD: OnCopy.RESET,
@@ -66,7 +70,15 @@ ON_COPY: Final[dict[str, OnCopy]] = {
     LAYERS: OnCopy.LINK,
     FIRMWARE: OnCopy.COPY,
     RUN: OnCopy.SKIP,
+    RUN_NEXT: OnCopy.SKIP,
+    SNAPSHOTS: OnCopy.SKIP,
+    SUSPENDED: OnCopy.SKIP,
 }
+
+# -- a snapshot's folder ---------------------------------------------------------------------------------------------------
+SNAPSHOT_RECORD: Final = "snapshot.json"
+MEMORY: Final = "memory"
+STATE: Final = "state"
 
 # -- its run/ folder: exists while the machine runs, and holds nothing worth keeping ---------------------------------------
 KEEPER_SOCKET: Final = "keeper.sock"
@@ -101,11 +113,12 @@ class Home:
         self.machines = root / "machines"
         self.images = root / "images"
         self.host = root / "host"
+        self.warm = root / "warm"
 
     def prepare(self) -> None:
         """Make the folders. Raises HostLacks (``no_home``) when that cannot be."""
         try:
-            for folder in (self.root, self.machines, self.images, self.host):
+            for folder in (self.root, self.machines, self.images, self.host, self.warm):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as cause:
             raise HostLacks(

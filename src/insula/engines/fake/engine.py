@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from insula.engines.base import DirectBoot, DiskBoot, Features, LaunchPlan
+from insula.engines.base import DirectBoot, DiskBoot, Features, LaunchPlan, NewHead, Saved, SaveOrder
 from insula.errors import DamagedRecord, HostLacks, MachineEnded, UsageError
 from insula.host.files import remove_tree
 from insula.host.sockets import listen_unix
@@ -25,14 +25,19 @@ from insula.store.names import Home
 
 TEST_RUN: Final = "INSULA_TEST_RUN"
 
-FEATURES: Final = Features(direct_boot=True, uefi=True, pause=True, power_button=True, nat=True, most_disks=5, most_nics=4)
+FEATURES: Final = Features(
+    direct_boot=True, uefi=True, pause=True, power_button=True, save=True, nat=True, most_disks=5, most_nics=4
+)
 
 
 @dataclass
 class _Machine:
     plan: LaunchPlan
     listener: socket.socket
-    paused: bool = False
+    memory: bytes
+    paused: bool
+    heads: dict[str, Path]
+    links: bool = True
     button: int = 0
 
 
@@ -59,12 +64,15 @@ class FakeEngine:
         for path in _files(plan):
             if not path.exists():
                 raise DamagedRecord(f"{path} is missing")
-        run = plan.folder / names.RUN
+        run = plan.run_folder
         remove_tree(run)
         run.mkdir(mode=0o700)
         listener = listen_unix(run / names.KEEPER_SOCKET)
         listener.setblocking(False)
-        self._machines[run] = _Machine(plan, listener)
+        load = plan.load
+        memory = load.memory.read_bytes() if load is not None and load.memory is not None else plan.uuid.encode()
+        heads = {disk.name: disk.head.path for disk in plan.disks}
+        self._machines[run] = _Machine(plan, listener, memory, load is not None, heads)
         self._tell(run)
 
     def pause(self, run: Path) -> None:
@@ -88,6 +96,23 @@ class FakeEngine:
         (run / names.EXIT).write_text(json.dumps(record))
         machine.listener.close()
         del self._machines[run]
+
+    def save(self, run: Path, order: SaveOrder) -> Saved:
+        machine = self._running(run)
+        was_paused, machine.paused = machine.paused, True
+        order.memory.write_bytes(machine.memory)
+        order.state.write_text("fake")
+        order.at_instant()
+        machine.heads.update({head.disk: head.path for head in order.heads})
+        machine.paused = was_paused or not order.go_on
+        self._tell(run)
+        return Saved("mapped-ram", 0, 0.001)
+
+    def switch_heads(self, run: Path, heads: tuple[NewHead, ...]) -> None:
+        self._running(run).heads.update({head.disk: head.path for head in heads})
+
+    def set_links(self, run: Path, up: bool) -> None:
+        self._running(run).links = up
 
     def _running(self, run: Path) -> _Machine:
         machine = self._machines.get(run)

@@ -55,6 +55,7 @@ FIRMWARE_CODE: Final = "/usr/share/OVMF/OVMF_CODE_4M.fd"
 FIRMWARE_VARIABLES: Final = "/usr/share/OVMF/OVMF_VARS_4M.fd"
 JAIL_KERNEL: Final = "/boot/kernel"
 JAIL_INITRD: Final = "/boot/initrd"
+JAIL_MEMORY: Final = "/boot/memory"
 
 AGENT_PORT: Final = "org.insula.agent"
 
@@ -104,6 +105,7 @@ class Board:
     processors: Mapping[str, object]
     memory: Mapping[str, object]
     boot: tuple[tuple[str, str], ...]
+    loads: bool
     files: tuple[File, ...]
     nodes: tuple[Mapping[str, Any], ...]
     objects: tuple[Part, ...]
@@ -133,10 +135,11 @@ def build_board(plan: LaunchPlan) -> Board:
         processors=_processors(plan.cpus),
         memory=_memory(plan.memory),
         boot=_boot(plan.boot),
+        loads=plan.load is not None,
         files=tuple(files),
         nodes=tuple(nodes),
         objects=(
-            Part("memory-backend-ram", {"id": "m", "size": plan.memory}),
+            _backend(plan),
             Part("rng-builtin", {"id": "rng0"}),
             *(Part("throttle-group", {"id": _throttle(disk)}) for disk in plan.disks),
         ),
@@ -189,6 +192,17 @@ def _memory(size: int) -> Mapping[str, object]:
     least_room, most_room = _HOTPLUG_MEMORY
     most = -(-(size + min(max(3 * size, least_room), most_room)) // GIB) * GIB
     return {"size": f"{size // MIB}M", "slots": _HOTPLUG_SLOTS, "maxmem": f"{most // MIB}M"}
+
+
+def _backend(plan: LaunchPlan) -> Part:
+    """A booted machine's memory is its own; one that goes on from a file maps that, and what it writes is its own.
+
+    ``readonly`` and not ``rom``: QEMU can neither write the file nor punch holes into it, whatever the guest gives back.
+    """
+    if plan.load is None or plan.load.memory is None:
+        return Part("memory-backend-ram", {"id": "m", "size": plan.memory})
+    place: dict[str, object] = {"mem-path": JAIL_MEMORY, "offset": plan.load.offset}
+    return Part("memory-backend-file", {"id": "m", "size": plan.memory, **place, "share": False, "readonly": True, "rom": "off"})
 
 
 def _boot(boot: DiskBoot | DirectBoot) -> tuple[tuple[str, str], ...]:
@@ -249,13 +263,21 @@ def _devices(plan: LaunchPlan) -> tuple[Part, ...]:
         Part("virtserialport", {"id": "agent0", "bus": "serial0.0", "nr": 1, "chardev": "agent", "name": AGENT_PORT}),
         Part("isa-serial", {"id": "console0", "chardev": "console"}),
         Part("virtio-rng-pci", {"id": "random0", **_at(SLOT_RANDOM), "rng": "rng0"}),
-        Part("virtio-balloon-pci", {"id": "balloon0", **_at(SLOT_BALLOON), "free-page-reporting": True, "deflate-on-oom": True}),
+        *_balloon(plan),
         Part("pvpanic-pci", {"id": "panic0", "bus": "pcie.0", "addr": f"{SLOT_PANIC:#x}"}),
         Part("vmgenid", {"id": "generation0", "guid": plan.generation}),
     )
     disks = tuple(_disk(index, disk) for index, disk in enumerate(plan.disks))
     nics = tuple(_nic(index, nic) for index, nic in enumerate(plan.nics))
     return (*ports, *fixed, *disks, *nics)
+
+
+def _balloon(plan: LaunchPlan) -> tuple[Part, ...]:
+    if not plan.board.balloon:
+        return ()
+    return (
+        Part("virtio-balloon-pci", {"id": "balloon0", **_at(SLOT_BALLOON), "free-page-reporting": True, "deflate-on-oom": True}),
+    )
 
 
 def _at(slot: int) -> dict[str, object]:

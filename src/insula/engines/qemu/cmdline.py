@@ -55,6 +55,9 @@ def build_argv(board: Board, descriptors: Mapping[str, int], binary: str) -> lis
         add("-device", _part(part))
     for option, value in board.boot:
         add(option, value)
+    if board.loads:
+        add("-S")
+        add("-incoming", "defer")
     return words
 
 

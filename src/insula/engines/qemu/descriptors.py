@@ -49,9 +49,9 @@ class Descriptors:
         self.keeper[keeper] = theirs.detach()
 
 
-def open_for_keeper(descriptors: Descriptors, folder: Path) -> None:
+def open_for_keeper(descriptors: Descriptors, plan: LaunchPlan) -> None:
     """The keeper's socket, its records in the run folder, and the machine's logs."""
-    run = folder / names.RUN
+    folder, run = plan.folder, plan.run_folder
     descriptors.keeper["listen"] = listen_unix(run / names.KEEPER_SOCKET).detach()
     for name, path in (
         ("status", run / names.STATUS),
@@ -68,7 +68,7 @@ def open_for_keeper(descriptors: Descriptors, folder: Path) -> None:
 
 def open_for_qemu(descriptors: Descriptors, plan: LaunchPlan, board: Board) -> None:
     """Its monitors, the agent's and the console's connection, and every file on the board."""
-    run = plan.folder / names.RUN
+    run = plan.run_folder
     descriptors.qemu["mon-verbs"] = listen_unix(run / names.QMP_SOCKET).detach()
     descriptors.qemu["mon-readers"] = listen_unix(run / names.QMP_READ_SOCKET).detach()
     descriptors.pair("mon-keeper", "qmp")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from insula.engines.base import Features, LaunchPlan
+from insula.engines.base import Features, LaunchPlan, NewHead, Saved, SaveOrder
 from insula.store import names
 from insula.store.machines import BoardRecord
 from insula.store.names import Home
@@ -13,7 +13,9 @@ from insula.store.names import Home
 if TYPE_CHECKING:
     from insula.engines.qemu.probe import Notes
 
-FEATURES: Final = Features(direct_boot=True, uefi=True, pause=True, power_button=True, nat=True, most_disks=5, most_nics=4)
+FEATURES: Final = Features(
+    direct_boot=True, uefi=True, pause=True, power_button=True, save=True, nat=True, most_disks=5, most_nics=4
+)
 
 
 class QemuEngine:
@@ -57,3 +59,18 @@ class QemuEngine:
         from insula.engines.qemu import monitor
 
         monitor.power_button(run / names.QMP_SOCKET)
+
+    def save(self, run: Path, order: SaveOrder) -> Saved:
+        from insula.engines.qemu import migrate
+
+        return migrate.save(run / names.QMP_SOCKET, order)
+
+    def switch_heads(self, run: Path, heads: tuple[NewHead, ...]) -> None:
+        from insula.engines.qemu import migrate
+
+        migrate.switch_heads(run / names.QMP_SOCKET, heads)
+
+    def set_links(self, run: Path, up: bool) -> None:
+        from insula.engines.qemu import migrate
+
+        migrate.set_links(run / names.QMP_SOCKET, up)

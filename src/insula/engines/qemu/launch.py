@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Final
 
 from insula.engines.base import DiskBoot, LaunchPlan
-from insula.engines.qemu.board import FIRMWARE_CODE, FIRMWARE_VARIABLES, JAIL_INITRD, JAIL_KERNEL, build_board
+from insula.engines.qemu.board import FIRMWARE_CODE, FIRMWARE_VARIABLES, JAIL_INITRD, JAIL_KERNEL, JAIL_MEMORY, build_board
 from insula.engines.qemu.cmdline import build_argv
 from insula.engines.qemu.descriptors import Descriptors, open_for_keeper, open_for_qemu
+from insula.engines.qemu.migrate import load
 from insula.engines.qemu.probe import Build, root_plan
 from insula.errors import ChildFailed, DamagedRecord, HostLacks, InsulaError, MachineEnded
 from insula.host.files import explain_os_error, remove_tree, write_atomic
@@ -51,18 +52,33 @@ def launch(plan: LaunchPlan, build: Build) -> None:
     root = jail_root(root_plan(build, keeper))
     ids = jail_ids(plan.uuid)
     board = build_board(plan)
-    with _run_folder(plan.folder), Descriptors() as descriptors, ExitStack() as watch, ExitStack() as undo:
-        with _file_errors(plan.folder):
-            open_for_keeper(descriptors, plan.folder)
+    with _run_folder(plan.run_folder), Descriptors() as descriptors, ExitStack() as watch, ExitStack() as undo:
+        with _file_errors(plan.run_folder):
+            open_for_keeper(descriptors, plan)
             open_for_qemu(descriptors, plan, board)
         helpers = _networks(plan, descriptors, ids.network, watch)
         contents = tuple((number, _INSIDE[place]) for place, number in descriptors.contents.items())
-        jail = Jail(root, ids.machine, contents)
+        jail, shown = _jail(plan, root, ids.machine, contents)
         undo.callback(_end, plan)
         undo.callback(descriptors.close)  # before it: while we hold the listening socket ourselves, connecting proves nothing
-        _start(plan, jail, keeper, build_argv(board, descriptors.qemu, str(build.binary)), descriptors)
+        _start(plan, jail, [str(keeper), "porter", *shown], build_argv(board, descriptors.qemu, str(build.binary)), descriptors)
         _check_helpers(helpers, ids.network)
+        if plan.load is not None:
+            load(plan.run_folder / names.QMP_SOCKET, plan.load.state)
         undo.pop_all()
+
+
+def _jail(plan: LaunchPlan, root: Path, uid: int | None, contents: tuple[tuple[int, str], ...]) -> tuple[Jail, list[str]]:
+    """The jail, and what the porter must do so that it can be shown a memory file.
+
+    With a user of its own the jail cannot walk to the file: the porter shows it, and the file's group lets it be read.
+    """
+    memory = plan.load.memory if plan.load is not None else None
+    if memory is None:
+        return Jail(root, uid, contents=contents), []
+    if uid is None:
+        return Jail(root, uid, contents=contents, shown=((memory, JAIL_MEMORY),)), []
+    return Jail(root, uid, (memory.stat().st_gid,), contents), ["--show", str(memory), f"{root}{JAIL_MEMORY}"]
 
 
 def _prepare_firmware(plan: LaunchPlan) -> None:
@@ -77,9 +93,8 @@ def _prepare_firmware(plan: LaunchPlan) -> None:
 
 
 @contextlib.contextmanager
-def _run_folder(folder: Path) -> Iterator[None]:
+def _run_folder(run_folder: Path) -> Iterator[None]:
     """A fresh run folder, gone again when the start fails."""
-    run_folder = folder / names.RUN
     remove_tree(run_folder)
     run_folder.mkdir(mode=0o700)
     try:
@@ -90,13 +105,13 @@ def _run_folder(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _file_errors(folder: Path) -> Iterator[None]:
+def _file_errors(run_folder: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as cause:
         raise DamagedRecord(f"{cause.filename} is missing", hint="somebody removed a disk or kernel by hand") from cause
     except OSError as cause:
-        raise explain_os_error(cause, folder / names.RUN) from cause
+        raise explain_os_error(cause, run_folder) from cause
 
 
 def _networks(plan: LaunchPlan, descriptors: Descriptors, uid: int | None, watch: ExitStack) -> list[socket.socket]:
@@ -125,12 +140,13 @@ def _end(plan: LaunchPlan) -> None:
     from insula.guest.link import open_link
     from insula.isolation.inhabitants import evict
 
-    with contextlib.suppress(InsulaError, OSError), open_link(plan.folder / names.RUN) as link:
+    with contextlib.suppress(InsulaError, OSError), open_link(plan.run_folder) as link:
         quit_machine(link, "kill", timeout=_ENDED)
-    evict(plan.folder, plan.uuid, _ENDED)
+    if plan.run == names.RUN:  # else the machine may have another QEMU, which is none of our business
+        evict(plan.folder, plan.uuid, _ENDED)
 
 
-def _start(plan: LaunchPlan, jail: Jail, keeper: Path, qemu: list[str], descriptors: Descriptors) -> None:
+def _start(plan: LaunchPlan, jail: Jail, porter: list[str], qemu: list[str], descriptors: Descriptors) -> None:
     """Start the porter and wait for its line."""
     listening, speaking = os.pipe()
     descriptors.keeper["ready"] = speaking
@@ -138,7 +154,7 @@ def _start(plan: LaunchPlan, jail: Jail, keeper: Path, qemu: list[str], descript
     for name, number in descriptors.keeper.items():
         inner += [f"--{name}", str(number)]
     inner += ["--keep", ",".join(str(number) for number in descriptors.qemu.values()), "--", *qemu]
-    porter = [str(keeper), "porter", "--ready-fd", str(speaking)]
+    porter = [*porter, "--ready-fd", str(speaking)]
     if plan.on_end:
         porter += ["--ended-argc", str(len(plan.on_end)), *plan.on_end]
     try:

@@ -1,0 +1,192 @@
+"""Snapshots on disk: the record, and the folder's life (made aside and renamed in, renamed out and removed)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from insula.errors import AlreadyExists, DamagedRecord, InsulaError, NotFound
+from insula.host.files import fsync_folder, remove_tree
+from insula.model.identity import Identity
+from insula.model.spec import MachineSpec
+from insula.store import names
+from insula.store.machines import BoardRecord, Boot, ImageUse, MachineRecord
+from insula.store.records import read_record, write_record
+from insula.store.sums import FileSum
+
+SNAPSHOT_VERSION = 1
+BEFORE_RESTORE = "before-restore"
+
+
+class DiskState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One disk at the instant: its layers bottom to top, as paths relative to the machine's folder, and its size in bytes."""
+
+    name: str
+    layers: list[str]
+    size: int
+
+
+class MemoryState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The running part. ``method``: how it was taken; ``offset``: where the guest's memory begins in the file ``memory``, None
+    when all is in ``state``; ``pause``: how long the guest stood still for it, in seconds."""
+
+    method: Literal["mapped-ram", "stream"]
+    offset: int | None
+    pause: float
+
+
+class SnapshotRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``snapshot.json``: all that must fit together to bring the machine back. Written last.
+
+    ``state`` is that of the machine at the instant; ``memory`` None for a stopped one. ``parent`` is the id of the snapshot
+    that the machine's state descended from. ``sums``: what the snapshot's files and the layers must be (paths relative to the
+    machine's folder, the snapshot's own files by their bare names).
+    """
+
+    version: int
+    id: str
+    created: float
+    description: str
+    state: Literal["running", "paused", "stopped"]
+    parent: str | None
+    image: ImageUse
+    spec: MachineSpec
+    identity: Identity
+    boot: Boot
+    arch: str
+    board: BoardRecord | None
+    disks: list[DiskState]
+    memory: MemoryState | None
+    sums: dict[str, FileSum]
+
+
+def snapshot_folder(machine: Path, name: str) -> Path:
+    """The folder of an existing snapshot. Raises NotFound, naming those there are."""
+    folder = machine / names.SNAPSHOTS / name
+    if not names.is_component(name) or not folder.is_dir() or folder.is_symlink():
+        there = ", ".join(snapshot_names(machine)[:5])
+        hint = f"there are: {there}" if there else f"to take one: insula snapshot create {machine.name}@{name}"
+        raise NotFound(f"{machine.name} has no snapshot '{name}'", code="snapshot_not_found", hint=hint)
+    return folder
+
+
+def snapshot_names(machine: Path) -> list[str]:
+    """Names of all snapshots of a machine, sorted; also of those that cannot be read."""
+    try:
+        with os.scandir(machine / names.SNAPSHOTS) as entries:
+            return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir(follow_symlinks=False))
+    except FileNotFoundError:
+        return []
+
+
+def read_snapshot(folder: Path) -> SnapshotRecord:
+    """The record in ``folder``. Raises DamagedRecord when it is missing, unreadable or from a newer Insula."""
+    path = folder / names.SNAPSHOT_RECORD
+    try:
+        record = read_record(path, SnapshotRecord)
+    except FileNotFoundError:
+        raise DamagedRecord(f"{path} is missing", code="snapshot_damaged", hint="delete the snapshot") from None
+    except DamagedRecord as cause:
+        version = _version(path)
+        if version > SNAPSHOT_VERSION:
+            raise _too_new(path, version) from cause
+        raise
+    if record.version > SNAPSHOT_VERSION:
+        raise _too_new(path, record.version)
+    return record
+
+
+def _version(path: Path) -> int:
+    from insula.store.records import read_version
+
+    return read_version(path)
+
+
+def _too_new(path: Path, version: int) -> DamagedRecord:
+    return DamagedRecord(
+        f"{path} was written by a newer Insula (format {version}, this one knows {SNAPSHOT_VERSION})",
+        code="snapshot_too_new",
+        hint="use the newer Insula",
+    )
+
+
+def readable_snapshots(machine: Path) -> Iterator[tuple[str, SnapshotRecord]]:
+    """Name and record of every snapshot that can be read."""
+    for name in snapshot_names(machine):
+        with contextlib.suppress(InsulaError, OSError):
+            yield name, read_snapshot(machine / names.SNAPSHOTS / name)
+
+
+def stage_snapshot(machine: Path) -> Path:
+    """A folder to make a snapshot in; the caller holds the machine's lock."""
+    folder = machine / names.SNAPSHOTS / f"{names.NEW_PREFIX}{secrets.token_hex(8)}"
+    folder.parent.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+def publish_snapshot(staged: Path, record: SnapshotRecord, folder: Path) -> None:
+    """Write the record into a folder whose files are on the disk, and give it its name, for good. Raises AlreadyExists."""
+    write_record(staged / names.SNAPSHOT_RECORD, record)
+    fsync_folder(staged)
+    try:
+        staged.rename(folder)
+    except OSError as cause:
+        if folder.exists():
+            raise AlreadyExists(f"there is a snapshot '{folder.name}' already", code="snapshot_exists") from cause
+        raise
+    fsync_folder(folder.parent)
+
+
+def remove_snapshot(folder: Path) -> None:
+    """Delete a snapshot: out of sight at once, then its files. What a crash in between leaves, `sweep_snapshots` removes."""
+    gone = folder.with_name(f"{names.GONE_PREFIX}{secrets.token_hex(8)}")
+    folder.rename(gone)
+    fsync_folder(gone.parent)
+    remove_tree(gone)
+
+
+def sweep_snapshots(machine: Path, record: MachineRecord) -> None:
+    """Remove what dead verbs left: half-made and half-deleted snapshots, layers, heads and variables nobody names. The caller
+    holds the machine's lock.
+
+    When a snapshot's record cannot be read nobody knows what it needs, and no layer is removed.
+    """
+    with contextlib.suppress(FileNotFoundError), os.scandir(machine / names.SNAPSHOTS) as entries:
+        for entry in list(entries):
+            if entry.name.startswith((names.NEW_PREFIX, names.GONE_PREFIX)):
+                remove_tree(Path(entry.path))
+    needed = {disk.head for disk in record.disks} | needed_layers(record) | {record.variables}
+    try:
+        for name in snapshot_names(machine):
+            needed |= snapshot_layers(read_snapshot(machine / names.SNAPSHOTS / name))
+        if (machine / names.SUSPENDED).exists():
+            needed |= snapshot_layers(read_snapshot(machine / names.SUSPENDED))
+    except (InsulaError, OSError):
+        return
+    for folder in (names.LAYERS, names.DISKS, names.FIRMWARE):
+        with contextlib.suppress(FileNotFoundError), os.scandir(machine / folder) as entries:
+            for entry in list(entries):
+                if f"{folder}/{entry.name}" not in needed and entry.is_file(follow_symlinks=False):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(entry.path)
+
+
+def needed_layers(record: MachineRecord) -> set[str]:
+    """The immutable files a machine's present state rests on."""
+    return {layer for disk in record.disks for layer in disk.layers} | _boot_files(record.boot)
+
+
+def snapshot_layers(record: SnapshotRecord) -> set[str]:
+    """The files outside its own folder that a snapshot rests on."""
+    return {layer for disk in record.disks for layer in disk.layers} | _boot_files(record.boot)
+
+
+def _boot_files(boot: Boot) -> set[str]:
+    return {path for path in (boot.kernel, boot.initrd) if path is not None}
