@@ -10,13 +10,13 @@ from insula.cli.common import dry_run_option, json_option, perform, perform_each
 from insula.cli.render import age, print_json, print_pairs, print_table
 from insula.cli.values import later
 from insula.errors import NotFound, UsageError
-from insula.model.requests import BuildImage, DeleteImage, ListImages, ShowImage
+from insula.model.requests import BuildImage, DeleteImage, ListImages, PruneImages, ShowImage
 from insula.model.units import format_size
 
 
 @click.group(epilog="Example: insula image list")
 def image() -> None:
-    """Build, list and delete images."""
+    """Build, list, delete and prune images."""
 
 
 @image.command(
@@ -108,3 +108,21 @@ def delete(names: tuple[str, ...], dry_run: bool, quiet: bool, as_json: bool) ->
     """Delete images. Machines made from them keep what they need."""
     done = "would be deleted" if dry_run else "deleted"
     return perform_each(names, lambda name: DeleteImage(image=name, dry_run=dry_run), as_json, quiet, done)
+
+
+@image.command(
+    short_help="Delete images that nobody uses.", epilog="Examples: insula image prune --dry-run  |  insula image prune --all"
+)
+@click.option("-a", "--all", "named", is_flag=True, help="Also images with a name, when no machine was made from them.")
+@dry_run_option
+@quiet_option
+@json_option
+def prune(named: bool, dry_run: bool, quiet: bool, as_json: bool) -> None:
+    """Delete the images that no machine uses and that have no name any more, because a later build took it."""
+    pruned = perform(PruneImages(named=named, dry_run=dry_run), quiet or as_json)
+    if as_json:
+        print_json(pruned)
+    elif not quiet:
+        for entry in pruned.images:
+            click.echo(f"{entry.name} {'would be deleted' if dry_run else 'deleted'} ({format_size(entry.size)})")
+        click.echo(f"{'would free' if dry_run else 'freed'} {format_size(pruned.freed)}")

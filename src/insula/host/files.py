@@ -63,3 +63,13 @@ def free_bytes(path: Path) -> int:
     """Bytes an ordinary user may still write on the file system of ``path``."""
     status = os.statvfs(path)
     return status.f_bavail * status.f_frsize
+
+
+def disk_usage(folder: Path) -> int:
+    """Bytes on disk of the files right in ``folder``; 0 when there is none."""
+    total = 0
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                total += entry.stat(follow_symlinks=False).st_blocks * 512
+    return total

@@ -25,7 +25,7 @@ from insula.disks.convert import raw_to_layer
 from insula.errors import HostLacks, UsageError
 from insula.host.files import explain_os_error, free_bytes, fsync_folder, remove_tree
 from insula.host.native import native_digest, native_path
-from insula.images.catalogue import Names, find_built, images_lock, read_names, sweep, write_names
+from insula.images.catalogue import Names, build_lock, find_built, images_lock, read_names, sweep, write_names
 from insula.images.layout import Built, guest_digest, sha256
 from insula.images.mirror import host_mirror
 from insula.images.progress import Watcher
@@ -36,6 +36,7 @@ from insula.images.verify import verify
 from insula.model.architectures import debian_architecture
 from insula.model.units import GIB, MIB, format_size
 from insula.store import names
+from insula.store.locks import is_still_there
 from insula.store.names import Home
 from insula.store.records import write_record
 from insula.store.sums import FileSum, sum_file
@@ -212,20 +213,30 @@ def _staging(home: Home) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _recipe_lock(home: Home, key: str, watcher: Watcher) -> Iterator[None]:
-    """Of two builds of the same, the second waits."""
-    descriptor = os.open(home.host / f"build-{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    """Of two builds of the same, the second waits. The file goes with the last of them."""
+    lock = build_lock(home, key)
+    while (descriptor := _try_lock(lock)) is None:
+        watcher.say("waiting for another build of the same recipe", 0.0)
+        # flock cannot wait and listen for "give up" at once.
+        threading.Event().wait(0.2)
     try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                watcher.say("waiting for another build of the same recipe", 0.0)
-                # flock cannot wait and listen for "give up" at once.
-                threading.Event().wait(0.2)
         yield
     finally:
+        lock.unlink(missing_ok=True)  # while we hold it: who opened it meanwhile sees that it is gone
         os.close(descriptor)
+
+
+def _try_lock(lock: Path) -> int | None:
+    """The descriptor that holds ``lock``; None: somebody else does, or did and took the file away."""
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if is_still_there(descriptor, lock):
+            return descriptor
+    except BlockingIOError:
+        pass
+    os.close(descriptor)
+    return None
 
 
 def _check_space(home: Home, recipe: Recipe) -> None:

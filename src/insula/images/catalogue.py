@@ -9,6 +9,7 @@ import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
@@ -23,6 +24,7 @@ from insula.store.locks import held
 from insula.store.names import Home
 from insula.store.records import read_record, write_record
 
+_BUILD_LOCK = "build-"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PREFIX = re.compile(r"[0-9a-f]{8,64}")
 
@@ -139,19 +141,57 @@ def delete(home: Home, name: str) -> str:
         digest = table.names.get(name) or _by_prefix(home, name)
         if digest is None or not home.image(digest).exists():
             raise unknown_image(name, sorted(table.names))
-        kept = {called: meant for called, meant in table.names.items() if meant != digest}
-        keys = {key: meant for key, meant in table.keys.items() if meant != digest}
-        write_names(home, Names(names=kept, keys=keys))
-        gone = home.images / f"{names.GONE_PREFIX}{secrets.token_hex(8)}"
-        home.image(digest).rename(gone)
-        fsync_folder(home.images)
+        gone = _put_aside(home, table, digest)
     forget(home, digest)
     remove_tree(gone)
     return digest
 
 
+def _put_aside(home: Home, table: Names, digest: str) -> Path:
+    """Take an image out of sight, its names first; the folder that is left to be removed. Call under ``images_lock``."""
+    kept = {called: meant for called, meant in table.names.items() if meant != digest}
+    keys = {key: meant for key, meant in table.keys.items() if meant != digest}
+    write_names(home, Names(names=kept, keys=keys))
+    gone = home.images / f"{names.GONE_PREFIX}{secrets.token_hex(8)}"
+    home.image(digest).rename(gone)
+    fsync_folder(home.images)
+    return gone
+
+
+def delete_unused(home: Home, digest: str, *, named: bool) -> bool:
+    """Delete an image unless somebody uses it now, or (unless ``named``) it has a name; whether it was deleted."""
+    with images_lock(home):
+        table = read_names(home)
+        if (not named and digest in table.names.values()) or is_used(home, digest) or not home.image(digest).exists():
+            return False
+        gone = _put_aside(home, table, digest)
+    forget(home, digest)
+    remove_tree(gone)
+    return True
+
+
+def is_used(home: Home, digest: str) -> bool:
+    """Whether a file of the image has a second link, as every machine made from it holds, or it is just being given its name."""
+    folder = home.image(digest)
+    with contextlib.suppress(FileNotFoundError):
+        if any(entry.lstat().st_nlink > 1 for entry in list(folder.iterdir()) if not entry.is_dir()):
+            return True
+        with contextlib.suppress(DamagedRecord), held(build_lock(home, read_image(folder).record.key)) as free:
+            return not free
+    return False
+
+
+def build_lock(home: Home, key: str) -> Path:
+    """The file whose lock is held while the image that answers ``key`` is built and named."""
+    return home.host / f"{_BUILD_LOCK}{key}.lock"
+
+
 def sweep(home: Home) -> None:
     """Remove what dead builds and deletes left. Cheap when there is nothing; what is in use is not touched."""
+    for lock in home.host.glob(f"{_BUILD_LOCK}*.lock"):
+        with held(lock) as free:
+            if free:
+                lock.unlink(missing_ok=True)  # while it is held: see build.py
     try:
         left = [entry for entry in os.listdir(home.images) if entry.startswith((names.BUILDING_PREFIX, names.GONE_PREFIX))]
     except FileNotFoundError:

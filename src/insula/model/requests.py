@@ -229,6 +229,13 @@ class ShowImage(Request, frozen=True):
     image: str
 
 
+class PruneImages(Request, frozen=True):
+    """Delete the images that no machine uses and nobody can name any more; with ``named`` also those with a name."""
+
+    named: bool = False
+    dry_run: bool = False
+
+
 class ExamineHost(Request, frozen=True):
     """Find out what this host can do; with ``fix``, mend first what can be mended."""
 

@@ -39,6 +39,7 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "ListImages": ("image", "list_all", "image list"),
     "ShowImage": ("image", "show", "image show"),
     "DeleteImage": ("image", "delete", "image delete"),
+    "PruneImages": ("image", "prune", "image prune"),
     "ExamineHost": ("doctor", "doctor", "doctor"),
     "SettleMachine": ("settle", "settle", "settle"),
 }

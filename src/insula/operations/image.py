@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from insula.errors import InsulaError
+from insula.host.files import disk_usage
 from insula.images.catalogue import delete as delete_image
-from insula.images.catalogue import find, get, list_images, sweep
-from insula.model.requests import BuildImage, DeleteImage, ListImages, ShowImage
+from insula.images.catalogue import delete_unused, find, get, is_used, list_images, sweep
+from insula.model.requests import BuildImage, DeleteImage, ListImages, PruneImages, ShowImage
 from insula.operations.context import Context
 from insula.operations.operation import Operation
 
@@ -38,6 +41,13 @@ class ImageStatus(msgspec.Struct, frozen=True):
     @property
     def name(self) -> str:
         return self.names[0] if self.names else self.digest[:12]
+
+
+class PrunedImages(msgspec.Struct, frozen=True):
+    """What a prune deleted, and the bytes of disk that freed (``size`` of each)."""
+
+    images: list[ImageStatus]
+    freed: int
 
 
 def find_or_build(context: Context, name: str, operation: Operation) -> Image:
@@ -118,10 +128,40 @@ def delete(context: Context, request: DeleteImage, operation: Operation) -> Imag
     operation.target = request.image
     digest, status = _what_is_there(context, request.image)
     if not request.dry_run:
-        operation.tell("delete")
         sweep(context.home)
         delete_image(context.home, digest)
     return status
+
+
+def prune(context: Context, request: PruneImages, operation: Operation) -> PrunedImages:
+    """Delete images nobody uses: those without a name, which a later build of the same recipe left; ``named``: all of them.
+
+    An image is used when a machine's record names it, or a file of it has a second link: then it would free nothing.
+    """
+    sweep(context.home)
+    used = _used_digests(context)
+    pruned = []
+    for entry in list_images(context.home):
+        if (entry.names and not request.named) or entry.digest in used or is_used(context.home, entry.digest):
+            continue
+        names = list(entry.names)
+        status = _status(entry.image, names) if entry.image else _empty(names, entry.digest, problem=str(entry.error))
+        size = disk_usage(context.home.image(entry.digest))
+        if request.dry_run or delete_unused(context.home, entry.digest, named=request.named):
+            pruned.append(msgspec.structs.replace(status, size=size))
+        operation.check()
+    return PrunedImages(images=pruned, freed=sum(status.size for status in pruned))
+
+
+def _used_digests(context: Context) -> set[str]:
+    """Digests of the images that records of machines name; a record that cannot be read still holds links to its image."""
+    from insula.store.machines import machine_names, read_machine
+
+    used = set()
+    for name in machine_names(context.home):
+        with contextlib.suppress(InsulaError, OSError):
+            used.add(read_machine(context.home.machine(name)).image.digest)
+    return used
 
 
 def _what_is_there(context: Context, name: str) -> tuple[str, ImageStatus]:

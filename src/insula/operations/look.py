@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from insula.errors import InsulaError
+from insula.host.files import disk_usage
 from insula.model.requests import ListMachines, ShowMachine
 from insula.model.status import MachineDetails, MachineStatus
 from insula.operations.context import Context
@@ -65,11 +66,7 @@ def _broken(folder: Path, status: MachineStatus) -> MachineDetails:
 
 def _used(folder: Path) -> int:
     """Bytes on disk that belong to this machine alone: its heads, not the layers it shares."""
-    total = 0
-    for entry in (folder / names.DISKS).glob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            total += entry.stat().st_blocks * 512
-    return total
+    return disk_usage(folder / names.DISKS)
 
 
 def _guest(folder: Path) -> dict[str, str]:

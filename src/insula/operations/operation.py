@@ -53,10 +53,14 @@ class Operation:
     def cancelled(self) -> bool:
         return self._cancelled.is_set()
 
-    def tell(self, step: str, fraction: float | None = None) -> None:
-        """Announce what is done now. Raises Interrupted when the operation was cancelled."""
+    def check(self) -> None:
+        """Raises Interrupted when the operation was cancelled."""
         if self.cancelled:
             raise Interrupted(f"{self.verb} was cancelled")
+
+    def tell(self, step: str, fraction: float | None = None) -> None:
+        """Announce what is done now. Raises Interrupted when the operation was cancelled."""
+        self.check()
         if self._listener is not None:
             self._listener(Progress(self.verb, self.target, step, fraction))
 

@@ -45,7 +45,7 @@ def _take(lock: Path, name: str, deadline: float) -> int:
         descriptor = _open(lock, name)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _still_there(descriptor, lock):
+            if is_still_there(descriptor, lock):
                 return descriptor
             os.close(descriptor)
             continue
@@ -73,8 +73,8 @@ def _open(lock: Path, name: str) -> int:
         raise
 
 
-def _still_there(descriptor: int, lock: Path) -> bool:
-    """Whether the file we locked is still the one at that path (the machine may have been renamed or deleted)."""
+def is_still_there(descriptor: int, lock: Path) -> bool:
+    """Whether the file we locked is still the one at that path (what it guards may have been renamed or deleted)."""
     with contextlib.suppress(OSError):
         ours, theirs = os.fstat(descriptor), os.stat(lock, follow_symlinks=False)
         return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)

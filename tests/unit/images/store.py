@@ -8,7 +8,10 @@ from pathlib import Path
 from insula.images.catalogue import Names, images_lock, read_names, write_names
 from insula.images.recipe import load_recipe
 from insula.images.record import VERSION, Image, ImageRecord, read_image
+from insula.model.identity import new_identity
+from insula.model.spec import MachineSpec
 from insula.store import names
+from insula.store.machines import RECORD_VERSION, Boot, ImageUse, MachineRecord, write_machine
 from insula.store.names import Home
 from insula.store.records import write_record
 from insula.store.sums import sum_file
@@ -35,3 +38,24 @@ def put_image(home: Home, word: str, *, called: tuple[str, ...] = ()) -> Image:
 def write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     path.chmod(0o444)
+
+
+def put_machine(home: Home, name: str, image: Image) -> Path:
+    """A machine whose record says that it was made from ``image``, and that holds no link to it."""
+    folder = home.machine(name)
+    folder.mkdir()
+    identity = new_identity()
+    record = MachineRecord(
+        version=RECORD_VERSION,
+        id=identity.uuid,
+        kind="vm",
+        created=1.5,
+        image=ImageUse(name="web", digest=image.digest),
+        spec=MachineSpec(),
+        identity=identity,
+        boot=Boot(kind="disk"),
+        disks=[],
+        arch="amd64",
+    )
+    write_machine(folder, record)
+    return folder
