@@ -95,19 +95,40 @@ void channel_answer(struct channel *channel, const char *error, const char *reas
 
 /* ---- connections ---- */
 
+static int accept_next(struct keeper *keeper)
+{
+    int fd = accept4(keeper->fd.listen, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd < 0 && errno != EAGAIN && errno != ECONNABORTED && errno != EINTR)
+        keeper->accept_after = now_ms() + 1000;
+    return fd;
+}
+
+/* One more than there is room for: told so at once, on the channel of the link itself, and hung up. */
+static bool turn_away(struct keeper *keeper)
+{
+    struct client stranger = { .fd = accept_next(keeper) };
+    struct channel link = { .client = &stranger };
+    if (stranger.fd < 0)
+        return false;
+    channel_answer(&link, "EBUSY", NULL);
+    queue_flush(&stranger.out, stranger.fd);
+    queue_clear(&stranger.out);
+    close(stranger.fd);
+    return true;
+}
+
 void client_accept(struct keeper *keeper)
 {
     for (int i = 0; i < CLIENTS_MAX; i++) {
         if (keeper->clients[i].fd >= 0)
             continue;
-        int fd = accept4(keeper->fd.listen, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-        if (fd < 0) {
-            if (errno != EAGAIN && errno != ECONNABORTED && errno != EINTR)
-                keeper->accept_after = now_ms() + 1000;
+        int fd = accept_next(keeper);
+        if (fd < 0)
             return;
-        }
         keeper->clients[i] = (struct client){ .fd = fd };
     }
+    for (int i = 0; i < CLIENTS_MAX && turn_away(keeper); i++)
+        ; /* not without end: those inside want to be served, too */
 }
 
 void client_drop(struct keeper *keeper, struct client *client)

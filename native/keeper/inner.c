@@ -39,12 +39,7 @@ enum { POLL_SIGNALS, POLL_LISTEN, POLL_QMP, POLL_AGENT, POLL_CONSOLE, POLL_WORDS
 
 static bool accepts(const struct keeper *keeper, int64_t now)
 {
-    if (keeper->ended || now < keeper->accept_after)
-        return false;
-    for (int i = 0; i < CLIENTS_MAX; i++)
-        if (keeper->clients[i].fd < 0)
-            return true;
-    return false; /* the next one waits in the socket's backlog */
+    return !keeper->ended && now >= keeper->accept_after;
 }
 
 static struct pollfd want(int fd, const struct queue *out)
@@ -176,8 +171,6 @@ void keeper_turn(struct keeper *keeper, int most, int signals)
         qemu_words(keeper);
     for (int i = 0; i < CLIENTS_MAX; i++)
         serve_client(keeper, &keeper->clients[i], polls[POLL_CLIENTS + i].revents);
-    if (polls[POLL_LISTEN].revents)
-        client_accept(keeper);
     if (polls[POLL_SIGNALS].revents)
         reap(keeper, signals);
     now = now_ms();
@@ -185,6 +178,8 @@ void keeper_turn(struct keeper *keeper, int most, int signals)
         qemu_kill(keeper);
     agent_tick(keeper, now);
     flush_all(keeper);
+    if (polls[POLL_LISTEN].revents && !keeper->ended)
+        client_accept(keeper); /* last: who left in this turn makes room */
 }
 
 /* Let everybody read how it ended, for a second at most. */

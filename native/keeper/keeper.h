@@ -29,6 +29,7 @@ enum {
     MONITOR_QUEUE_MAX = 16384,   /* a QEMU that leaves so many commands unread will not obey the next one either */
     FOLLOWER_HIGH = 65536,       /* followers of console and events read on when less than this waits for them */
     EVENT_LINE_MAX = 4096,
+    RESETS_MAX = 3, /* a guest that was reset so often while somebody waits for its agent will not come up */
     LAST_WORDS = 4096,
 };
 
@@ -70,6 +71,7 @@ struct channel {
     struct queue held;     /* PENDING: frames to pass on */
     struct wire_grant keys; /* CONSOLE: what the client typed */
     bool follow, input, quit;
+    uint8_t resets; /* WAIT_AGENT: since it waits */
     uint64_t position, until; /* CONSOLE, EVENTS: in the ring; `until` without follow */
 };
 
@@ -171,6 +173,7 @@ void verb_frame(struct keeper *keeper, struct channel *channel, const struct wir
 void verb_dropped(struct keeper *keeper, struct channel *channel); /* its connection dropped; the caller frees */
 bool verb_pump(struct keeper *keeper, struct channel *channel); /* give a follower what there is; whether there was any */
 void verbs_agent_answers(struct keeper *keeper);
+void verbs_guest_reset(struct keeper *keeper);
 void answer_status(struct keeper *keeper, struct channel *channel);
 
 /* ---- console.c and the journal ---- */

@@ -153,6 +153,15 @@ static void on_port_change(struct keeper *keeper, struct json data)
         agent_port_closed(keeper);
 }
 
+/* By itself, that is, or by a panic: what we or the user ask for is no sign of trouble. */
+static void on_reset(struct keeper *keeper, struct json data)
+{
+    struct json value;
+    json_member(data, "guest", &value);
+    if (json_true(value))
+        verbs_guest_reset(keeper);
+}
+
 static void on_resume(struct keeper *keeper)
 {
     keeper->shutdown[0] = 0; /* a guest that was to shut down goes on */
@@ -171,6 +180,8 @@ static void on_event(struct keeper *keeper, struct json name, struct json data)
         keeper->panicked = true;
     else if (strcmp(event, "BLOCK_IO_ERROR") == 0)
         on_block_error(keeper, data);
+    else if (strcmp(event, "RESET") == 0)
+        on_reset(keeper, data);
     else if (strcmp(event, "VSERPORT_CHANGE") == 0)
         on_port_change(keeper, data);
     else if (strcmp(event, "RESUME") == 0)

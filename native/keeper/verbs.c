@@ -41,6 +41,15 @@ void verbs_agent_answers(struct keeper *keeper)
             answer_status(keeper, &keeper->channels[i]);
 }
 
+void verbs_guest_reset(struct keeper *keeper)
+{
+    for (int i = 0; i < WIRE_CHANNELS_MAX; i++) {
+        struct channel *channel = &keeper->channels[i];
+        if (channel->kind == CHANNEL_WAIT_AGENT && ++channel->resets == RESETS_MAX)
+            channel_answer(channel, "ERESET", NULL);
+    }
+}
+
 static void open_wait(struct keeper *keeper, struct channel *channel, const struct wire_frame *frame)
 {
     static const uint64_t longest = 1000000000;

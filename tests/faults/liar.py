@@ -4,6 +4,7 @@ deaf      listens and accepts nobody
 silent    accepts and never says anything
 garbage   sends bytes that are no frames
 flood     sends good frames that nobody asked for, without end
+greets    answers the first request as a keeper would, then floods
 hangup    accepts and hangs up
 yes       answers every request by success with senseless fields
 claims    sends answers about things that cannot be (a huge window of data)
@@ -46,10 +47,19 @@ def serve(connection: socket.socket, manner: str) -> None:
             while True:
                 connection.sendall(noise.randbytes(4096))
         elif manner == "flood":
-            for channel in itertools.cycle(range(1 << 16)):
-                connection.sendall(wire.encode_frame(Frame(wire.DATA, channel + (1 << 20), bytes(65536), 1)))
+            _flood(connection)
+        elif manner == "greets":
+            for greeting in FrameReader().feed(connection.recv(65536))[:1]:  # none: somebody only looked whether we listen
+                welcome = Frame(wire.RESULT, greeting.channel, wire.encode_fields([("state", "running")]))
+                connection.sendall(wire.encode_frame(welcome))
+                _flood(connection)
         elif manner in ("yes", "claims"):
             _answer(connection, manner)
+
+
+def _flood(connection: socket.socket) -> None:
+    for channel in itertools.cycle(range(1 << 16)):
+        connection.sendall(wire.encode_frame(Frame(wire.DATA, channel + (1 << 20), bytes(65536), 1)))
 
 
 def _answer(connection: socket.socket, manner: str) -> None:

@@ -30,10 +30,19 @@ _MANNERS = [
     "silent",
     "garbage",
     "flood",
+    "greets",
     "hangup",
     "yes",
     *(pytest.param(each, marks=pytest.mark.full) for each in ("deaf", "claims")),
 ]
+# How `exec` calls it.
+_SAID = {
+    "silent": "keeper_silent",
+    "garbage": "garbled",
+    "flood": "keeper_floods",
+    "greets": "keeper_floods",
+    "hangup": "keeper_gone",
+}
 
 
 @contextlib.contextmanager
@@ -67,7 +76,7 @@ def test_no_command_waits_for_a_lying_keeper_without_end(home: Path, tiny: str, 
     insula.connect(home).create(tiny, name=name, memory="128M", network="none")
     (tmp_path / "file").write_bytes(bytes(1 << 20))
     others = [
-        ("exec", name, "--", "true"),
+        ("exec", "--json", name, "--", "true"),
         ("copy", str(tmp_path / "file"), f"{name}:/root/"),
         ("copy", f"{name}:/etc", str(tmp_path)),
         ("pause", name),
@@ -80,6 +89,8 @@ def test_no_command_waits_for_a_lying_keeper_without_end(home: Path, tiny: str, 
         ends = list(pool.map(lambda words: _bounded(home, *words), others))
         if manner not in ("yes", "claims"):  # these can make us believe that something was done in the guest, as any guest can
             assert [words for words, done in zip(others, ends, strict=True) if done.returncode == 0] == []
+        if manner in _SAID:
+            assert _refusal(ends[0]) == _SAID[manner]
         assert _refusal(ends[-1]) == "keeper_stuck"
         assert _refusal(ends[-2]) in ("keeper_stuck", "busy")
         assert _refusal(_bounded(home, "delete", "--json", name)) == "wrong_state"

@@ -129,19 +129,23 @@ class Channel:
         assert self.result is not None
         return failure(self.result, subject or self.verb, exec_verb=self.verb == "exec", folders=folders)
 
-    def arrived(self, untrusted_frame: Frame) -> None:
-        """For the link: a frame of this channel came. What does not make sense here is ignored, as the protocol says."""
+    def arrived(self, untrusted_frame: Frame) -> bool:
+        """For the link: a frame of this channel came. What does not make sense here is ignored, as the protocol says.
+
+        Returns whether it moved anything on.
+        """
         stream = untrusted_frame.stream
         if untrusted_frame.type == wire.RESULT:
             self.result = wire.decode_fields(untrusted_frame.payload)
             self.link.forget(self._number)
         elif stream > wire.STDERR:
-            return
+            return False
         elif untrusted_frame.type == wire.CREDIT:
-            more = wire.decode_credit(untrusted_frame.payload)
-            self._window[stream] = min(self._window[stream] + more, wire.WINDOW_MAX)
+            before = self._window[stream]
+            self._window[stream] = min(before + wire.decode_credit(untrusted_frame.payload), wire.WINDOW_MAX)
+            return self._window[stream] > before
         elif stream in self._ended:
-            return
+            return False
         elif untrusted_frame.type == wire.DATA and untrusted_frame.payload:
             self._granted[stream] -= len(untrusted_frame.payload)
             if self._granted[stream] < 0:
@@ -156,6 +160,9 @@ class Channel:
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
             self.close()
+        else:
+            return False
+        return True
             raise GuestError(f"no answer to '{self.verb}' in time", code="timeout")
         self.link.poll(timeout=left)
 

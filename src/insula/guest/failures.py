@@ -24,6 +24,7 @@ _FACTS = {
     "EAGAIN": ("too_many_channels", "the guest's agent has too much to do at once: {}"),
     "ETIMEDOUT": ("timeout", "it took too long: {}"),
     "EHANGUP": ("hung_up", "the request was hung up by another one: {}"),
+    "ERESET": ("guest_resets", "the guest was reset again and again: {}"),
     "ELIFE": ("guest_began_anew", "the guest went down or began anew meanwhile: {}"),
 }
 _EXEC_FACTS = {

@@ -23,6 +23,8 @@ SOCKET = "keeper.sock"
 _ROOM = 5.0  # seconds for a place in the queue of those who wait for the keeper
 _FIRST_WORD = 10.0  # seconds within which a keeper that does its work has answered a greeting
 _RECEIVE = 262_144  # bytes asked of the socket at once
+_LEAST = 12  # bytes of the smallest frame
+_ITSELF = 0  # the channel on which the keeper speaks about the connection
 
 
 def open_link(run_folder: str | os.PathLike[str]) -> Link:
@@ -54,6 +56,17 @@ def open_link(run_folder: str | os.PathLike[str]) -> Link:
     return link
 
 
+def _refused(untrusted_frame: Frame) -> GuestError:
+    """The keeper sends nobody away but when it serves as many as it can."""
+    if wire.decode_fields(untrusted_frame.payload).text("error") != "EBUSY":
+        return wire.garbled("the keeper hung up for no known reason")
+    return GuestError(
+        "too many commands speak with the machine's keeper at once",
+        code="keeper_busy",
+        hint="wait until one of them has ended; 64 are served",
+    )
+
+
 def _silent() -> GuestError:
     hint = "insula stop --force NAME ends the machine all the same"
     return GuestError("the machine's keeper does not answer", code="keeper_silent", hint=hint)
@@ -71,6 +84,7 @@ class Link:
         self._last = 0
         self._greeting: int | None = None  # the channel of a greeting not yet answered
         self._answers_until = 0.0  # when it must be
+        self._useless = 0  # bytes that came and moved nothing on
 
     def __enter__(self) -> Link:
         return self
@@ -128,7 +142,7 @@ class Link:
 
         Sends what is waiting, takes in what came, returns which of ``others`` are ready. Raises MachineEnded when the
         connection is lost, GuestError when what came is no frame (``garbled``) or a keeper that was greeted did not answer
-        (``keeper_silent``).
+        (``keeper_silent``), has no room for us (``keeper_busy``), or sends without end what nobody asked for (``keeper_floods``).
         """
         if self._greeting is not None:
             left = self._answers_until - time.monotonic()
@@ -217,6 +231,21 @@ class Link:
         for frame in self._reader.feed(untrusted_data):
             if frame.channel == self._greeting:
                 self._greeting = None
+            if frame.channel == _ITSELF and frame.type == wire.RESULT:
+                self.close()
+                raise _refused(frame)
             channel = self._channels.get(frame.channel)
-            if channel is not None:
-                channel.arrived(frame)
+            if channel is None or not channel.arrived(frame):
+                self._count_useless(len(frame.payload))
+
+    def _count_useless(self, size: int) -> None:
+        """Of each channel that is over a window of every stream may still be under way. A keeper that sends more than that to no
+        avail would keep us busy for ever."""
+        self._useless += size + _LEAST
+        if self._useless > self._last * 3 * wire.WINDOW_MAX:
+            self.close()
+            raise GuestError(
+                "the machine's keeper sends without end what nobody asked for",
+                code="keeper_floods",
+                hint="insula stop --force NAME ends the machine all the same",
+            )

@@ -17,6 +17,7 @@ from insula.store.ends import read_end
 from insula.store.machines import MachineRecord, read_machine
 
 _EXIT = 0.01  # seconds between a process closing one socket on its way out and closing the next
+_BUSY = 0.2  # seconds between two looks at a keeper that has no room for us
 _STATES = {"starting": State.STARTING, "running": State.RUNNING, "paused": State.PAUSED}
 
 
@@ -28,24 +29,26 @@ def is_alive(folder: Path) -> bool:
 def wait_gone(folder: Path, timeout: float) -> bool:
     """Whether the keeper is gone within ``timeout`` seconds: nobody listens any more.
 
-    It says nothing unasked, so all there is to read on a connection is its end, which tells when to look again.
+    It says nothing unasked but that it has no room, so all else there is to read on a connection is its end: either tells
+    when to look again.
     """
     from insula.host.sockets import connect_unix
 
     deadline = time.monotonic() + timeout
+    pause = _EXIT
     while (left := deadline - time.monotonic()) > 0:
         try:
             with connect_unix(folder / names.RUN / names.KEEPER_SOCKET, wait=False) as connection:
                 connection.settimeout(left)
                 if connection.recv(1):
-                    return False
+                    pause = min(2 * pause, _BUSY, left)
         except (TimeoutError, BlockingIOError):
             return False
         except ConnectionResetError:
             pass
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
             return True
-        time.sleep(_EXIT)
+        time.sleep(pause)
     return False
 
 
@@ -166,6 +169,6 @@ def read_exit(folder: Path) -> End:
             reason=reason,
             at=path.stat().st_mtime,
             detail=clean(detail)[:500],
-            last_words=clean(str(untrusted.get("last_words", "")))[-2000:],
+            last_words=clean(str(untrusted.get("last_words", "")), lines=True)[-2000:],
         )
     return End(reason=reason, at=folder.stat().st_mtime)

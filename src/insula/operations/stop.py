@@ -110,8 +110,8 @@ def _wait_end(folder: Path, timeout: float) -> bool:
             wait_end(link, timeout)
     except MachineEnded:
         pass
-    except GuestError:
-        return False
+    except GuestError as cause:
+        return cause.code == "keeper_busy" and wait_gone(folder, timeout)  # it serves others, and says nothing wrong
     return wait_gone(folder, _KEEPERS_LAST)  # a keeper's word is not enough
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -263,6 +264,72 @@ def test_a_keeper_that_spoke_once_may_be_silent_afterwards(tmp_path: Path, monke
             timer.start()
             assert channel.finish().number("code") == 7
             timer.join()
+
+
+_USELESS = {
+    "data of channels that never were": Frame(wire.DATA, 1 << 20, bytes(65536), 1),
+    "ends of channels that never were": Frame(wire.EOF, 1 << 20, b"", 1),
+    "credit that is full": Frame(wire.CREDIT, 1, wire.encode_credit(wire.WINDOW_MAX), 0),
+    "no credit": Frame(wire.CREDIT, 1, wire.encode_credit(0), 0),
+    "nothing": Frame(wire.DATA, 1, b"", 1),
+    "an end and an end": Frame(wire.EOF, 1, b"", 1),
+    "data after the end": Frame(wire.DATA, 1, bytes(65536), 2),
+    "a stream that is none": Frame(wire.DATA, 1, bytes(65536), 9),
+    "a type that is none": Frame(99, 1, bytes(65536)),
+}
+
+
+@pytest.mark.parametrize("useless", _USELESS)
+def test_a_keeper_that_sends_to_no_avail_is_not_waited_for_without_end(peer: Peer, useless: str) -> None:
+    channel = peer.link.open("exec", argv="true")
+    number = peer.read().channel
+    peer.send(wire.EOF, number, stream=2)
+    many = wire.encode_frame(_USELESS[useless])
+    many *= 1 + (1 << 18) // len(many)
+
+    def flood() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                peer.socket.sendall(many)
+
+    sender = threading.Thread(target=flood)
+    sender.start()
+    with pytest.raises(GuestError) as caught:
+        channel.finish()
+    sender.join()
+    assert caught.value.code == "keeper_floods"
+
+
+def test_what_is_still_under_way_when_channels_end_is_no_flood(peer: Peer) -> None:
+    """A window of each of their streams, as a keeper that knows nothing of our CLOSE yet may have sent it."""
+    for _ in range(8):
+        channel = peer.link.open("exec", argv="yes")
+        number = peer.read().channel
+        channel.widen(1)
+        channel.close()
+        sender = threading.Thread(
+            target=lambda number=number: [peer.send(wire.DATA, number, bytes(65536), 1) for _ in range(16)]  # type: ignore[misc]  # bound now
+        )
+        sender.start()
+        while sender.is_alive():
+            peer.link.poll(timeout=0.05)
+        sender.join()
+        while peer._frames:
+            peer._frames.popleft()
+    channel = peer.link.open("ping")
+    while (opened := peer.read()).type != wire.OPEN:
+        pass
+    peer.result(opened.channel)
+    channel.finish(10)
+
+
+def test_a_keeper_that_has_no_room_says_so(peer: Peer) -> None:
+    channel = peer.link.open("exec", argv="true")
+    peer.result(0, error="EBUSY")
+    peer.socket.close()
+    with pytest.raises(GuestError) as caught:
+        channel.finish()
+    assert caught.value.code == "keeper_busy"
 
 
 def test_a_keeper_that_lets_nobody_in_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,27 @@ def test_a_reported_error_does_not_pause(rig: Rig) -> None:
     assert rig.status().text("reason") == ""
 
 
+def test_a_guest_that_is_reset_again_and_again_is_not_waited_for(rig: Rig) -> None:
+    rig.greet()
+    waiting = rig.link()
+    channel = waiting.open("keeper.wait", until="agent")
+    with pytest.raises(GuestError) as error:
+        waiting.call("keeper.wait", until="agent", wait_ms=0, timeout=10)  # from now on the first one is known to wait
+    assert error.value.code == "timeout"
+    rig.event("RESET", guest=False, reason="host-qmp-system-reset")
+    for _ in range(2):
+        rig.event("RESET", guest=True, reason="guest-reset")
+    assert rig.status().text("state") == "running"
+    with pytest.raises(GuestError) as error:
+        rig.link().call("keeper.wait", until="agent", wait_ms=1, timeout=10)
+    assert error.value.code == "timeout"  # a guest may reset itself twice, and who comes later begins to count anew
+    assert channel.result is None
+    rig.event("RESET", guest=True, reason="guest-reset")
+    with pytest.raises(GuestError) as error:
+        channel.finish(10)
+    assert error.value.code == "guest_resets"
+
+
 # -- the end ----------------------------------------------------------------------------------------------------------------
 def shutdown(rig: Rig, reason: str, guest: bool) -> None:
     rig.event("SHUTDOWN", guest=guest, reason=reason)
