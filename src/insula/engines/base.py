@@ -113,8 +113,8 @@ class SaveOrder:
     its disks are to go on in ``heads``.
 
     ``machine`` is the versioned machine type, ``size`` the guest's memory in bytes; ``layers`` are the former heads' files, by
-    disk, under the names they keep. ``at_instant`` is called while the guest stands still; then it goes on if ``go_on``, unless
-    it was paused before.
+    disk, under the names they keep. ``at_instant`` is called while the guest stands still, ``switched`` as soon as the disks are
+    in their new heads; then the guest goes on if ``go_on``, unless it was paused before.
     """
 
     memory: Path
@@ -124,6 +124,7 @@ class SaveOrder:
     heads: tuple[NewHead, ...]
     layers: Mapping[str, Path]
     at_instant: Callable[[], None]
+    switched: Callable[[], None]
     go_on: bool = True
 
 
@@ -193,8 +194,9 @@ class Engine(Protocol):
     def save(self, run: Path, order: SaveOrder) -> Saved:
         """Write the machine's state, all of one instant. The files are complete but not yet on the disk for sure.
 
-        After a failure the disks are where they were and a guest that ran runs on; the files are worth nothing. After
-        MachineEnded, or when the engine does not answer (``monitor_timeout``), nobody knows about the disks: see `switch_heads`.
+        After a failure a guest that ran runs on, the files are worth nothing, and the disks are where they were unless
+        ``order.switched`` was called. After MachineEnded, or when the engine does not answer (``monitor_timeout``), nobody knows
+        about the disks: see `switch_heads`.
         """
         ...
 

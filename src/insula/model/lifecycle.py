@@ -18,12 +18,19 @@ _ALLOWED: Final[dict[str, frozenset[State]]] = {
     "exec": frozenset({State.RUNNING}),
     "copy": frozenset({State.RUNNING}),
     "console": frozenset({State.STARTING, State.RUNNING, State.PAUSED}),
+    "snapshot": frozenset({State.STOPPED, State.RUNNING, State.PAUSED}),
+    "snapshot delete": frozenset({State.STOPPED, State.STARTING, State.RUNNING, State.PAUSED}),
+    "restore": frozenset({State.STOPPED, State.STARTING, State.RUNNING, State.PAUSED}),
+    "fork": frozenset({State.RUNNING, State.PAUSED}),
+    "fork snapshot": frozenset({State.STOPPED, State.STARTING, State.RUNNING, State.PAUSED}),
+    "suspend": frozenset({State.RUNNING, State.PAUSED}),
+    "clone": frozenset({State.STOPPED}),
 }
 
 # What is asked for is so already: as with docker and podman that is no error, so that a script may ask without looking first.
 _ALREADY: Final = {"start": State.RUNNING, "stop": State.STOPPED, "pause": State.PAUSED, "resume": State.RUNNING}
 
-_DOING: Final = {"exec": "run a command in it", "copy": "copy files of it", "console": "attach to its console"}
+_DOING: Final = {"snapshot": "take a snapshot of it", "exec": "run a command in it", "copy": "copy files of it", "console": "attach to its console"}
 
 _HINTS: Final[dict[tuple[str, State], str]] = {
     ("start", State.PAUSED): "to let it run on: insula resume {name}",
@@ -37,6 +44,10 @@ _HINTS: Final[dict[tuple[str, State], str]] = {
     ("delete", State.RUNNING): "stop it first, or: insula delete --force {name}",
     ("delete", State.PAUSED): "stop it first, or: insula delete --force {name}",
     ("delete", State.STARTING): "stop it first, or: insula delete --force {name}",
+    ("fork", State.STOPPED): "to start it: insula start {name}; to copy it as it is: insula clone {name} NEW",
+    ("clone", State.RUNNING): "to copy it while it runs: insula fork {name}",
+    ("clone", State.PAUSED): "to copy it while it runs: insula fork {name}",
+    ("suspend", State.STOPPED): "it is off already",
     ("restart", State.STOPPED): "to start it: insula start {name}",
 }
 

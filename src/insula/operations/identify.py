@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from insula.errors import GuestError
+from insula.model.identity import Identity
 from insula.store import names
 from insula.store.machines import MachineRecord
 
@@ -18,15 +19,17 @@ if TYPE_CHECKING:
 READY_HOOK: Final = "/usr/lib/insula/ready"
 
 
-def identify(folder: Path, record: MachineRecord) -> None:
+def identify(folder: Path, record: MachineRecord, former: Identity | None = None) -> None:
     """Give the guest its host name and machine id through its agent. Doing it twice changes nothing.
+
+    ``former``: the identity that a fork still has; its network card gets its own address too, and sshd its own keys.
 
     Raises GuestError, AgentAbsent, MachineEnded.
     """
     from insula.guest.agent import GuestIdentity, set_identity
     from insula.guest.link import open_link
 
-    identity = GuestIdentity(hostname=folder.name, machine_id=record.identity.machine_id, nics=_nics(record))
+    identity = GuestIdentity(hostname=folder.name, machine_id=record.identity.machine_id, nics=_nics(record, former))
     with open_link(folder / names.RUN) as link:
         set_identity(link, identity)
 
@@ -46,11 +49,14 @@ def wait_hook(folder: Path, timeout: float) -> None:
         link.open("exec", argv=(READY_HOOK,)).finish(timeout=max(0.0, deadline - time.monotonic()))
 
 
-def _nics(record: MachineRecord) -> tuple[Nic, ...]:
+def _nics(record: MachineRecord, former: Identity | None) -> tuple[Nic, ...]:
     """A directly booted guest has no DHCP client of its own: its card is set up by us."""
     from insula.guest.agent import Nic
     from insula.networks.passt import ADDRESS, GATEWAY, PREFIX, RESOLVER
 
-    if record.boot.kind != "direct" or record.spec.network != "nat":
+    if record.spec.network != "nat":
         return ()
-    return (Nic(mac=record.identity.mac, addresses=(f"{ADDRESS}/{PREFIX}",), gateways=(GATEWAY,), dns=(RESOLVER,)),)
+    mac, new_mac = (former.mac, record.identity.mac) if former is not None else (record.identity.mac, "")
+    if record.boot.kind != "direct":
+        return (Nic(mac=mac, new_mac=new_mac),) if new_mac else ()
+    return (Nic(mac=mac, new_mac=new_mac, addresses=(f"{ADDRESS}/{PREFIX}",), gateways=(GATEWAY,), dns=(RESOLVER,)),)

@@ -54,6 +54,7 @@ RUN: Final = "run"
 RUN_NEXT: Final = "run.next"  # of a QEMU that is to take the place of the one in run/
 SNAPSHOTS: Final = "snapshots"
 SUSPENDED: Final = "suspended"
+ORIGIN: Final = "origin"  # while a fork is made: links to the memory and devices it goes on from
 
 ON_COPY: Final[dict[str, OnCopy]] = {
     RECORD: OnCopy.RESET,
@@ -73,6 +74,7 @@ ON_COPY: Final[dict[str, OnCopy]] = {
     RUN_NEXT: OnCopy.SKIP,
     SNAPSHOTS: OnCopy.SKIP,
     SUSPENDED: OnCopy.SKIP,
+    ORIGIN: OnCopy.SKIP,
 }
 
 # -- a snapshot's folder ---------------------------------------------------------------------------------------------------

@@ -104,6 +104,7 @@ class FakeEngine:
         order.state.write_text("fake")
         order.at_instant()
         machine.heads.update({head.disk: head.path for head in order.heads})
+        order.switched()
         machine.paused = was_paused or not order.go_on
         self._tell(run)
         return Saved("mapped-ram", 0, 0.001)

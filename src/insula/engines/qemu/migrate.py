@@ -54,8 +54,9 @@ def save(socket_path: Path, order: SaveOrder) -> Saved:
         order.at_instant()
         _switch(monitor, order.heads)
         undo.pop_all()
+        undo.callback(sets.close)
+        order.switched()
         resumed = _go_on(monitor, ran and order.go_on)
-        sets.close()
         if resumed is not None:
             _freeze(monitor, order)
     pause = resumed - stands_since if resumed is not None and ran else 0.0
@@ -166,19 +167,15 @@ def _freeze(monitor: Monitor, order: SaveOrder) -> None:
     """Former heads are opened anew, read-only, and what QEMU could write them by is taken back."""
     for head in order.heads:
         node, depth = f"{head.disk}-{head.depth - 1}", head.depth - 1
-        number = _add_descriptor(monitor, order.layers[head.disk], os.O_RDONLY, None, node)
+        known = next(one for one in monitor.execute("query-fdsets") if any(fd.get("opaque") == node for fd in one["fds"]))
+        _add_descriptor(monitor, order.layers[head.disk], os.O_RDONLY, known["fdset-id"], node)
         common = {"read-only": True, "auto-read-only": False}
-        former = [
-            int(known["fdset-id"])
-            for known in monitor.execute("query-fdsets")
-            if known["fdset-id"] != number and any(one.get("opaque") == node for one in known["fds"])
-        ]
+        file = {"driver": "file", "node-name": f"{node}-file", "filename": f"/dev/fdset/{known['fdset-id']}", **common}
         below = f"{head.disk}-{depth - 1}" if depth else None
         overlay = {"driver": "qcow2", "node-name": node, "file": f"{node}-file", "backing": below, **common}
-        file = {"driver": "file", "node-name": f"{node}-file", "filename": f"/dev/fdset/{number}", **common}
         monitor.execute("blockdev-reopen", {"options": [file, overlay]})
-        for one in former:
-            monitor.execute("remove-fd", {"fdset-id": one})
+        for descriptor in known["fds"]:
+            monitor.execute("remove-fd", {"fdset-id": known["fdset-id"], "fd": descriptor["fd"]})
 
 
 def _can_map(monitor: Monitor) -> bool:

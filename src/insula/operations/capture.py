@@ -1,0 +1,236 @@
+"""Take a machine's state, all of one instant, into a folder that is not a snapshot yet. The order of steps is the design: see
+docs/snapshots.md.
+
+    new heads made, former heads linked as layers → the record names both → memory, devices, disks at one instant → sums
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from insula.disks.layers import LAYER_MODE, link_layer
+from insula.disks.overlays import create_overlay
+from insula.errors import InsulaError, MachineEnded
+from insula.host.files import fsync_folder, remove_tree
+from insula.model.status import State
+from insula.operations import journal
+from insula.operations.context import Context
+from insula.operations.hold import Held
+from insula.operations.operation import Operation
+from insula.store import names
+from insula.store.machines import DiskRecord, MachineRecord, write_machine
+from insula.store.snapshots import SNAPSHOT_VERSION, DiskState, MemoryState, SnapshotRecord, stage_snapshot
+from insula.store.sums import FileSum, sum_file
+
+if TYPE_CHECKING:
+    from insula.engines.base import NewHead, Saved
+
+# Memory may be read by processes of machines forked from it alone: by their group where each has a user of its own.
+_MEMORY_MODE = 0o440
+_STATE_MODE = 0o400
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A state in ``folder``, complete and on the disk, and the ``record`` that makes a snapshot of it; ``machine`` is the
+    machine's own record since then."""
+
+    folder: Path
+    record: SnapshotRecord
+    machine: MachineRecord
+
+
+def capture(
+    context: Context, held: Held, operation: Operation, *, description: str = "", go_on: bool = True, lasting: bool = True
+) -> Captured:
+    """Take the state of the machine whose lock the caller holds. With ``go_on`` false a running guest is left standing.
+
+    ``lasting``: false for a state that nobody keeps: it is neither summed nor made sure to be on the disk. When this fails the
+    machine is as it was, but perhaps for one layer more. Raises HostLacks (``no_space``), MachineEnded, InsulaError.
+    """
+    folder, former = held.folder, held.record
+    journal.note(folder, operation.verb, "take its state")
+    staged = stage_snapshot(folder)
+    try:
+        operation.tell("make new heads")
+        record = _with_new_heads(folder, former)
+        write_machine(folder, record)
+        saved = None
+        if held.status.state.has_process:
+            operation.tell("write its memory")
+            saved = _save(context, held, record, staged, go_on)
+        elif former.spec.firmware == "uefi":
+            _copy_variables(folder, former, staged)
+        operation.tell("make sure of it")
+        _freeze(folder, former, record)
+        return Captured(staged, _describe(held, record, saved, staged, description, lasting), record)
+    except BaseException:
+        remove_tree(staged)
+        raise
+
+
+def _with_new_heads(folder: Path, former: MachineRecord) -> MachineRecord:
+    """The record with an empty head on each disk and the former head below it; the files are on the disk."""
+    token = secrets.token_hex(4)
+    disks = []
+    for disk in former.disks:
+        head, layer = f"{names.DISKS}/{disk.name}-{token}.qcow2", f"{names.LAYERS}/{disk.name}-{token}.qcow2"
+        create_overlay(folder / head, disk.size)
+        link_layer(folder / disk.head, folder / layer)
+        disks.append(DiskRecord(name=disk.name, layers=[*disk.layers, layer], head=head, size=disk.size))
+    return msgspec.structs.replace(former, disks=disks)
+
+
+def _save(context: Context, held: Held, record: MachineRecord, staged: Path, go_on: bool) -> Saved:
+    """Write the machine's state. When that fails before the disks have switched, the record says again what it said.
+
+    A QEMU that ended, or does not answer, is left with the new heads: empty, they mean the same, and the next verb sees to it.
+    """
+    from insula.engines.base import SaveOrder
+
+    folder, board = held.folder, record.board
+    assert board is not None
+    heads = new_heads(folder, record)
+    switched: list[bool] = []
+    order = SaveOrder(
+        memory=staged / names.MEMORY,
+        state=staged / names.STATE,
+        machine=board.machine,
+        size=record.spec.memory,
+        heads=heads,
+        layers={head.disk: folder / disk.layers[-1] for head, disk in zip(heads, record.disks, strict=True)},
+        at_instant=lambda: _copy_variables(folder, record, staged),
+        switched=lambda: switched.append(True),
+        go_on=go_on,
+    )
+    try:
+        with _resumed_if_we_die(held):
+            return context.engine.save(folder / names.RUN, order)
+    except MachineEnded:
+        raise
+    except BaseException as cause:
+        if not switched and getattr(cause, "code", "") != "monitor_timeout":
+            _go_back(folder, held.record, record)
+        raise
+
+
+@contextlib.contextmanager
+def _resumed_if_we_die(held: Held) -> Iterator[None]:
+    from insula.guest.keeper import hold
+    from insula.guest.link import open_link
+
+    if held.status.state is State.PAUSED:
+        yield
+        return
+    with open_link(held.folder / names.RUN) as link, hold(link, "resume"):
+        yield
+
+
+def _go_back(folder: Path, former: MachineRecord, record: MachineRecord) -> None:
+    """The record first, then the files: when the disk is so full that the record cannot be written, the new heads stay."""
+    with contextlib.suppress(InsulaError):
+        write_machine(folder, former)
+        for disk in record.disks:
+            (folder / disk.head).unlink()
+            (folder / disk.layers[-1]).unlink()
+        journal.clear(folder)
+
+
+def new_heads(folder: Path, record: MachineRecord) -> tuple[NewHead, ...]:
+    """The heads that ``record`` names, as QEMU is told of them."""
+    from insula.engines.base import NewHead
+
+    return tuple(NewHead(f"disk{n}", len(disk.layers), folder / disk.head) for n, disk in enumerate(record.disks))
+
+
+def _copy_variables(folder: Path, record: MachineRecord, staged: Path) -> None:
+    if record.spec.firmware == "uefi":
+        shutil.copyfile(folder / record.variables, staged / names.VARIABLES)
+
+
+def _freeze(folder: Path, former: MachineRecord, record: MachineRecord) -> None:
+    """The former heads are layers now: nobody writes them, and they have one name in this folder."""
+    for old, new in zip(former.disks, record.disks, strict=True):
+        (folder / new.layers[-1]).chmod(LAYER_MODE)
+        with contextlib.suppress(FileNotFoundError):
+            (folder / old.head).unlink()
+
+
+def _describe(
+    held: Held, record: MachineRecord, saved: Saved | None, staged: Path, description: str, lasting: bool
+) -> SnapshotRecord:
+    identifier = str(uuid.uuid4())
+    _protect(staged, identifier)
+    sums = _sums(held.folder, record, staged) if lasting else {}
+    return SnapshotRecord(
+        version=SNAPSHOT_VERSION,
+        id=identifier,
+        created=time.time(),
+        description=description,
+        state=_state(held.status.state),
+        parent=record.parent,
+        image=record.image,
+        spec=record.spec,
+        identity=record.identity,
+        boot=record.boot,
+        arch=record.arch,
+        board=record.board,
+        disks=[DiskState(name=disk.name, layers=disk.layers, size=disk.size) for disk in record.disks],
+        memory=None if saved is None else MemoryState(method=saved.method, offset=saved.offset, pause=saved.pause),
+        sums=sums,
+    )
+
+
+def _state(state: State) -> Literal["running", "paused", "stopped"]:
+    if not state.has_process:
+        return "stopped"
+    return "paused" if state is State.PAUSED else "running"
+
+
+def _protect(staged: Path, identifier: str) -> None:
+    """Nobody writes these files again, and no other machine than those that load them may read them."""
+    from insula.isolation.uids import jail_ids
+
+    group = jail_ids(identifier).machine
+    for name, mode in ((names.MEMORY, _MEMORY_MODE), (names.STATE, _STATE_MODE), (names.VARIABLES, _STATE_MODE)):
+        path = staged / name
+        if path.exists():
+            if group is not None and name == names.MEMORY:
+                os.chown(path, -1, group)
+            path.chmod(mode if group is not None or name != names.MEMORY else _STATE_MODE)
+
+
+def _sums(folder: Path, record: MachineRecord, staged: Path) -> dict[str, FileSum]:
+    """Sums of all that the snapshot rests on; every file made for it is on the disk."""
+    sums = {}
+    for entry in sorted(staged.iterdir()):
+        _fsync(entry)
+        sums[entry.name] = sum_file(entry)
+    fsync_folder(staged)
+    for disk in record.disks:
+        _fsync(folder / disk.layers[-1])
+        for layer in disk.layers:
+            sums[layer] = record.sums.get(layer) or sum_file(folder / layer)
+    for path in (record.boot.kernel, record.boot.initrd):
+        if path is not None and path in record.sums:
+            sums[path] = record.sums[path]
+    return sums
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
