@@ -6,6 +6,7 @@
 
 #include "entries.h"
 #include "files.h"
+#include "link.h"
 #include "tree.h"
 #include "users.h"
 
@@ -168,6 +169,7 @@ static void put_settle(struct channel *channel)
     if (put->error)
         put_failure(&fields, put->error, put->entry.path);
     channel_result(channel, &fields);
+    link_flush(); /* before what was replaced is freed */
     put_hang_up(channel);
 }
 

@@ -22,7 +22,7 @@ bool path_is_tame(const char *path)
 
 int tree_open(struct tree *tree, const char *path)
 {
-    tree->parent = tree->file = -1;
+    tree->parent = tree->file = tree->replaced = -1;
     tree->depth = 0;
     tree->counter = 0;
     tree->top = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -150,8 +150,17 @@ static void choose_temporary(struct tree *tree)
     unlinkat(tree->parent, tree->temporary, 0);
 }
 
+static void close_replaced(struct tree *tree)
+{
+    if (tree->replaced >= 0)
+        close(tree->replaced);
+    tree->replaced = -1;
+}
+
 static int put_in_place(struct tree *tree, const char *name)
 {
+    close_replaced(tree);
+    tree->replaced = openat(tree->parent, name, O_PATH | O_NOFOLLOW | O_CLOEXEC); /* -1: nothing is there */
     if (renameat(tree->parent, tree->temporary, tree->parent, name) < 0)
         return errno;
     unlinkat(tree->parent, tree->temporary, 0); /* renaming one link of a file to another leaves both */
@@ -269,6 +278,7 @@ void tree_close(struct tree *tree)
 {
     drop_file(tree);
     tree_finish(tree);
+    close_replaced(tree);
     if (tree->parent >= 0)
         close(tree->parent);
     if (tree->top >= 0)

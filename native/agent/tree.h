@@ -36,6 +36,7 @@ struct tree {
     struct open_folder folders[FOLDERS_MAX];
     size_t depth;
     int file; /* the regular file being written, in `parent` under the name `temporary` */
+    int replaced; /* what had its name before: held, so that a large one is not freed while somebody waits for the answer */
     char temporary[48];
     unsigned counter;
 };

@@ -51,6 +51,10 @@ bool link_room(void)
     return true;
 }
 
+void link_flush(void)
+{
+}
+
 void link_send(uint8_t type, uint8_t stream, uint32_t channel, const void *payload, uint32_t length)
 {
     (void)stream;

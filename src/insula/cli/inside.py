@@ -76,6 +76,16 @@ def shell(name: str, user: str, wait: float, as_json: bool) -> int:
     return _in_guest(name, LOGIN_SHELL, tty=tty, interactive=True, env=(), user=user, cwd="", wait=wait)
 
 
+def _login(name: str) -> str:
+    """How to log in on a machine's console: root has no password at first, and a directly booted guest asks for none."""
+    from insula.cli.common import client
+    from insula.model.requests import ShowMachine
+
+    if client().do(ShowMachine(name=name)).firmware == "direct":
+        return f"Nobody can log in there; a shell: insula shell {name}"
+    return f"To log in, root needs a password: insula exec -it {name} -- passwd; without: insula shell {name}"
+
+
 @click.command(epilog="Example: insula console web   (leave it by Ctrl-])")
 @_json
 @click.argument("name", shell_complete=later("machines"))
@@ -86,7 +96,7 @@ def console(name: str, as_json: bool) -> int:
 
     del as_json
     if sys.stdin.isatty():
-        click.echo(f"console of {name}; leave it by Ctrl-]", err=True)
+        click.echo(f"console of {name}; leave it by Ctrl-]. {_login(name)}", err=True)
     with console_streams() as streams:
         try:
             client().do(OpenConsole(name=name), streams)
@@ -124,9 +134,9 @@ def _copy(sources: tuple[str, ...], destination: str) -> list[str]:
     places = [_place(source) for source in sources]
     machines = {machine for machine, _ in places}
     if target is not None and machines == {None}:
-        return put(client(), target, [path for _, path in places], target_path)
+        return put_quickly(target, [path for _, path in places], target_path)
     if target is None and len(machines) == 1 and (machine := machines.pop()) is not None:
-        return get(client(), machine, [path for _, path in places], target_path)
+        return get_quickly(machine, [path for _, path in places], target_path)
     raise UsageError(
         "a copy goes between this computer and one machine",
         code="bad_copy",
@@ -171,8 +181,9 @@ def _show_clean(untrusted: bytes) -> None:
 @click.command(epilog="Example: insula events -f web")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
 @_json
+@click.option("-a", "--all", "whole", is_flag=True, help="Also what the keeper and QEMU noted of the same, in capitals.")
 @click.argument("name", required=False, default=None, shell_complete=later("machines"))
-def events(name: str | None, follow: bool, as_json: bool) -> None:
+def events(name: str | None, follow: bool, whole: bool, as_json: bool) -> None:
     """Print what happened to a machine, or to all: one JSON object a line."""
     from insula.cli.common import client
     from insula.client.streams import PipeStreams
@@ -182,4 +193,4 @@ def events(name: str | None, follow: bool, as_json: bool) -> None:
     if name == "":  # to the request it would mean all machines
         raise click.UsageError("The machine's name is empty.")
     with PipeStreams(stdin=None, signals=()) as streams:
-        client().do(ReadEvents(name=name or "", follow=follow), streams)
+        client().do(ReadEvents(name=name or "", follow=follow, whole=whole), streams)

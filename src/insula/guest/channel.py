@@ -51,10 +51,15 @@ class Channel:
         return size
 
     def write(self, data: bytes | memoryview, stream: int = wire.STDIN) -> bool:
-        """Send all of ``data``, waiting for room; False when the answer came first, so that nobody wants it any more."""
+        """Send all of ``data``, waiting for room; False when the answer came first, so that nobody wants it any more.
+
+        Only the last frame is smaller than frames may be: the receiver writes whole pages of a file then.
+        """
         view = memoryview(data)
         while view:
-            sent = self.send(view, stream)
+            wanted = min(len(view), wire.PAYLOAD_MAX)
+            whole = self.room(stream) // wanted * wanted
+            sent = self.send(view[:whole], stream) if whole else 0
             view = view[sent:]
             if self.result is not None:
                 return False
@@ -155,14 +160,14 @@ class Channel:
         elif untrusted_frame.type == wire.EOF:
             self._ended.add(stream)
             self._inbox.append((stream, b""))
+        else:
+            return False
+        return True
 
     def _wait(self, deadline: float | None) -> None:
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
             self.close()
-        else:
-            return False
-        return True
             raise GuestError(f"no answer to '{self.verb}' in time", code="timeout")
         self.link.poll(timeout=left)
 

@@ -22,7 +22,6 @@ from insula.guest.wire import Fields, Frame, FrameReader, Value
 SOCKET = "keeper.sock"
 _ROOM = 5.0  # seconds for a place in the queue of those who wait for the keeper
 _FIRST_WORD = 10.0  # seconds within which a keeper that does its work has answered a greeting
-_RECEIVE = 262_144  # bytes asked of the socket at once
 _LEAST = 12  # bytes of the smallest frame
 _ITSELF = 0  # the channel on which the keeper speaks about the connection
 
@@ -220,15 +219,15 @@ class Link:
 
     def _receive(self) -> None:
         try:
-            untrusted_data = self._socket.recv(_RECEIVE)
+            size = self._socket.recv_into(self._reader.space())
         except BlockingIOError:
             return
         except ConnectionResetError:
-            untrusted_data = b""
-        if not untrusted_data:
+            size = 0
+        if not size:
             self.close()
             raise MachineEnded("the connection to the machine was lost", code="keeper_gone")
-        for frame in self._reader.feed(untrusted_data):
+        for frame in self._reader.filled(size):
             if frame.channel == self._greeting:
                 self._greeting = None
             if frame.channel == _ITSELF and frame.type == wire.RESULT:

@@ -9,14 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from insula.errors import GuestError, InsulaError, NotFound, UsageError
 from insula.guest.entries import FIFO, FILE, FOLDER, HARD_LINK, LINK, Entry, EntryReader, components
-from insula.host.files import explain_os_error
 from insula.model.text import clean
 
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -254,6 +251,10 @@ class _Unpacker:
         return entry.mode & (0o7777 if self._archive else 0o777)
 
     def _explained(self, cause: OSError, names: list[bytes]) -> Exception:
+        from pathlib import Path
+
+        from insula.host.files import explain_os_error
+
         where = f"{self._base}/{clean(b'/'.join(names))}"
         explained = explain_os_error(cause, Path(where))
         if isinstance(explained, InsulaError):
@@ -279,7 +280,7 @@ def _new_file(temporary: bytes, folder: int) -> tuple[int, bool]:
 
 
 def _temporary() -> bytes:
-    return b".insula-" + secrets.token_hex(8).encode()
+    return b".insula-" + os.urandom(8).hex().encode()
 
 
 def _user(entry: Entry) -> int:

@@ -22,6 +22,7 @@ SYNC_ZEROS = 12 + PAYLOAD_MAX
 HELLO_MAX = 4096  # no hello carries more bytes of fields
 
 _HEADER = struct.Struct("<2sBBII")
+_READER_SIZE = 4 * (_HEADER.size + PAYLOAD_MAX)
 _FIELD = struct.Struct("<HI")
 _SYNC = struct.Struct("<HHI")
 _NUMBER = struct.Struct("<Q")
@@ -79,27 +80,53 @@ class Frame:
 
 
 class FrameReader:
-    """Cuts a stream of bytes into frames, however the bytes were split on their way."""
+    """Cuts a stream of bytes into frames, however the bytes were split on their way.
+
+    What comes is received into `space`, memory that is used again and again: to get new memory for each receive, and to have
+    it zeroed, would take longer than the rest.
+    """
 
     def __init__(self) -> None:
-        self._held = bytearray()
+        self._buffer = memoryview(bytearray(_READER_SIZE))
+        self._begin = self._end = 0  # what is held
+
+    def space(self) -> memoryview:
+        """Where the next bytes are to be put; never empty."""
+        if self._begin == self._end:
+            self._begin = self._end = 0
+        elif _READER_SIZE - self._end <= PAYLOAD_MAX:
+            held = self._end - self._begin
+            self._buffer[:held] = self._buffer[self._begin : self._end]  # they may overlap: a memoryview sees to that
+            self._begin, self._end = 0, held
+        return self._buffer[self._end :]
+
+    def filled(self, size: int) -> list[Frame]:
+        """The frames that became whole by ``size`` bytes more in `space`.
+
+        Raises GuestError (``garbled``) on a malformed header: the stream is lost then.
+        """
+        self._end += size
+        frames: list[Frame] = []
+        while self._end - self._begin >= _HEADER.size:
+            magic, kind, stream, channel, length = _HEADER.unpack_from(self._buffer, self._begin)
+            if magic != MAGIC or length > PAYLOAD_MAX:
+                raise garbled("a malformed frame")
+            begin = self._begin + _HEADER.size
+            if self._end < begin + length:
+                break
+            self._begin = begin + length
+            frames.append(Frame(kind, channel, bytes(self._buffer[begin : self._begin]), stream))
+        return frames
 
     def feed(self, untrusted_data: bytes) -> list[Frame]:
-        """The frames that became whole. Raises GuestError (``garbled``) on a malformed header: the stream is lost then."""
-        self._held += untrusted_data
+        """The frames that became whole by these bytes. Raises as `filled`."""
         frames: list[Frame] = []
-        at = 0
-        with memoryview(self._held) as view:
-            while len(view) - at >= _HEADER.size:
-                magic, kind, stream, channel, length = _HEADER.unpack_from(view, at)
-                if magic != MAGIC or length > PAYLOAD_MAX:
-                    raise garbled("a malformed frame")
-                begin = at + _HEADER.size
-                if len(view) < begin + length:
-                    break
-                at = begin + length
-                frames.append(Frame(kind, channel, bytes(view[begin:at]), stream))
-        del self._held[:at]
+        rest = memoryview(untrusted_data)
+        while rest:
+            space = self.space()
+            piece, rest = rest[: len(space)], rest[len(space) :]
+            space[: len(piece)] = piece
+            frames += self.filled(len(piece))
         return frames
 
 
