@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from insula.cli.inside import console_words
 from tests.framework.doors import CliDoor, Door, Refused, cli_command, cli_environment, popen_cli, run_cli
 
 pytestmark = pytest.mark.limit(120)
@@ -212,6 +213,18 @@ def test_the_console_works_both_ways(shared: str, home: Path) -> None:
         else:
             pytest.fail("the console ended")
         child.kill()
+
+
+def test_attaching_on_a_terminal_tells_how_to_leave_and_to_log_in(shared: str, home: Path) -> None:
+    ours, theirs = pty.openpty()
+    with popen_cli(home, "console", shared, stdin=theirs, stderr=subprocess.PIPE) as child:
+        assert child.stderr is not None
+        assert child.stderr.readline().decode() == console_words(shared, direct=True) + "\n"
+        child.kill()
+    os.close(ours)
+    os.close(theirs)
+    assert "Ctrl-]; nobody can log in there, use: insula shell" in console_words(shared, direct=True)
+    assert f"give root a password: insula exec -it {shared} -- passwd" in console_words(shared, direct=False)
 
 
 def test_a_terminal_has_a_size_and_is_one(shared: str, home: Path) -> None:

@@ -76,14 +76,12 @@ def shell(name: str, user: str, wait: float, as_json: bool) -> int:
     return _in_guest(name, LOGIN_SHELL, tty=tty, interactive=True, env=(), user=user, cwd="", wait=wait)
 
 
-def _login(name: str) -> str:
-    """How to log in on a machine's console: root has no password at first, and a directly booted guest asks for none."""
-    from insula.cli.common import client
-    from insula.model.requests import ShowMachine
-
-    if client().do(ShowMachine(name=name)).firmware == "direct":
-        return f"Nobody can log in there; a shell: insula shell {name}"
-    return f"To log in, root needs a password: insula exec -it {name} -- passwd; without: insula shell {name}"
+def console_words(name: str, direct: bool) -> str:
+    """What is said when a console is attached: how to leave, and to log in. Root has no password at first, and a directly booted
+    guest asks for none.
+    """
+    login = f"to log in, give root a password: insula exec -it {name} -- passwd; or use: insula shell {name}"
+    return f"console of {name}; leave it by Ctrl-]; {f'nobody can log in there, use: insula shell {name}' if direct else login}"
 
 
 @click.command(epilog="Example: insula console web   (leave it by Ctrl-])")
@@ -92,11 +90,13 @@ def _login(name: str) -> str:
 def console(name: str, as_json: bool) -> int:
     """Attach to a machine's serial console; leave it by Ctrl-]."""
     from insula.cli.common import client
-    from insula.model.requests import OpenConsole
+    from insula.model.requests import OpenConsole, ShowMachine
 
     del as_json
     if sys.stdin.isatty():
-        click.echo(f"console of {name}; leave it by Ctrl-]. {_login(name)}", err=True)
+        machine = client().do(ShowMachine(name=name))
+        if machine.state.has_process:  # else it is refused
+            click.echo(console_words(name, machine.firmware == "direct"), err=True)
     with console_streams() as streams:
         try:
             client().do(OpenConsole(name=name), streams)

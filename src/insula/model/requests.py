@@ -159,10 +159,11 @@ class ReadLogs(Request, frozen=True):
 
 
 class ReadEvents(Request, frozen=True):
-    """Events of one machine, or of all when ``name`` is empty."""
+    """Events of one machine, or of all when ``name`` is empty. ``whole``: also what keeper and QEMU said of the same."""
 
     name: str = ""
     follow: bool = False
+    whole: bool = False
 
 
 # -- rewind --------------------------------------------------------------------------------------------------------------

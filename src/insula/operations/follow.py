@@ -21,6 +21,8 @@ from insula.store.events import read_events
 from insula.store.machines import machine_folder, machine_names
 
 _CHUNK = 65536
+# Of the words in capitals, which are the keeper's and QEMU's own, those that tell what no verb has told in ours.
+_NEWS = frozenset("AGENT AGENT_REFUSED BLOCK_IO_ERROR HOLDER_DIED MEMORY_FAILURE MONITOR_GARBAGE RESET WATCHDOG".split())
 _CLOCK_STEP = 60_000_000_000  # ns a time may lie ahead of ours because the clock was set back
 
 
@@ -54,11 +56,14 @@ def _write_all(streams: Streams, data: bytes) -> None:
 
 
 def events(context: Context, request: ReadEvents, operation: Operation, streams: Streams) -> None:
-    """Write events as lines of JSON, each with its machine's name, oldest first; with ``follow`` then those that come, too."""
+    """Write events as lines of JSON, each with its machine's name, oldest first; with ``follow`` then those that come, too.
+
+    One for each thing that happened; with ``whole`` all that were noted, by verbs, keeper and QEMU alike.
+    """
     del operation
     if request.name:
         machine_folder(context.home, request.name)
-    log = _EventLog(context, request.name)
+    log = _EventLog(context, request.name, whole=request.whole)
     for line in log.news():
         _write_all(streams, line)
     if request.follow:
@@ -84,9 +89,10 @@ def _follow(context: Context, log: _EventLog, write: Callable[[bytes], None]) ->
 class _EventLog:
     """Events of one machine or of all, each given out once."""
 
-    def __init__(self, context: Context, name: str) -> None:
+    def __init__(self, context: Context, name: str, *, whole: bool = False) -> None:
         self._home = context.home
         self._name = name
+        self._whole = whole
         self._seen: dict[str, tuple[set[str], set[str]]] = {}
 
     def folders(self) -> list[Path]:
@@ -110,7 +116,7 @@ class _EventLog:
             last, before = self._seen.get(folder.name, (set(), set()))
             for untrusted in read_events(folder):
                 untrusted_time = untrusted.get("time")
-                if not isinstance(untrusted_time, int):
+                if not isinstance(untrusted_time, int) or not (self._whole or _is_news(untrusted.get("event"))):
                     continue
                 line = json.dumps(untrusted, ensure_ascii=True)
                 if not (line in there or line in last or line in before):
@@ -120,3 +126,7 @@ class _EventLog:
             self._seen[folder.name] = (there, last)
         for _, event in sorted(fresh, key=lambda pair: pair[0]):
             yield json.dumps(event, ensure_ascii=True).encode() + b"\n"
+
+
+def _is_news(untrusted_event: object) -> bool:
+    return not (isinstance(untrusted_event, str) and untrusted_event.isupper()) or untrusted_event in _NEWS

@@ -6,7 +6,9 @@ import json
 import threading
 from pathlib import Path
 
-from insula.client.streams import CallbackStreams
+import pytest
+
+from insula.client.streams import CallbackStreams, MemoryStreams
 from insula.model.requests import ReadEvents
 from insula.operations.context import Context
 from insula.operations.follow import events
@@ -39,3 +41,23 @@ def test_following_one_machine_ends_when_it_is_deleted(tmp_path: Path) -> None:
     follower.join(10)
     assert not follower.is_alive()
     assert told in (["created"], ["created", "started"])
+
+
+_LIFE = (
+    "created", "STARTED", "NETDEV_STREAM_CONNECTED", "started", "VSERPORT_CHANGE", "AGENT", "STOP", "paused", "RESUME", "resumed",
+    "BLOCK_IO_ERROR", "RESET", "stopping", "SHUTDOWN", "ENDED", "ended",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_each_thing_that_happened_is_told_once_unless_all_is_asked_for(tmp_path: Path, whole: bool) -> None:
+    context = Context(Home(tmp_path / "home"))
+    folder = context.home.machine("web")
+    folder.mkdir(parents=True)
+    for event in _LIFE:
+        append_event(folder, event)
+    streams = MemoryStreams()
+    events(context, ReadEvents(name="web", whole=whole), Operation("events"), streams)
+    told = [json.loads(line)["event"] for line in streams.output.splitlines()]
+    once = ["created", "started", "AGENT", "paused", "resumed", "BLOCK_IO_ERROR", "RESET", "stopping", "ended"]
+    assert told == (list(_LIFE) if whole else once)

@@ -64,11 +64,11 @@ def test_no_time_hides_what_comes_later(tmp_path: Path) -> None:
     context = Context(Home(tmp_path))
     folder = context.home.machine("web")
     folder.mkdir(parents=True)
-    untrusted = [{"time": time, "event": f"T{index}"} for index, time in enumerate((2**63, -5, 10**30))]
+    untrusted = [{"time": time, "event": f"t{index}"} for index, time in enumerate((2**63, -5, 10**30))]
     (folder / names.EVENTS).write_text("".join(json.dumps(one) + "\n" for one in untrusted))
     log = _EventLog(context, ReadEvents(name="web").name)
     first = [json.loads(line) for line in log.news()]
-    assert sorted(event["event"] for event in first) == ["T0", "T1", "T2"]
+    assert sorted(event["event"] for event in first) == ["t0", "t1", "t2"]
     assert all(0 <= event["time"] < 2**62 for event in first)
     append_event(folder, "stopping")
     assert _told(log) == ["stopping"]
