@@ -12,23 +12,47 @@ from pathlib import Path
 from typing import Any
 
 from tests.framework.doors import cli_command, cli_environment
+from tests.framework.ordinary import AS_A_USER, REACHABLE, needed
 
 _SCRIPT = 'mount -t tmpfs -o size="$2",mode=0700 small "$1" && echo mounted && exec cat'
+# The same for an ordinary user: the disk lies in a folder he may walk, beside another for what he caches.
+_FOR_A_USER = r"""
+set -eu
+size=$2 scratch=$1/ours
+shift 2
+reachable "$scratch" "$@"
+mount -t tmpfs -o size=1g,mode=0700,uid=65534,gid=65534 tmpfs /mnt
+mkdir /mnt/small
+mount -t tmpfs -o size="$size",mode=0700,uid=65534,gid=65534 small /mnt/small
+echo mounted
+exec cat
+"""
 _FILLER = "filler"
 
 
 class SmallDisk:
-    """``home`` is the path inside the namespace, ``seen`` the same folder as it is seen from outside."""
+    """``home`` is the path inside the namespace, ``seen`` the same folder as it is seen from outside.
 
-    def __init__(self, mount_point: Path, size: str) -> None:
+    ``rootless``: the commands are an ordinary user's, and so is the disk.
+    """
+
+    def __init__(self, mount_point: Path, size: str, *, rootless: bool = False) -> None:
         mount_point.mkdir()
+        script = (
+            [REACHABLE + _FOR_A_USER, "sh", str(mount_point), size, *needed()]
+            if rootless
+            else [_SCRIPT, "sh", str(mount_point), size]
+        )
+        self._rootless = rootless
+        self.uid = 65534 if rootless else 0
         self._holder = subprocess.Popen(
-            ["unshare", "--mount", "--propagation", "private", "sh", "-c", _SCRIPT, "sh", str(mount_point), size],
+            ["unshare", "--mount", "--propagation", "private", "sh", "-c", *script],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
         assert self._holder.stdout is not None
         assert self._holder.stdout.readline() == b"mounted\n"
+        mount_point = Path("/mnt/small") if rootless else mount_point
         self.home = mount_point / "home"
         self._root = Path(f"/proc/{self._holder.pid}/root") / mount_point.relative_to("/")
         self.seen = self._root / "home"
@@ -40,6 +64,9 @@ class SmallDisk:
     def take_images(self, home: Path) -> None:
         """Copy the images of another home."""
         shutil.copytree(home / "images", self.seen / "images")
+        if self._rootless:
+            for path in (self.seen, *self.seen.rglob("*")):
+                os.chown(path, 65534, 65534, follow_symlinks=False)
 
     def fill(self, leave: int = 0) -> None:
         """Fill the disk but for about ``leave`` bytes."""
@@ -54,13 +81,24 @@ class SmallDisk:
         (self._root / _FILLER).unlink()
 
     def _words(self, *words: str) -> list[str]:
-        return ["nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", *cli_command(*words)]
+        return [
+            "nsenter",
+            f"--mount=/proc/{self._holder.pid}/ns/mnt",
+            *(AS_A_USER if self._rootless else []),
+            *cli_command(*words),
+        ]
+
+    def _environment(self) -> dict[str, str]:
+        return cli_environment(self.home) | (
+            {"HOME": "/mnt", "TMPDIR": "/mnt", "PYTHONDONTWRITEBYTECODE": "1"} if self._rootless else {}
+        )
 
     def insula(self, *words: str) -> subprocess.CompletedProcess[bytes]:
         """Run a command line to its end."""
         return subprocess.run(
             self._words(*words),
-            env=cli_environment(self.home),
+            env=self._environment(),
+            cwd="/",
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
@@ -71,7 +109,7 @@ class SmallDisk:
     def begun(self, *words: str) -> Iterator[subprocess.Popen[bytes]]:
         """A command line under way, its output on a pipe; killed on the way out if it goes on."""
         child = subprocess.Popen(
-            self._words(*words), env=cli_environment(self.home), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+            self._words(*words), env=self._environment(), cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
         )
         with child:
             try:

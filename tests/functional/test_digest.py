@@ -4,40 +4,32 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from insula.images.catalogue import get
 from insula.store.names import Home
-from tests.framework.project import ROOT
+from tests.framework.ordinary import REACHABLE, needed
 
 pytestmark = [pytest.mark.full, pytest.mark.root, pytest.mark.limit(900)]
 
 # In a mount namespace that goes with it: a user with subordinate ids, a home on a small disk, and, of root's own home,
-# only the Python that runs this. Arguments: scratch folder, our home, the clone, prefix and base prefix of Python.
-_AS_A_USER = r"""
+# only the Python that runs this. Arguments: scratch folder, then those of `needed`.
+_BUILD = r"""
 set -eu
-scratch=$1 home=$2 clone=$3; shift 3
+scratch=$1 clone=$3 python=$4/bin/python
 grep -v '^nobody:' /etc/subuid > "$scratch/ids" || true
 echo nobody:1100000000:65536 >> "$scratch/ids"
 mount --bind "$scratch/ids" /etc/subuid
 mount --bind "$scratch/ids" /etc/subgid
-mkdir "$scratch/ours"
-mount --bind "$home" "$scratch/ours"
-mount -t tmpfs -o mode=755 tmpfs "$home"
-for path in "$clone" "$@"; do
-    case $path in "$home"/*)
-        mkdir -p "$path"
-        mount --rbind "$scratch/ours/${path#"$home"/}" "$path"
-    esac
-done
+shift
+reachable "$scratch/ours" "$@"
 mount -t tmpfs -o mode=700,uid=65534,gid=65534,size=1g tmpfs /mnt
 cd /mnt
-exec setpriv --reuid 65534 --regid 65534 --clear-groups -- \
+exec setpriv --reuid=65534 --regid=65534 --clear-groups -- \
     env -i PATH="$PATH" HOME=/mnt TMPDIR=/mnt INSULA_HOME=/mnt/insula PYTHONPATH="$clone/src" PYTHONDONTWRITEBYTECODE=1 \
-    "$1/bin/python" -m insula image build --json tiny
+    "$python" -m insula image build --json tiny
 """
 
 
@@ -48,9 +40,8 @@ def test_root_and_a_user_build_the_same(home: Path, tiny: str, tmp_path: Path) -
 
 
 def _built_by_a_user(scratch: Path) -> subprocess.CompletedProcess[bytes]:
-    places = [os.path.expanduser("~"), os.fspath(ROOT), sys.prefix, sys.base_prefix]
     done = subprocess.run(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-c", _AS_A_USER, "sh", os.fspath(scratch), *places],
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", REACHABLE + _BUILD, "sh", os.fspath(scratch), *needed()],
         stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()[-4000:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from insula.errors import HostLacks, InsulaError
 from insula.model.requests import PauseMachine, ResumeMachine
 from insula.model.status import MachineStatus, State
 from insula.operations.context import Context
@@ -15,6 +16,8 @@ from insula.store import names
 from insula.store.events import append_event
 
 _HEARD = 5.0  # seconds; a keeper hears of it from QEMU within milliseconds
+_REFUSED = 1.0  # seconds after the CPUs run; a full disk refuses within milliseconds
+_DISK_REASONS = ("no-space", "io-error")
 
 
 def pause(context: Context, request: PauseMachine, operation: Operation) -> MachineStatus:
@@ -31,16 +34,63 @@ def pause(context: Context, request: PauseMachine, operation: Operation) -> Mach
 
 
 def resume(context: Context, request: ResumeMachine, operation: Operation) -> MachineStatus:
-    """Let a paused machine run on; on return its CPUs run. A running one is left alone."""
+    """Let a paused machine run on; on return its CPUs run. A running one is left alone.
+
+    Raises HostLacks (``no_space``) or InsulaError (``disk_error``) when what had paused it does so again at once.
+    """
     with hold_machine(context, request.name, "resume") as held:
         operation.unchanged = held.already
         if held.already:
             return held.status
         operation.tell("let the CPUs run")
+        since = _since(held.folder)
         context.engine.resume(held.folder / names.RUN)
         append_event(held.folder, "resumed")
-        _wait_told(held.folder, State.RUNNING)
+        if held.status.reason in _DISK_REASONS:
+            _see_it_run(held.folder, since)
+        else:
+            _wait_told(held.folder, State.RUNNING)
         return status_of(held.folder)
+
+
+def _since(folder: Path) -> object:
+    """The keeper's mark of when the state changed last: two changes show by it though the state is the same again."""
+    return observe_state(folder)[1].get("since")
+
+
+def _see_it_run(folder: Path, since: object) -> None:
+    """QEMU does again at once what a disk refused, and stops again when it is refused again. Raises HostLacks, InsulaError."""
+    from insula.host.watch import Watch
+
+    deadline = time.monotonic() + _HEARD
+    with Watch() as watch:
+        watch.add(folder / names.RUN)
+        while (left := deadline - time.monotonic()) > 0:
+            status = status_of(folder)
+            if status.state is State.STOPPED:
+                return
+            if _since(folder) != since:
+                if status.state is State.PAUSED and status.reason in _DISK_REASONS:
+                    raise _stopped_again(folder, status.reason)
+                if status.state is State.RUNNING:
+                    deadline = min(deadline, time.monotonic() + _REFUSED)
+                    since = None  # heard of; from now on it must stay so
+            watch.wait_change(timeout=max(0.0, min(left, deadline - time.monotonic())))
+
+
+def _stopped_again(folder: Path, reason: str) -> InsulaError:
+    name = folder.name
+    if reason == "no-space":
+        return HostLacks(
+            f"{name} was resumed and stopped again at once: no space left on the disk that holds {folder}",
+            code="no_space",
+            hint=f"nothing in it is lost: free some space, then: insula resume {name}",
+        )
+    return InsulaError(
+        f"{name} was resumed and stopped again at once: the disk that holds {folder} refuses to be written",
+        code="disk_error",
+        hint=f"nothing in it is lost: see to that disk (insula events {name} shows the error), then: insula resume {name}",
+    )
 
 
 def _wait_told(folder: Path, wanted: State) -> None:

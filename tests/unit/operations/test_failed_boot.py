@@ -48,11 +48,11 @@ def test_a_panic_tells_its_reason_and_what_our_agent_said_before(folder: Path) -
     (folder / "run/exit.json").write_text(json.dumps({"reason": "guest-panic", "status": 1}))
     error = explain(folder, printed, MachineEnded("the machine ended"), 5)
     assert isinstance(error, MachineEnded)
-    assert (error.code, error.message) == (
-        "guest_panic",
+    assert error.code == "guest_panic"
+    assert error.message == (
         "web ended while starting (its kernel panicked): "
-        + "insula-agent: cannot run /nothing: No such file or directory. The guest cannot start.; "
-        + "[    3.1] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100",
+        "insula-agent: cannot run /nothing: No such file or directory. The guest cannot start.; "
+        "[    3.1] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100"
     )
 
 
