@@ -23,6 +23,7 @@ from insula.host.cache import cache_folder, mark_used, prune
 from insula.host.files import explain_os_error, remove_tree
 from insula.host.process import run
 from insula.store import names
+from insula.store.locks import folder_lock
 
 KEEPER_INSIDE: Final = "/usr/bin/insula-keeper"
 _LAYOUT: Final = "2"
@@ -54,11 +55,20 @@ def jail_root(plan: RootPlan, folder: Path | None = None) -> Path:
     if not root.is_dir():
         try:
             folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-            _build(plan, root)
+            with folder_lock(folder):
+                _sweep(folder)
+                if not root.is_dir():  # nobody else made it while we waited
+                    _build(plan, root)
+                prune(folder, "[0-9a-f]*", current=root)
         except OSError as cause:
             raise explain_os_error(cause, root) from cause
-        prune(folder, "[0-9a-f]*", current=root)
     return root
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what was not finished. Who builds holds the folder's lock, which is ours now: so its maker is dead."""
+    for path in folder.glob(f"{names.BUILDING_PREFIX}*"):
+        remove_tree(path)
 
 
 def _digest(plan: RootPlan) -> str:

@@ -106,6 +106,17 @@ def _busy(name: str, card: dict[str, object]) -> Busy:
 
 
 @contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, for instants in which things in it come and go. It is on the folder itself: no file is left."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def held(descriptor_path: Path) -> Iterator[bool]:
     """Try to take a lock file that guards a half-made folder; yields whether it was free. Used to find abandoned ones."""
     try:

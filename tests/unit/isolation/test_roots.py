@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
 
 from insula.isolation import roots
 from insula.isolation.roots import KEEPER_INSIDE, RootPlan, jail_root
+from insula.store.locks import folder_lock
 
 
 @pytest.fixture
@@ -75,3 +77,33 @@ def test_two_at_once_agree(plan: RootPlan, tmp_path: Path) -> None:
     root = jail_root(plan, folder)
     roots._build(plan, root)  # as a second command that began before the first had finished
     assert [path.name for path in folder.iterdir()] == [root.name]
+
+
+def test_many_at_once_make_it_once(plan: RootPlan, tmp_path: Path) -> None:
+    folder = tmp_path / "jails"
+    with ThreadPoolExecutor(8) as pool:
+        made = {(root, root.stat().st_ino) for root in pool.map(lambda _: jail_root(plan, folder), range(8))}
+    assert len(made) == 1
+    assert [path.name for path in folder.iterdir()] == [next(iter(made))[0].name]
+
+
+def test_what_a_dead_command_left_unfinished_goes_with_the_next_one_made(plan: RootPlan, tmp_path: Path) -> None:
+    folder = tmp_path / "jails"
+    (folder / ".building-0123" / "usr").mkdir(parents=True)
+    (folder / ".building-0123" / "usr" / "half").write_bytes(b"made")
+    root = jail_root(plan, folder)
+    assert list(folder.iterdir()) == [root]
+
+
+def test_what_somebody_is_making_stays_until_he_is_done(plan: RootPlan, tmp_path: Path) -> None:
+    folder = tmp_path / "jails"
+    building = folder / ".building-0123"
+    building.mkdir(parents=True)
+    with ThreadPoolExecutor(1) as pool:
+        with folder_lock(folder):
+            second = pool.submit(jail_root, plan, folder)
+            wait([second], timeout=0.1)  # it may do now what it must not
+            assert not second.done()
+            assert building.is_dir()
+            building.rmdir()
+        assert second.result(30).is_dir()
