@@ -1,7 +1,8 @@
 """Which user a machine's processes run as.
 
-As root every machine has an id of its own, computed from the machine's UUID, so nothing need be remembered or freed; its
-network helper has another. No file ever belongs to these ids: all a jailed process may write is handed in open.
+As root every machine has an id of its own, computed from the machine's UUID, so nothing need be remembered or freed (a new
+machine gets a UUID whose id no other has: operations/identities.py); its network helper has another. No file ever belongs to
+these ids: all a jailed process may write is handed in open.
 
 An ordinary user's machines run as that user. What keeps them from the user's other processes and files is the jail itself: no
 path, process, socket or network of the host exists inside it.

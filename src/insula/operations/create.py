@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from insula.errors import AlreadyExists, UsageError
 from insula.model.identity import new_identity
 from insula.model.names import check_machine_name, generate_machine_name
@@ -24,6 +26,7 @@ from insula.model.units import format_size
 from insula.operations import journal
 from insula.operations.context import Context
 from insula.operations.hold import status_of
+from insula.operations.identities import own_identity
 from insula.operations.image import find_or_build
 from insula.operations.operation import Operation
 from insula.operations.recover import sweep
@@ -65,7 +68,7 @@ def created(context: Context, request: CreateMachine, operation: Operation) -> I
     name = _free_name(context, request.name)
     operation.target = name
     context.home.prepare()
-    sweep(context.home)
+    sweep(context)
     image = find_or_build(context, request.image, operation)
     if request.spec.disk < image.disk_bytes:
         raise UsageError(
@@ -75,11 +78,13 @@ def created(context: Context, request: CreateMachine, operation: Operation) -> I
         )
     with new_machine_folder(context.home, operation.verb) as staged:
         operation.tell("make its disk")
-        _fill(staged, request, image)
+        record = _fill(staged, request, image)
         if request.ephemeral:
             journal.note(staged, "create", "give it its name")
         operation.tell("give it its name")
-        folder = publish_machine(context.home, staged, name)
+        with own_identity(context.home) as identity:
+            write_machine(staged, msgspec.structs.replace(record, id=identity.uuid, identity=identity))
+            folder = publish_machine(context.home, staged, name)
         append_event(folder, "created", image=request.image, digest=image.digest)
         yield folder
 
@@ -105,8 +110,8 @@ def _planned(name: str, request: CreateMachine) -> MachineStatus:
     )  # fmt: skip
 
 
-def _fill(staged: Path, request: CreateMachine, image: Image) -> None:
-    """All of a machine's files, the record last."""
+def _fill(staged: Path, request: CreateMachine, image: Image) -> MachineRecord:
+    """All of a machine's files but its record; that, with an identity that may not be its last one."""
     from insula.disks.layers import link_layer
     from insula.disks.overlays import create_overlay
 
@@ -122,7 +127,7 @@ def _fill(staged: Path, request: CreateMachine, image: Image) -> None:
     boot = _boot(staged, image, short)
     if boot.kernel and boot.initrd:
         sums |= {boot.kernel: image.record.files[names.KERNEL], boot.initrd: image.record.files[names.INITRD]}
-    record = MachineRecord(
+    return MachineRecord(
         version=RECORD_VERSION,
         id=identity.uuid,
         kind="vm",
@@ -136,7 +141,6 @@ def _fill(staged: Path, request: CreateMachine, image: Image) -> None:
         ephemeral=request.ephemeral,
         sums=sums,
     )
-    write_machine(staged, record)
 
 
 def _boot(staged: Path, image: Image, short: str) -> Boot:
