@@ -170,6 +170,15 @@ static void hear_the_rest(int fd, struct heard *heard)
         ;
 }
 
+/* So that who waited is told that it was too long, and what was said meanwhile. */
+static void note_delay(double patience, struct heard *spoken)
+{
+    struct heard before = *spoken;
+    int length = snprintf(spoken->text, sizeof spoken->text, "not ready within %g s%s%.*s", patience,
+                          before.length > 0 ? ": " : "", (int)before.length, before.text);
+    spoken->length = (size_t)length < sizeof spoken->text ? (size_t)length : sizeof spoken->text - 1;
+}
+
 /* Wait until the inner half has said its line, nobody is left who could say it, or it is too late: then there is no line. */
 static void listen_to_jail(double patience, int ready, int words, struct heard *line, struct heard *spoken)
 {
@@ -192,6 +201,8 @@ static void listen_to_jail(double patience, int ready, int words, struct heard *
     }
     if (polls[1].fd >= 0)
         hear_the_rest(words, spoken);
+    if (polls[0].fd >= 0)
+        note_delay(patience, spoken);
 }
 
 /* One line of printable ASCII. */

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from insula.engines.qemu.launch import explain_failure
+from insula.engines.qemu.launch import PATIENCE, explain_failure, porter_words
 from insula.engines.qemu.probe import EMULATED_CPU, Build, Notes, choose, parse_machine, parse_version
 from insula.errors import HostLacks, MachineEnded
 from insula.host.accelerators import Proof
@@ -57,3 +57,13 @@ def test_last_words_become_the_right_error() -> None:
     jail = explain_failure("bwrap: No permissions to create new namespace")
     assert (type(jail), jail.code) == (HostLacks, "jail_refused")
     assert "it said nothing" in explain_failure("").message
+    late = explain_failure("not ready within 60 s: bwrap: something")  # as test_porter.py has it
+    assert (type(late), late.code, late.hint) == (MachineEnded, "failed_to_start", "is the host overloaded?")
+    assert late.message == "QEMU was not ready within 60 s: bwrap: something"
+
+
+def test_the_porter_gives_up_before_who_waits_for_it() -> None:
+    words = porter_words(7, ("insula", "_ended"))
+    assert words[:2] + words[4:] == ["--ready-fd", "7", "--ended-argc", "2", "insula", "_ended"]
+    assert words[2] == "--patience"
+    assert 0 < float(words[3]) <= PATIENCE - 10

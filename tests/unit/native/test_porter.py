@@ -104,7 +104,7 @@ def test_a_jail_that_says_nothing_is_ended_with_all_that_came_from_it(start, tmp
     """Also what left it, and what it began to say and did not finish."""
     words = f"(read -r x <{gate}) & setsid sh -c 'read -r x <{gate}' & printf ready >/proc/self/fd/READY; read -r x <{gate}"
     porter = start("/bin/sh", "-c", words, options=["--patience", "0.1"])
-    assert porter.line() == "failed: the jail said nothing\n"
+    assert porter.line() == "failed: not ready within 0.1 s\n"
     assert porter.wait_ended() == "over /nowhere\n"
 
 

@@ -33,8 +33,10 @@ from insula.isolation.uids import jail_ids
 from insula.model.text import clean
 from insula.store import names
 
-_READY: Final = 60.0  # seconds; takes a tenth of one unless the host is very busy
+_READY: Final = 60.0  # seconds the porter waits for the keeper; it takes a tenth of one unless the host is very busy
+PATIENCE: Final = 75.0  # and we for the porter
 _ENDED: Final = 15.0
+_LATE: Final = "not ready within"  # the porter's words
 _LONGEST_LINE: Final = 16384
 _INSIDE: Final = {"kernel": JAIL_KERNEL, "initrd": JAIL_INITRD}
 
@@ -154,11 +156,9 @@ def _start(plan: LaunchPlan, jail: Jail, porter: list[str], qemu: list[str], des
     for name, number in descriptors.keeper.items():
         inner += [f"--{name}", str(number)]
     inner += ["--keep", ",".join(str(number) for number in descriptors.qemu.values()), "--", *qemu]
-    porter = [*porter, "--ready-fd", str(speaking)]
-    if plan.on_end:
-        porter += ["--ended-argc", str(len(plan.on_end)), *plan.on_end]
+    words = [*porter, *porter_words(speaking, plan.on_end)]
     try:
-        run([*porter, "--", *jail_argv(jail, inner)], pass_fds=descriptors.numbers(), timeout=_READY)
+        run([*words, "--", *jail_argv(jail, inner)], pass_fds=descriptors.numbers(), timeout=PATIENCE)
         descriptors.close()  # so that the pipe ends when the last who could speak on it has ended
         _hear(listening)
     except ChildFailed as cause:
@@ -167,15 +167,21 @@ def _start(plan: LaunchPlan, jail: Jail, porter: list[str], qemu: list[str], des
         os.close(listening)
 
 
+def porter_words(speaking: int, on_end: tuple[str, ...]) -> list[str]:
+    """Pure: what the porter is told. Its patience ends before ours, so that it is who says that it took too long."""
+    words = ["--ready-fd", str(speaking), "--patience", f"{_READY:g}"]
+    return [*words, "--ended-argc", str(len(on_end)), *on_end] if on_end else words
+
+
 def _hear(listening: int) -> None:
     """Wait for `ready`. Raises what `failed: …` means."""
-    deadline = time.monotonic() + _READY
+    deadline = time.monotonic() + PATIENCE
     untrusted_line = b""
     poller = select.poll()
     poller.register(listening, select.POLLIN)
     while b"\n" not in untrusted_line and len(untrusted_line) < _LONGEST_LINE:
         if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise MachineEnded(f"QEMU did not answer within {_READY:g} s", code="failed_to_start", hint="is the host overloaded?")
+            raise explain_failure(f"{_LATE} {PATIENCE:g} s")
         piece = os.read(listening, 4096)
         if not piece:
             break
@@ -189,6 +195,8 @@ def explain_failure(words: str) -> InsulaError:
     """Pure: the error for what the keeper, QEMU or bubblewrap said before it ended."""
     if "Cannot allocate memory" in words or "cannot set up guest memory" in words:
         return HostLacks(f"not enough memory on this host: {words}", code="no_memory", hint="ask for less with --memory")
+    if words.startswith(_LATE):
+        return MachineEnded(f"QEMU was {words}", code="failed_to_start", hint="is the host overloaded?")
     if words.startswith("QEMU"):
         return MachineEnded(words, code="failed_to_start", hint="this is QEMU's own message; 'insula doctor' checks the host")
     return HostLacks(f"the jail was refused: {words or 'it said nothing'}", code="jail_refused", hint="run: insula doctor")
