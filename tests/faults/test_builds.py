@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import signal
@@ -66,7 +67,13 @@ def builder_at(home: Home, step: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def wait_until_the_room_is_empty(home: Home) -> None:
-    """Every process of the room ends by itself; each is waited for by a pidfd, 10 s at most."""
+    """Every process of the room ends by itself; each is waited for by a pidfd, 10 s at most.
+
+    One that the builder was just starting holds, until it is another program, all that the builder held: its lock, too.
+    """
+    for lock in home.images.glob(f"{names.BUILDING_PREFIX}*/{names.LOCK}"):
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
     for pid in inhabitants(home.root):
         with contextlib.suppress(ProcessLookupError):
             descriptor = os.pidfd_open(pid)

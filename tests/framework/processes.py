@@ -6,7 +6,7 @@ import contextlib
 import os
 import select
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from insula.host.watch import Watch
@@ -24,12 +24,18 @@ def processes_of(folder: Path) -> dict[str, int]:
         if not entry.name.isdigit():
             continue
         with contextlib.suppress(OSError):
-            if any(str(folder) in os.readlink(link) for link in (entry / "fd").iterdir()):
+            if any(str(folder) in target for target in _open_files(entry)):
                 name = (entry / "comm").read_text().strip()
                 found["qemu" if name.startswith("qemu") else "keeper" if "keeper" in name else name] = int(entry.name)
     if "keeper" in found:
         found["porter"] = int(Path(f"/proc/{found['keeper']}/stat").read_text().rpartition(")")[2].split()[1])
     return found
+
+
+def _open_files(process: Path) -> Iterator[str]:
+    for link in (process / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it was just closed; the others are open still
+            yield os.readlink(link)
 
 
 def inhabitants(folder: Path) -> list[int]:

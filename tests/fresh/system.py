@@ -33,29 +33,32 @@ class FreshSystem:
     user: str
 
     def run(self, *words: str, user: str | None = None, timeout: float = 3000) -> Said:
-        """Run a command in the clone, as if at a terminal that nobody watches."""
+        """Run a command in the clone, as if at a terminal that nobody watches. After ``timeout`` seconds all of it is killed."""
         namespaces = ["--mount", "--pid", "--fork", "--kill-child", "--ipc", "--uts", "--propagation", "private"]
         enter = [sys.executable, "-I", str(_ENTER), str(self.root), user or self.user]
         inside = ["sh", "-c", f'cd {CLONE} && exec "$@"', "sh", *words]
-        done = subprocess.run(
-            ["unshare", *namespaces, "--", *enter, *inside],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout,
-            check=False,
-        )
-        return Said(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+        try:
+            done = subprocess.run(
+                ["unshare", *namespaces, "--", *enter, *inside],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as late:
+            return Said(124, _text(late.stdout), _text(late.stderr) + f"\n(ended after {timeout:g} s)")
+        return Said(done.returncode, _text(done.stdout), _text(done.stderr))
 
-    def run_with_an_administrator(self, *words: str, most: int = 3) -> Said:
+    def run_with_an_administrator(self, *words: str, most: int = 3, timeout: float = 3000) -> Said:
         """Run a command; whatever it asks root to do is done exactly as it says, and the command is repeated."""
         for _ in range(most):
-            said = self.run(*words)
+            said = self.run(*words, timeout=timeout)
             wanted = _BY_HAND.search(said.stderr)
             if said.status == 0 or wanted is None:
                 return said
             done = self.run("sh", "-c", wanted[1].strip(), user="root")
             assert done.status == 0, f"the command that Insula told to run failed:\n{wanted[1]}\n{done.stdout}{done.stderr}"
-        return self.run(*words)
+        return self.run(*words, timeout=timeout)
 
     def written_into_the_clone(self) -> str:
         """What git finds in the clone that was not in it; empty when all is well."""
@@ -71,6 +74,10 @@ def make_system(suite: str, user: str, folder: Path) -> FreshSystem:
     if user != "root":
         _add_user(root, user)
     return FreshSystem(root, user)
+
+
+def _text(said: bytes | None) -> str:
+    return (said or b"").decode(errors="replace")
 
 
 def _add_user(root: Path, user: str) -> None:

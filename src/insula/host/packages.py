@@ -86,6 +86,7 @@ def packages() -> tuple[Package, ...]:
         Package("mtools", "fills the images' boot partition", _IMAGE, (_program("mcopy"),)),
         Package("mount", "mounts what package scripts may see", _IMAGE, (_program("mount"),)),
         Package("git", "tells the tests which files belong to the project", _TESTS, (_program("git"),)),
+        Package("libc6-dev", "lets gcc build the C parts with its own checks in them", _TESTS, ("/usr/include/stdio.h",)),
         Package("shellcheck", "checks the shell scripts", _TESTS, (_program("shellcheck"),)),
         *_cross_compilers(),
     )
