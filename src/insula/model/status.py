@@ -12,6 +12,7 @@ class State(StrEnum):
     STARTING = "starting"
     RUNNING = "running"
     PAUSED = "paused"
+    SUSPENDED = "suspended"
     BROKEN = "broken"
 
     @property
@@ -56,7 +57,10 @@ class MachineStatus(msgspec.Struct, frozen=True):
 
 
 class MachineDetails(MachineStatus, frozen=True, kw_only=True):
-    """What `show` tells: all that `list` does, under the same names, and more."""
+    """What `show` tells: all that `list` does, under the same names, and more.
+
+    ``origin``: what it was forked or cloned from (``web@snap1``), as that was called then.
+    """
 
     id: str
     image_digest: str
@@ -71,6 +75,7 @@ class MachineDetails(MachineStatus, frozen=True, kw_only=True):
     disk_used: int
     guest: dict[str, str]
     process: dict[str, int]
+    origin: str = ""
 
 
 class SnapshotStatus(msgspec.Struct, frozen=True):

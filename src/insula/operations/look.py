@@ -9,16 +9,19 @@ import msgspec
 
 from insula.errors import InsulaError
 from insula.host.files import disk_usage
+from insula.model.names import LONGEST_SHOWN
 from insula.model.requests import ListMachines, ShowMachine
 from insula.model.status import MachineDetails, MachineStatus
 from insula.operations.context import Context
 from insula.operations.observe import observe
 from insula.operations.operation import Operation
 from insula.store import names
+from insula.store.events import read_events
 from insula.store.machines import MachineRecord, machine_folder, machine_names
 
 # Not its host name: the agent tells these when its life begins, before it was told who it is.
 _HELLO_FIELDS = ("os", "kernel", "arch", "build")
+_MADE_FROM = ("forked", "cloned")
 
 
 def list_machines(context: Context, request: ListMachines, operation: Operation) -> list[MachineStatus]:
@@ -52,6 +55,7 @@ def show_machine(context: Context, request: ShowMachine, operation: Operation) -
         qemu=f"QEMU {board.qemu}" if board else "",
         folder=str(folder),
         disk_used=_used(folder),
+        origin=_origin(folder),
         guest=_guest(folder) if status.agent else {},
         process=_processes(folder, record.id) if status.state.has_process else {},
     )
@@ -67,6 +71,16 @@ def _broken(folder: Path, status: MachineStatus) -> MachineDetails:
 def _used(folder: Path) -> int:
     """Bytes on disk that belong to this machine alone: its heads, not the layers it shares."""
     return disk_usage(folder / names.DISKS)
+
+
+def _origin(folder: Path) -> str:
+    """What it was forked or cloned from, as it was called then, while its events still tell."""
+    from insula.model.text import clean
+
+    for event in read_events(folder):
+        if event.get("event") in _MADE_FROM and isinstance(untrusted := event.get("data"), dict):
+            return clean(str(untrusted.get("origin", "")), longest=LONGEST_SHOWN)
+    return ""
 
 
 def _guest(folder: Path) -> dict[str, str]:
