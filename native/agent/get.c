@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
@@ -16,6 +17,8 @@
 
 enum {
     LINKS_MAX = 4096, /* files with several links that are remembered; beyond, each link becomes a file */
+    DOUBTED_MAX = 65536, /* bytes a file may claim to have, though no disk holds any of them, and not be believed */
+    MADE_UP_MAX = 16 << 20, /* bytes of a file whose content is made while it is read */
 };
 
 struct level {
@@ -98,6 +101,40 @@ static void write_entry(struct get *get, char kind, const struct stat *status, c
     get->entry_length = 4 + fields.length;
 }
 
+/* What files of /proc and /sys say of their size is 0 or a page, whatever reading them gives. */
+static bool is_doubtful(const struct stat *status)
+{
+    return status->st_size == 0 || (status->st_blocks == 0 && status->st_size <= DOUBTED_MAX);
+}
+
+/* The content of `file`, read to its end, in a file that knows its size; `file` is closed. Returns -1 with errno. */
+static int read_out(int file, struct stat *status)
+{
+    char bytes[16384];
+    ssize_t got = 0;
+    int copy = memfd_create("content", MFD_CLOEXEC);
+    status->st_size = 0;
+    while (copy >= 0 && status->st_size <= MADE_UP_MAX && (got = read(file, bytes, sizeof bytes)) > 0) {
+        if (write(copy, bytes, (size_t)got) != got) { /* memory is short */
+            errno = ENOMEM;
+            got = -1;
+            break;
+        }
+        status->st_size += got;
+    }
+    if (got > 0)
+        errno = EFBIG;
+    int error = copy < 0 || got != 0 ? errno : 0;
+    close(file);
+    if (error && copy >= 0)
+        close(copy);
+    errno = error;
+    if (error)
+        return -1;
+    lseek(copy, 0, SEEK_SET);
+    return copy;
+}
+
 static int send_file(struct get *get, int folder, const char *name, struct stat *status)
 {
     const char *before = status->st_nlink > 1 ? sent_before(get, status) : NULL;
@@ -112,6 +149,8 @@ static int send_file(struct get *get, int folder, const char *name, struct stat 
         close(file);
         return ESTALE; /* something else took its place */
     }
+    if (is_doubtful(status) && (file = read_out(file, status)) < 0)
+        return errno;
     posix_fadvise(file, 0, 0, POSIX_FADV_SEQUENTIAL);
     write_entry(get, 'f', status, NULL);
     get->file = file;

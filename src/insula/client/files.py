@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from insula.client.local import LocalClient
-from insula.errors import UsageError
 from insula.model.requests import CopyIn, CopyOut
 
 
@@ -26,8 +25,6 @@ def get(client: LocalClient, name: str, sources: Sequence[str], destination: str
     from insula.guest.copying import guest_roots
     from insula.guest.unpack import unpack
 
-    if str(destination).endswith("/") and Path(destination).exists() and not Path(destination).is_dir():
-        raise UsageError(f"not a folder: {destination}", code="not_a_folder")  # a Path forgets the slash that asked for one
     roots = guest_roots(sources)
     entries = client.do(CopyOut(name=name, sources=tuple(sources)))
     try:

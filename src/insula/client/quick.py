@@ -6,43 +6,31 @@ because explaining may take longer than doing.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from insula.errors import AgentAbsent, InsulaError, MachineEnded, WrongState
 from insula.guest.execute import ExitStatus, execute
 from insula.guest.link import open_link
+from insula.model.command import Command
 from insula.model.streams import Streams
 from insula.store import names
 
 
-def exec_quickly(
-    name: str,
-    argv: Sequence[str],
-    streams: Streams,
-    *,
-    env: Sequence[str] = (),
-    user: str = "",
-    cwd: str = "",
-    tty: bool = False,
-    rows: int = 24,
-    cols: int = 80,
-    wait: float = 0.0,
-) -> ExitStatus:
-    """Run ``argv`` in machine ``name``. Raises as `operations.execute`."""
+def exec_quickly(name: str, command: Command, streams: Streams) -> ExitStatus:
+    """Run ``command`` in machine ``name``. Raises as `operations.execute`."""
     try:
         if names.is_component(name):  # else it might lead to another home's machine: let the request say no
             with open_link(names.run_folder(name)) as link:
-                return execute(link, argv, streams, env=env, cwd=cwd, user=user, tty=tty, rows=rows, cols=cols, wait=wait)
+                return execute(link, command, streams)
     except InsulaError as cause:
         if not _needs_explaining(cause):
             raise
+    import msgspec
+
     from insula.client.local import LocalClient
     from insula.model.requests import ExecMachine
 
-    request = ExecMachine(
-        name=name, argv=tuple(argv), env=tuple(env), user=user, cwd=cwd, tty=tty, rows=rows, cols=cols, wait=wait
-    )
+    request = msgspec.convert({"name": name, **command.fields()}, ExecMachine)
     status: ExitStatus = LocalClient().do(request, streams)
     return status
 
@@ -69,8 +57,7 @@ def put_quickly(name: str, sources: Sequence[str], destination: str) -> list[str
 def get_quickly(name: str, sources: Sequence[str], destination: str) -> list[str]:
     """Copy ``sources`` of machine ``name`` to ``destination`` here; returns warnings. Raises as `client.files.get`."""
     try:
-        # A destination with a slash at its end asks for a folder: what is none is refused by the request.
-        if names.is_component(name) and (not destination.endswith("/") or os.path.isdir(destination)):
+        if names.is_component(name):
             from insula.guest.copying import copy_out
 
             with open_link(names.run_folder(name)) as link:

@@ -20,7 +20,7 @@ from insula.guest import wire
 from insula.guest.entries import FOLDER, batched, rerooted
 from insula.guest.link import Link
 from insula.guest.pack import CONTENTS, Packer
-from insula.guest.unpack import Copied, unpack
+from insula.guest.unpack import SLASH, Copied, unpack
 from insula.model.text import clean
 
 _PATIENCE = 30.0
@@ -93,7 +93,7 @@ def _place(link: Link, path: bytes, names: Sequence[bytes]) -> _Placement:
     parent, name = posixpath.split(path.rstrip(b"/"))
     if name in (b"", b".", b"..") or not _is_folder(link, parent):
         raise GuestError(f"no such folder in the guest: {clean(parent)}", code="no_such_folder")
-    missing = GuestError(f"no such folder in the guest: {shown}", code="no_such_folder")
+    missing = GuestError(f"no such folder in the guest: {shown}", code="no_such_folder", hint=SLASH)
     return _Placement(parent, name, missing if path.endswith(b"/") else None)
 
 

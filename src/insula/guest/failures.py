@@ -17,6 +17,7 @@ _FACTS = {
     "EISDIR": ("is_a_folder", "a folder in the guest, not a file: {}"),
     "EEXIST": ("file_exists", "exists already in the guest: {}"),
     "ENOSPC": ("guest_disk_full", "no space left on the guest's disk: {}"),
+    "EFBIG": ("file_too_large", "a file in the guest without a size and with no end in sight: {}"),
     "EROFS": ("read_only", "a read-only file system in the guest: {}"),
     "ELOOP": ("too_many_links", "too many symbolic links in the guest: {}"),
     "ENAMETOOLONG": ("name_too_long", "a name too long for the guest: {}"),

@@ -12,6 +12,8 @@ from insula.guest.entries import END, FIFO, FILE, FOLDER, HARD_LINK, LINK, Entry
 
 CONTENTS = b"."  # the root name of `folder/.`: not the folder, but what is in it
 _READ = 262_144
+_DOUBTED = 65_536  # bytes a file may claim to have, though no disk holds any of them, and not be believed
+_MADE_UP_MOST = 16 << 20  # bytes of a file whose content is made while it is read
 _ORDINARY = 0o777
 
 
@@ -83,6 +85,11 @@ class Packer:
             if not stat.S_ISREG(status.st_mode):
                 self.warnings.append(f"{os.fsdecode(path)} was replaced while it was copied")
                 return
+            if is_doubtful(status):
+                content = _read_out(descriptor, path)
+                yield self._entry(shown, FILE, status, size=len(content)).encode()
+                yield content
+                return
             yield self._entry(shown, FILE, status, size=status.st_size).encode()
             left = status.st_size
             while left:
@@ -120,6 +127,21 @@ class Packer:
             with contextlib.suppress(KeyError):
                 self._groups[gid] = grp.getgrgid(gid).gr_name
         return self._groups[gid]
+
+
+def is_doubtful(status: os.stat_result) -> bool:
+    """Whether a file may hold something else than its size says: those of /proc and /sys say 0 or a page, whatever is in them."""
+    return status.st_size == 0 or (status.st_blocks == 0 and status.st_size <= _DOUBTED)
+
+
+def _read_out(descriptor: int, path: bytes) -> bytes:
+    """All of a file whose size is not known before. Raises HostLacks (``file_too_large``)."""
+    content = bytearray()
+    while piece := os.read(descriptor, _READ):
+        content += piece
+        if len(content) > _MADE_UP_MOST:
+            raise HostLacks(f"cannot copy {os.fsdecode(path)}: it has no size, and no end in sight", code="file_too_large")
+    return bytes(content)
 
 
 def _root(source: str) -> tuple[bytes, bytes]:

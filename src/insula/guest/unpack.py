@@ -19,6 +19,7 @@ from insula.model.text import clean
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _WARNINGS_MAX = 1000
+SLASH = "a slash at the end asks for a folder: make it first, or leave the slash out"
 _ID_MAX = 0xFFFF_FFFE
 
 Roots = dict[bytes, list[bytes]]
@@ -56,6 +57,7 @@ def unpack(
     base, placed = _place(os.fsencode(destination), roots)
     report = Copied()
     unpacker = _Unpacker(base, placed, archive, report)
+    unpacker.unless_folder = _missing(os.fsencode(destination))
     reader = EntryReader(untrusted_chunks)
     try:
         while (entry := reader.next()) is not None:
@@ -72,12 +74,21 @@ def _place(destination: bytes, roots: Sequence[tuple[bytes, bool]]) -> tuple[byt
     if os.path.isdir(destination):
         return destination, {name: [] if contents else [name] for name, contents in roots}
     shown = os.fsdecode(destination)
+    if destination.endswith(b"/") and os.path.lexists(destination.rstrip(b"/")):
+        raise UsageError(f"not a folder: {shown}", code="not_a_folder")
     if len(roots) != 1:
         raise UsageError(f"not a folder: {shown}", code="not_a_folder", hint="several sources can only be copied into a folder")
     parent, name = os.path.split(destination.rstrip(b"/"))
     if not os.path.isdir(parent or b"."):
         raise NotFound(f"no such folder: {os.fsdecode(parent)}", code="no_such_folder")
     return parent or b".", {roots[0][0]: [name]}
+
+
+def _missing(destination: bytes) -> InsulaError | None:
+    """The error for anything but a folder that is to become ``destination``, when a slash at its end asks for one."""
+    if not destination.endswith(b"/") or os.path.isdir(destination):
+        return None
+    return NotFound(f"no such folder: {os.fsdecode(destination)}", code="no_such_folder", hint=SLASH)
 
 
 class _Folder:
@@ -98,6 +109,7 @@ class _Unpacker:
         self._report = report
         self._stack = [_Folder(b"", os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))]
         self._base = os.fsdecode(base)
+        self.unless_folder: InsulaError | None = None
 
     def close(self) -> None:
         """Complete the folders that are open."""
@@ -111,6 +123,8 @@ class _Unpacker:
 
     def take(self, untrusted_entry: Entry, reader: EntryReader) -> None:
         names = self._local(untrusted_entry.path)
+        if self.unless_folder is not None and untrusted_entry.kind != FOLDER and b"/" not in untrusted_entry.path:
+            raise self.unless_folder
         if not names and untrusted_entry.kind != FOLDER:
             raise GuestError(f"not a folder in the guest: {clean(untrusted_entry.path)}", code="not_a_folder")
         if not names:

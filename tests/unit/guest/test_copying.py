@@ -99,6 +99,53 @@ def test_a_folder_with_a_slash_may_be_made(agent: Link, tree: Path, guest: Path)
     assert os.listdir(guest / "made" / "er")
 
 
+def test_a_slash_asks_for_a_folder_here_too(agent: Link, tree: Path, guest: Path, tmp_path: Path) -> None:
+    (guest / "file").write_bytes(b"x")
+    (tmp_path / "plain").touch()
+    for destination, error, code in (
+        (f"{tmp_path}/q/", NotFound, "no_such_folder"),
+        (f"{tmp_path}/plain/", UsageError, "not_a_folder"),
+    ):
+        with pytest.raises(error) as caught:
+            copy_out(agent, [f"{guest}/file"], destination)
+        assert (caught.value.code, destination in caught.value.message) == (code, True)
+    assert not (tmp_path / "q").exists()
+    copy_in(agent, [tree / "deep"], f"{guest}/deep")
+    copy_out(agent, [f"{guest}/deep"], f"{tmp_path}/q/")
+    assert os.listdir(tmp_path / "q" / "er")
+
+
+@pytest.mark.parametrize("path", ["/proc/version", "/proc/filesystems", "/sys/kernel/mm/transparent_hugepage/enabled"])
+def test_what_says_nothing_true_of_its_size_is_read_to_its_end(agent: Link, guest: Path, tmp_path: Path, path: str) -> None:
+    """Both ways: of /proc and /sys it is the content that counts."""
+    content = Path(path).read_bytes()
+    assert content
+    report = copy_out(agent, [path, "/proc/cmdline"], tmp_path)
+    assert (tmp_path / Path(path).name).read_bytes() == content
+    assert report.bytes == len(content) + len(Path("/proc/cmdline").read_bytes())
+    assert copy_in(agent, [path], guest) == []
+    assert (guest / Path(path).name).read_bytes() == content
+
+
+def test_what_has_no_size_and_no_end_is_refused(agent: Link, guest: Path, tmp_path: Path) -> None:
+    for copy in (
+        lambda: copy_out(agent, ["/proc/self/pagemap"], tmp_path),
+        lambda: copy_in(agent, ["/proc/self/pagemap"], guest),
+    ):
+        with pytest.raises(InsulaError, match="/proc/self/pagemap") as caught:
+            copy()
+        assert caught.value.code == "file_too_large"
+    assert not (tmp_path / "pagemap").exists()
+    agent.call("ping")
+
+
+def test_a_hole_is_no_lie(agent: Link, guest: Path, tmp_path: Path) -> None:
+    with open(guest / "hole", "wb") as hole:
+        hole.truncate(50_000)
+    copy_out(agent, [f"{guest}/hole"], tmp_path / "hole")
+    assert (tmp_path / "hole").read_bytes() == bytes(50_000)
+
+
 def test_several_trees_come_out_into_a_folder(agent: Link, guest: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (guest / name).mkdir()
