@@ -10,19 +10,17 @@ import click
 from insula.cli.streams import console_streams, guest_streams, window_size
 from insula.cli.values import Seconds, later
 from insula.errors import Interrupted
+from insula.model.command import Command
 
 _json = click.option("--json", "as_json", is_flag=True, help="Errors become one JSON line on standard error.")
 
 
-def _in_guest(
-    name: str, argv: tuple[str, ...], *, tty: bool, interactive: bool, env: tuple[str, ...], user: str, cwd: str, wait: float
-) -> int:
+def _in_guest(name: str, command: Command, *, interactive: bool) -> int:
     from insula.client.quick import exec_quickly
 
-    rows, cols = window_size()
-    with guest_streams(tty=tty, interactive=interactive) as streams:
-        status = exec_quickly(name, argv, streams, env=env, user=user, cwd=cwd, tty=tty, rows=rows, cols=cols, wait=wait)
-    return status.shell_code
+    command.rows, command.cols = window_size()
+    with guest_streams(tty=command.tty, interactive=interactive) as streams:
+        return exec_quickly(name, command, streams).shell_code
 
 
 @click.command(
@@ -54,10 +52,10 @@ def exec_(
 ) -> int:
     """Run CMD in a machine; exits with its code (128 + n: a signal; 125: Insula failed, 126: not executable, 127: not found)."""
     del as_json
-    command = argv[1:] if argv[:1] == ("--",) else argv
-    if not command:
+    argv = argv[1:] if argv[:1] == ("--",) else argv
+    if not argv:
         raise click.UsageError("Missing the command to run.")
-    return _in_guest(name, command, tty=tty, interactive=interactive, env=env, user=user, cwd=cwd, wait=wait)
+    return _in_guest(name, Command(argv, env=env, user=user, cwd=cwd, tty=tty, wait=wait), interactive=interactive)
 
 
 @click.command(epilog="Example: insula shell web")
@@ -73,7 +71,7 @@ def shell(name: str, user: str, wait: float, as_json: bool) -> int:
 
     del as_json
     tty = sys.stdin.isatty() and sys.stdout.isatty()
-    return _in_guest(name, LOGIN_SHELL, tty=tty, interactive=True, env=(), user=user, cwd="", wait=wait)
+    return _in_guest(name, Command(LOGIN_SHELL, user=user, tty=tty, wait=wait), interactive=True)
 
 
 def console_words(name: str, direct: bool) -> str:

@@ -25,7 +25,19 @@ class CreateMachine(Request, frozen=True):
     dry_run: bool = False
 
 
-class RunMachine(Request, frozen=True):
+class Execution(Request, frozen=True, kw_only=True):
+    """What is to be run in a guest; see model/command.py for what the words mean."""
+
+    argv: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    user: str = ""
+    cwd: str = ""
+    tty: bool = False
+    rows: int = 24
+    cols: int = 80
+
+
+class RunMachine(Execution, frozen=True):
     """Make a machine and start it; then, if ``argv`` is given, run that inside.
 
     With ``ephemeral`` the machine is deleted when it ends; with ``attached`` as well, it also ends when the caller goes
@@ -38,13 +50,6 @@ class RunMachine(Request, frozen=True):
     ephemeral: bool = False
     attached: bool = False
     shell: bool = False
-    argv: tuple[str, ...] = ()
-    env: tuple[str, ...] = ()
-    user: str = ""
-    cwd: str = ""
-    tty: bool = False
-    rows: int = 24
-    cols: int = 80
     timeout: float = 300.0
     cold: bool = False
 
@@ -118,17 +123,11 @@ class ShowMachine(Request, frozen=True):
 
 
 # -- inside -------------------------------------------------------------------------------------------------------------
-class ExecMachine(Request, frozen=True):
+class ExecMachine(Execution, frozen=True):
     """Run a program in the guest. ``wait`` seconds are granted to an agent that does not answer yet."""
 
     name: str
     argv: tuple[str, ...]
-    env: tuple[str, ...] = ()
-    user: str = ""
-    cwd: str = ""
-    tty: bool = False
-    rows: int = 24
-    cols: int = 80
     wait: float = 0.0
 
 

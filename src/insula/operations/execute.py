@@ -20,15 +20,4 @@ def execute(context: Context, request: ExecMachine, operation: Operation, stream
     del operation
     folder = machine_folder(context.home, request.name)
     with reached(folder, "exec") as link:
-        return execute_over(
-            link,
-            request.argv,
-            streams,
-            env=request.env,
-            cwd=request.cwd,
-            user=request.user,
-            tty=request.tty,
-            rows=request.rows,
-            cols=request.cols,
-            wait=request.wait,
-        )
+        return execute_over(link, request, streams)

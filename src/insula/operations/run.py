@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from insula.errors import InsulaError, MachineEnded, UsageError
-from insula.model.requests import CreateMachine, DeleteMachine, ExecMachine, RunMachine
+from insula.model.requests import CreateMachine, DeleteMachine, ExecMachine, Execution, RunMachine
 from insula.model.spec import check_spec
 from insula.model.status import MachineStatus
 from insula.model.streams import Streams
@@ -100,16 +100,8 @@ def _execute(
     from insula.guest.execute import LOGIN_SHELL
     from insula.operations.execute import execute
 
-    inner = ExecMachine(
-        name=name,
-        argv=request.argv or LOGIN_SHELL,
-        env=request.env,
-        user=request.user,
-        cwd=request.cwd,
-        tty=request.tty,
-        rows=request.rows,
-        cols=request.cols,
-    )
+    what = {field: getattr(request, field) for field in Execution.__struct_fields__}
+    inner = ExecMachine(name=name, **what | {"argv": request.argv or LOGIN_SHELL})
     operation.tell("run the command")
     streams = open_streams()
     try:

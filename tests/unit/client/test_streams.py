@@ -24,6 +24,7 @@ from insula.guest import wire
 from insula.guest.execute import ExitStatus, execute
 from insula.guest.link import Link
 from insula.guest.wire import FrameReader
+from insula.model.command import Command
 from insula.model.streams import Control, Controls, Resize, Signal, Sink, Source
 
 
@@ -304,7 +305,7 @@ def test_a_terminal_here_and_one_in_the_guest(agent: Link, terminal: tuple[int, 
     with TerminalStreams(program, program) as streams:
         rows, columns = streams.size
         script = "stty size; read line; echo got $line; exec sleep 60"
-        status = execute(agent, ["sh", "-c", script], streams, tty=True, rows=rows, cols=columns)
+        status = execute(agent, Command(["sh", "-c", script], tty=True, rows=rows, cols=columns), streams)
     thread.join()
     assert status == ExitStatus(0, "INT")
 
@@ -383,7 +384,7 @@ def test_a_request_and_its_streams_travel_over_a_socket(agent: Link) -> None:
 
     def call() -> None:
         with Link(near) as link:
-            statuses.append(execute(link, ["sh", "-c", script], caller))
+            statuses.append(execute(link, Command(["sh", "-c", script]), caller))
 
     script = "trap 'echo told >&2; exit 7' TERM; head -n 1; echo ready; read never"
     caller = CallbackStreams(hear, err.extend)
@@ -391,7 +392,7 @@ def test_a_request_and_its_streams_travel_over_a_socket(agent: Link) -> None:
     thread = threading.Thread(target=call)
     thread.start()
     assert carried.opened.wait(5)
-    status = execute(agent, carried.request.raws("argv"), carried)
+    status = execute(agent, Command(carried.request.raws("argv")), carried)
     far.sendall(wire.encode_frame(wire.Frame(wire.RESULT, 1, wire.encode_fields([("code", status.code)]))))
     thread.join(5)
     carried.close()

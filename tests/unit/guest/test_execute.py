@@ -13,12 +13,13 @@ from insula.errors import GuestError, MachineEnded
 from insula.guest import wire
 from insula.guest.execute import ExitStatus, execute
 from insula.guest.link import Link
+from insula.model.command import Command
 from tests.framework.peer import Peer
 
 
 def run(agent: Link, script: str, stdin: bytes | None = None) -> tuple[ExitStatus, bytes, bytes]:
     streams = MemoryStreams(stdin)
-    status = execute(agent, ["sh", "-c", script], streams)
+    status = execute(agent, Command(["sh", "-c", script]), streams)
     return status, streams.output, streams.errors
 
 
@@ -54,7 +55,7 @@ def test_bytes_that_are_no_text_pass_unchanged(agent: Link) -> None:
 def test_environment_folder_and_user(agent: Link, tmp_path: Path) -> None:
     streams = MemoryStreams()
     script = 'echo "$GIVEN $(pwd) $(id -u)"'
-    execute(agent, ["sh", "-c", script], streams, env=["GIVEN=a b"], cwd=os.fspath(tmp_path), user=str(os.getuid()))
+    execute(agent, Command(["sh", "-c", script], env=["GIVEN=a b"], cwd=os.fspath(tmp_path), user=str(os.getuid())), streams)
     assert streams.output.decode() == f"a b {tmp_path} {os.getuid()}\n"
 
 
@@ -69,13 +70,13 @@ def test_environment_folder_and_user(agent: Link, tmp_path: Path) -> None:
 )
 def test_what_cannot_be_run_is_told(agent: Link, argv: list[str], options: dict[str, str], code: str, message: str) -> None:
     with pytest.raises(GuestError) as caught:
-        execute(agent, argv, MemoryStreams(), cwd=options.get("cwd", ""), user=options.get("user", ""))
+        execute(agent, Command(argv, cwd=options.get("cwd", ""), user=options.get("user", "")), MemoryStreams())
     assert (caught.value.code, str(caught.value)) == (code, message)
 
 
 def test_signals_reach_the_program(agent: Link) -> None:
     streams = CallbackStreams(lambda data: streams.signal("INT"))
-    status = execute(agent, ["sh", "-c", "trap 'exit 42' INT; echo ready; read never"], streams)
+    status = execute(agent, Command(["sh", "-c", "trap 'exit 42' INT; echo ready; read never"]), streams)
     streams.close()
     assert status == ExitStatus(42)
 
@@ -90,14 +91,14 @@ def test_terminal_has_the_size_and_follows_it(agent: Link) -> None:
 
     streams = CallbackStreams(hear)
     script = "trap 'stty size; exit 0' WINCH; stty size; read never"
-    status = execute(agent, ["sh", "-c", script], streams, tty=True, rows=30, cols=100)
+    status = execute(agent, Command(["sh", "-c", script], tty=True, rows=30, cols=100), streams)
     streams.close()
     assert (status, bytes(heard)) == (ExitStatus(0), b"30 100\r\n40 120\r\n")
 
 
 def test_ctrl_c_typed_in_a_terminal(agent: Link) -> None:
     streams = CallbackStreams(lambda data: streams.feed(b"\x03") if b"ready" in data else None)
-    status = execute(agent, ["sh", "-c", "echo ready; exec sleep 60"], streams, tty=True)
+    status = execute(agent, Command(["sh", "-c", "echo ready; exec sleep 60"], tty=True), streams)
     streams.close()
     assert status == ExitStatus(0, "INT")
 
@@ -107,7 +108,7 @@ def test_input_that_stays_silent_holds_nothing_up(agent: Link) -> None:
     silent, typist = os.pipe()
     reader, writer = os.pipe()
     with PipeStreams(silent, writer, None, signals=()) as streams:
-        status = execute(agent, ["sh", "-c", "echo one; sleep 0.05; echo two; exit 6"], streams)
+        status = execute(agent, Command(["sh", "-c", "echo one; sleep 0.05; echo two; exit 6"]), streams)
     assert (status, os.read(reader, 100)) == (ExitStatus(6), b"one\ntwo\n")
     for descriptor in (silent, typist, reader, writer):
         os.close(descriptor)
@@ -128,7 +129,7 @@ def test_slow_reader_holds_the_program_back(agent: Link) -> None:
     thread.start()
     streams = PipeStreams(None, writer, None, signals=())
     threading.Timer(0.1, started.set).start()
-    status = execute(agent, ["sh", "-c", "head -c 3000000 /dev/zero; echo end"], streams)
+    status = execute(agent, Command(["sh", "-c", "head -c 3000000 /dev/zero; echo end"]), streams)
     streams.close()
     os.close(writer)
     thread.join()
@@ -141,7 +142,7 @@ def test_a_reader_that_goes_away_hangs_the_program_up(agent: Link) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with PipeStreams(None, writer, None, signals=()) as streams:
-        status = execute(agent, ["yes"], streams)
+        status = execute(agent, Command(["yes"]), streams)
     os.close(writer)
     assert (status, status.shell_code) == (ExitStatus(0, "PIPE"), 141)
     assert run(agent, "echo the link still works")[1] == b"the link still works\n"
@@ -157,7 +158,7 @@ def test_an_exception_in_a_callback_hangs_the_program_up(agent: Link, tmp_path: 
     streams = CallbackStreams(fail)
     os.mkfifo(mark)
     with pytest.raises(KeyboardInterrupt):
-        execute(agent, ["sh", "-c", f"trap 'echo hung >{mark}; exit' HUP; echo ready; sleep 60 & wait"], streams)
+        execute(agent, Command(["sh", "-c", f"trap 'echo hung >{mark}; exit' HUP; echo ready; sleep 60 & wait"]), streams)
     streams.close()
     assert mark.read_bytes() == b"hung\n"
     assert run(agent, "exit 4")[0] == ExitStatus(4)
@@ -174,7 +175,7 @@ def test_losing_the_machine_in_the_middle_is_told(peer: Peer) -> None:
     streams = CallbackStreams(lambda _: peer.socket.close())
     peer.send(wire.DATA, 1, b"something", wire.STDOUT)
     with pytest.raises(MachineEnded):
-        execute(peer.link, ["cat"], streams)
+        execute(peer.link, Command(["cat"]), streams)
     streams.close()
 
 
@@ -182,7 +183,7 @@ def test_output_before_the_answer_is_delivered_first(peer: Peer) -> None:
     peer.send(wire.DATA, 1, b"last words", wire.STDOUT)
     peer.result(1, code=9)
     streams = MemoryStreams()
-    assert execute(peer.link, ["cat"], streams) == ExitStatus(9)
+    assert execute(peer.link, Command(["cat"]), streams) == ExitStatus(9)
     assert streams.output == b"last words"
     opened = wire.decode_fields(peer.read().payload)
     assert list(opened) == [("verb", "exec"), ("argv", b"cat")]
@@ -190,9 +191,8 @@ def test_output_before_the_answer_is_delivered_first(peer: Peer) -> None:
 
 def test_request_carries_what_was_asked(peer: Peer) -> None:
     peer.result(1, code=0)
-    execute(
-        peer.link, ["a", "b"], MemoryStreams(), env=["K=V"], cwd="/tmp", user="anna", tty=True, rows=9, cols=8, wait=1.5
-    )  # fmt: skip
+    command = Command(["a", "b"], env=["K=V"], cwd="/tmp", user="anna", tty=True, rows=9, cols=8, wait=1.5)
+    execute(peer.link, command, MemoryStreams())
     assert list(wire.decode_fields(peer.read().payload)) == [
         ("verb", "exec"), ("argv", b"a"), ("argv", b"b"), ("env", b"K=V"), ("cwd", b"/tmp"), ("user", "anna"),
         ("tty", 1), ("rows", 9), ("cols", 8), ("wait_ms", 1500),

@@ -20,6 +20,7 @@ from insula.guest.copying import copy_in, copy_out
 from insula.guest.execute import ExitStatus, execute
 from insula.guest.link import open_link
 from insula.host.native import native_path
+from insula.model.command import Command
 from tests.framework.trees import seen
 from tests.unit.native.rig import Rig
 
@@ -49,7 +50,7 @@ def test_many_programs_side_by_side_each_on_a_link_of_its_own(machine: Rig) -> N
     def run(number: int) -> None:
         streams = MemoryStreams(b"%d " % number * 100_000)
         with open_link(machine.folder) as link:
-            status = execute(link, ["sh", "-c", f"cat; exit {number}"], streams, user=str(os.getuid()))
+            status = execute(link, Command(["sh", "-c", f"cat; exit {number}"], user=str(os.getuid())), streams)
         results[number] = (status, streams.output)
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(8)]
