@@ -36,6 +36,15 @@ def link_layer(source: Path, target: Path) -> None:
     fsync_folder(target.parent)
 
 
+def copy_layer(source: Path, target: Path) -> None:
+    """Make ``target`` an immutable file of its own with the content of ``source``; on return that is on the disk.
+
+    Raises FileExistsError, HostLacks (``no_space``).
+    """
+    _copy(source, target)
+    fsync_folder(target.parent)
+
+
 def _copy(source: Path, target: Path) -> None:
     import fcntl
 

@@ -25,6 +25,19 @@ def ensure_layers(folder: Path, sums: Mapping[str, FileSum], image_stamps: Path)
     write_stamps(note, found)
 
 
+def ensure_sums(machine: Path, snapshot: Path, sums: Mapping[str, FileSum]) -> None:
+    """Check a snapshot's files and the layers it rests on; instant when nothing changed since the last time.
+
+    Raises DamagedRecord (``layer_tampered``, ``layer_missing``).
+    """
+    note = snapshot / names.VERIFIED_LAYERS
+    stamps, paths = read_stamps(note), {path: machine / path if "/" in path else snapshot / path for path in sums}
+    if all(is_as_stamped(paths[path], stamps.get(path), expected) for path, expected in sums.items()):
+        return
+    shared = list(read_stamps(machine / names.VERIFIED_LAYERS).values())
+    write_stamps(note, {path: _check(paths[path].parent, paths[path].name, sums[path], shared) for path in sums})
+
+
 def _check(folder: Path, path: str, expected: FileSum, shared: list[Stamp]) -> Stamp:
     for stamp in shared:
         if is_as_stamped(folder / path, stamp, expected):

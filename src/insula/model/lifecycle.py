@@ -8,29 +8,40 @@ from insula.errors import DamagedRecord, WrongState
 from insula.model.status import State
 
 _ALLOWED: Final[dict[str, frozenset[State]]] = {
-    "start": frozenset({State.STOPPED}),
+    "start": frozenset({State.STOPPED, State.SUSPENDED}),
     "stop": frozenset({State.STARTING, State.RUNNING, State.PAUSED}),
     "restart": frozenset({State.RUNNING, State.PAUSED}),
     "pause": frozenset({State.RUNNING, State.STARTING}),
     "resume": frozenset({State.PAUSED}),
-    "rename": frozenset({State.STOPPED, State.RUNNING, State.PAUSED}),
-    "delete": frozenset({State.STOPPED}),
+    "rename": frozenset({State.STOPPED, State.SUSPENDED, State.RUNNING, State.PAUSED}),
+    "delete": frozenset({State.STOPPED, State.SUSPENDED}),
     "exec": frozenset({State.RUNNING}),
     "copy": frozenset({State.RUNNING}),
     "console": frozenset({State.STARTING, State.RUNNING, State.PAUSED}),
     "snapshot": frozenset({State.STOPPED, State.RUNNING, State.PAUSED}),
-    "snapshot delete": frozenset({State.STOPPED, State.STARTING, State.RUNNING, State.PAUSED}),
-    "restore": frozenset({State.STOPPED, State.STARTING, State.RUNNING, State.PAUSED}),
+    "snapshot delete": frozenset({State.STOPPED, State.SUSPENDED, State.STARTING, State.RUNNING, State.PAUSED}),
+    "restore": frozenset({State.STOPPED, State.SUSPENDED, State.STARTING, State.RUNNING, State.PAUSED}),
     "fork": frozenset({State.RUNNING, State.PAUSED}),
-    "fork snapshot": frozenset({State.STOPPED, State.STARTING, State.RUNNING, State.PAUSED}),
+    "fork snapshot": frozenset({State.STOPPED, State.SUSPENDED, State.STARTING, State.RUNNING, State.PAUSED}),
     "suspend": frozenset({State.RUNNING, State.PAUSED}),
     "clone": frozenset({State.STOPPED}),
 }
 
 # What is asked for is so already: as with docker and podman that is no error, so that a script may ask without looking first.
-_ALREADY: Final = {"start": State.RUNNING, "stop": State.STOPPED, "pause": State.PAUSED, "resume": State.RUNNING}
+_ALREADY: Final = {
+    "start": State.RUNNING,
+    "stop": State.STOPPED,
+    "pause": State.PAUSED,
+    "resume": State.RUNNING,
+    "suspend": State.SUSPENDED,
+}
 
-_DOING: Final = {"snapshot": "take a snapshot of it", "exec": "run a command in it", "copy": "copy files of it", "console": "attach to its console"}
+_DOING: Final = {
+    "snapshot": "take a snapshot of it",
+    "exec": "run a command in it",
+    "copy": "copy files of it",
+    "console": "attach to its console",
+}
 
 _HINTS: Final[dict[tuple[str, State], str]] = {
     ("start", State.PAUSED): "to let it run on: insula resume {name}",
@@ -47,7 +58,16 @@ _HINTS: Final[dict[tuple[str, State], str]] = {
     ("fork", State.STOPPED): "to start it: insula start {name}; to copy it as it is: insula clone {name} NEW",
     ("clone", State.RUNNING): "to copy it while it runs: insula fork {name}",
     ("clone", State.PAUSED): "to copy it while it runs: insula fork {name}",
-    ("suspend", State.STOPPED): "it is off already",
+    ("exec", State.SUSPENDED): "to let it go on: insula start {name}",
+    ("copy", State.SUSPENDED): "to let it go on: insula start {name}",
+    ("console", State.SUSPENDED): "to let it go on: insula start {name}",
+    ("pause", State.SUSPENDED): "to let it go on: insula start {name}",
+    ("resume", State.SUSPENDED): "to let it go on: insula start {name}",
+    ("restart", State.SUSPENDED): "to let it go on: insula start {name}",
+    ("stop", State.SUSPENDED): "it is off; its memory is kept: insula start {name} lets it go on",
+    ("snapshot", State.SUSPENDED): "to let it go on: insula start {name}",
+    ("fork", State.SUSPENDED): "to let it go on: insula start {name}",
+    ("clone", State.SUSPENDED): "to let it go on: insula start {name}",
     ("restart", State.STOPPED): "to start it: insula start {name}",
 }
 

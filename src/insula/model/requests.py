@@ -55,10 +55,14 @@ class RunMachine(Execution, frozen=True):
 
 
 class StartMachine(Request, frozen=True):
-    """Boot a stopped machine and wait until its agent answers, ``timeout`` seconds at most (0: do not wait)."""
+    """Boot a stopped machine and wait until its agent answers, ``timeout`` seconds at most (0: do not wait).
+
+    A suspended one goes on where it was; with ``cold`` it boots instead, and what its memory held is lost.
+    """
 
     name: str
     timeout: float = 300.0
+    cold: bool = False
 
 
 class StopMachine(Request, frozen=True):

@@ -31,7 +31,7 @@ from insula.operations.operation import Operation
 from insula.store import names
 from insula.store.machines import DiskRecord, MachineRecord, write_machine
 from insula.store.snapshots import SNAPSHOT_VERSION, DiskState, MemoryState, SnapshotRecord, stage_snapshot
-from insula.store.sums import FileSum, sum_file
+from insula.store.sums import FileSum, Stamp, is_as_stamped, read_stamps, stamp_file, write_stamps
 
 if TYPE_CHECKING:
     from insula.engines.base import NewHead, Saved
@@ -51,13 +51,15 @@ class Captured:
     machine: MachineRecord
 
 
-def capture(
+@contextlib.contextmanager
+def captured(
     context: Context, held: Held, operation: Operation, *, description: str = "", go_on: bool = True, lasting: bool = True
-) -> Captured:
-    """Take the state of the machine whose lock the caller holds. With ``go_on`` false a running guest is left standing.
+) -> Iterator[Captured]:
+    """Take the state of the machine whose lock the caller holds. What is not given a name by the end of the context is removed.
 
-    ``lasting``: false for a state that nobody keeps: it is neither summed nor made sure to be on the disk. When this fails the
-    machine is as it was, but perhaps for one layer more. Raises HostLacks (``no_space``), MachineEnded, InsulaError.
+    With ``go_on`` false a running guest is left standing, and goes on when the context fails. ``lasting``: false for a state that
+    nobody keeps: it is neither summed nor made sure to be on the disk. When this fails the machine is as it was, but perhaps
+    for one layer more. Raises HostLacks (``no_space``), MachineEnded, InsulaError.
     """
     folder, former = held.folder, held.record
     journal.note(folder, operation.verb, "take its state")
@@ -74,10 +76,14 @@ def capture(
             _copy_variables(folder, former, staged)
         operation.tell("make sure of it")
         _freeze(folder, former, record)
-        return Captured(staged, _describe(held, record, saved, staged, description, lasting), record)
+        yield Captured(staged, _describe(held, record, saved, staged, description, lasting), record)
     except BaseException:
-        remove_tree(staged)
+        if not go_on and held.status.state is State.RUNNING:
+            with contextlib.suppress(InsulaError):
+                context.engine.resume(folder / names.RUN)
         raise
+    finally:
+        remove_tree(staged)
 
 
 def _with_new_heads(folder: Path, former: MachineRecord) -> MachineRecord:
@@ -213,19 +219,27 @@ def _protect(staged: Path, identifier: str) -> None:
 
 def _sums(folder: Path, record: MachineRecord, staged: Path) -> dict[str, FileSum]:
     """Sums of all that the snapshot rests on; every file made for it is on the disk."""
-    sums = {}
+    known = read_stamps(folder / names.VERIFIED_LAYERS)
+    stamps = {}
     for entry in sorted(staged.iterdir()):
         _fsync(entry)
-        sums[entry.name] = sum_file(entry)
+        stamps[entry.name] = stamp_file(entry)
     fsync_folder(staged)
     for disk in record.disks:
         _fsync(folder / disk.layers[-1])
-        for layer in disk.layers:
-            sums[layer] = record.sums.get(layer) or sum_file(folder / layer)
-    for path in (record.boot.kernel, record.boot.initrd):
-        if path is not None and path in record.sums:
-            sums[path] = record.sums[path]
-    return sums
+    layers = [layer for disk in record.disks for layer in disk.layers]
+    for path in (*layers, record.boot.kernel, record.boot.initrd):
+        if path is not None:
+            stamps[path] = _stamp(folder / path, known.get(path), record.sums.get(path))
+    write_stamps(staged / names.VERIFIED_LAYERS, stamps)
+    return {path: FileSum(stamp.size, stamp.sha256) for path, stamp in stamps.items()}
+
+
+def _stamp(path: Path, known: Stamp | None, expected: FileSum | None) -> Stamp:
+    """A file that was hashed before and looks as it did then is not hashed again."""
+    if known is not None and expected is not None and is_as_stamped(path, known, expected):
+        return known
+    return stamp_file(path)
 
 
 def _fsync(path: Path) -> None:

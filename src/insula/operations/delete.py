@@ -9,8 +9,7 @@ from insula.model.status import MachineStatus
 from insula.operations.context import Context
 from insula.operations.observe import is_alive, observe
 from insula.operations.operation import Operation
-from insula.operations.recover import sweep
-from insula.operations.settle import settle_locked
+from insula.operations.recover import recover, sweep
 from insula.operations.stop import pull_plug
 from insula.store import names
 from insula.store.locks import machine_lock
@@ -24,7 +23,7 @@ def delete(context: Context, request: DeleteMachine, operation: Operation) -> Ma
 
     Returns the machine's last status. Raises NotFound, Busy or WrongState, and then nothing was changed.
     """
-    sweep(context.home)
+    sweep(context)
     folder = machine_folder(context.home, request.name)
     status, _ = observe(folder)
     if request.dry_run:
@@ -39,7 +38,7 @@ def delete(context: Context, request: DeleteMachine, operation: Operation) -> Ma
         with machine_lock(folder / names.LOCK, request.name, "delete", patience=_AFTER_PLUG if request.force else 0.0):
             if request.force and is_alive(folder):
                 pull_plug(folder)
-            if not settle_locked(context.home, folder):
+            if not recover(context, folder):
                 return status
             if not request.force:
                 status, _ = observe(folder)

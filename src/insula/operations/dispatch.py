@@ -52,7 +52,7 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "DeleteImage": ("image", "delete", "image delete"),
     "PruneImages": ("image", "prune", "image prune"),
     "ExamineHost": ("doctor", "doctor", "doctor"),
-    "SettleMachine": ("settle", "settle", "settle"),
+    "SettleMachine": ("recover", "settle", "settle"),
 }
 
 

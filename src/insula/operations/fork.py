@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from insula.disks.layers import link_layer
 from insula.disks.overlays import create_overlay
+from insula.disks.verify import ensure_sums
 from insula.errors import AlreadyExists, HostLacks, InsulaError, UsageError, WrongState
 from insula.host.files import remove_tree
 from insula.model.identity import new_identity
@@ -28,10 +29,11 @@ from insula.model.status import MachineStatus
 from insula.model.units import MIB, format_size
 from insula.operations import journal
 from insula.operations.awaken import awaken, load
-from insula.operations.capture import capture
+from insula.operations.capture import captured
 from insula.operations.context import Context
 from insula.operations.delete import delete
 from insula.operations.hold import hold_machine, status_of
+from insula.operations.lease import take_lease
 from insula.operations.operation import Operation, Steps
 from insula.operations.settle import settle_locked
 from insula.operations.snapshot import find_snapshot
@@ -49,6 +51,9 @@ from insula.store.machines import (
 )
 from insula.store.snapshots import SnapshotRecord, snapshot_layers
 
+if TYPE_CHECKING:
+    from insula.guest.link import Link
+
 # What a fork was seen to take before it does anything: QEMU itself, its translated code, the first pages of its own.
 _LEAST_EACH: Final = 64 * MIB
 MOST_AT_ONCE: Final = 500
@@ -63,7 +68,15 @@ class Origin:
     record: SnapshotRecord
 
 
-def fork(context: Context, request: ForkMachine, operation: Operation) -> list[MachineStatus]:
+@dataclass(frozen=True, slots=True)
+class ForkResult:
+    """The machines made; for attached ones also, in the same order, the leases they live by: closing one ends its machine."""
+
+    machines: list[MachineStatus]
+    leases: list[Link]
+
+
+def fork(context: Context, request: ForkMachine, operation: Operation) -> ForkResult:
     """Fork ``count`` machines. When one cannot be made none is left, and the parent is as it was.
 
     Raises NotFound, WrongState, Busy, UsageError, AlreadyExists, HostLacks (``no_memory``, ``no_space``), MachineEnded and
@@ -106,15 +119,12 @@ def _origin(context: Context, request: ForkMachine, operation: Operation) -> Ite
         with hold_machine(context, request.name, "fork snapshot") as held:
             folder, record = find_snapshot(held.folder, request.snapshot)
             check_loadable(context, f"{request.name}@{request.snapshot}", record)
+            ensure_sums(held.folder, folder, record.sums)
             yield Origin(held.folder, folder, record)
         return
-    with hold_machine(context, request.name, "fork") as held:
-        captured = capture(context, held, operation, lasting=False)
-        try:
-            journal.clear(held.folder)
-            yield Origin(held.folder, captured.folder, captured.record)
-        finally:
-            remove_tree(captured.folder)
+    with hold_machine(context, request.name, "fork") as held, captured(context, held, operation, lasting=False) as state:
+        journal.clear(held.folder)
+        yield Origin(held.folder, state.folder, state.record)
 
 
 def check_loadable(context: Context, name: str, record: SnapshotRecord) -> None:
@@ -154,21 +164,26 @@ def check_room(count: int) -> None:
         )
 
 
-def _make_all(context: Context, request: ForkMachine, wanted: list[str], origin: Origin) -> list[MachineStatus]:
+def _make_all(context: Context, request: ForkMachine, wanted: list[str], origin: Origin) -> ForkResult:
     made: list[str] = []
+    leases: dict[str, Link] = {}
 
     def make(name: str) -> MachineStatus:
         operation = Operation("fork", name)
         with forked(context, origin, name, operation, ephemeral=request.ephemeral) as folder:
             made.append(name)
-            set_going(context, folder, origin.record, operation, request.timeout)
+            launched = (lambda: leases.update({name: take_lease(folder)})) if request.attached else None
+            set_going(context, folder, origin.record, operation, request.timeout, launched)
             return status_of(folder)
 
     try:
         # As many at a time as there are CPUs to make them: more would only wait for each other.
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-            return list(pool.map(make, wanted))
+            machines = list(pool.map(make, wanted))
+        return ForkResult(machines, [leases[name] for name in wanted if name in leases])
     except BaseException:
+        for lease in leases.values():
+            lease.close()
         for name in made:
             with contextlib.suppress(InsulaError):
                 delete(context, DeleteMachine(name=name, force=True), Operation("delete", name))
@@ -183,8 +198,15 @@ def forked(context: Context, origin: Origin, name: str, operation: Operation, *,
         _fill(staged, origin, ephemeral)
         journal.note(staged, "fork", "load its state")
         folder = publish_machine(context.home, staged, name)
-        append_event(folder, "forked", origin=origin.machine.name, snapshot=origin.record.id)
+        append_event(folder, "forked", origin=_title(context, origin), snapshot=origin.record.id)
         yield folder
+
+
+def _title(context: Context, origin: Origin) -> str:
+    """``web@snap1``; ``web`` when its state was taken for this alone."""
+    if origin.machine.parent == context.home.warm:
+        return f"the warm state of {origin.record.image.name}"
+    return origin.machine.name if origin.folder.name.startswith(".") else f"{origin.machine.name}@{origin.folder.name}"
 
 
 def _fill(staged: Path, origin: Origin, ephemeral: bool) -> None:

@@ -30,10 +30,10 @@ class Held(NamedTuple):
 @contextlib.contextmanager
 def hold_machine(context: Context, name: str, verb: str, *, patience: float = 0.0) -> Iterator[Held]:
     """Hold ``name`` for ``verb``. Raises NotFound, Busy, WrongState or DamagedRecord before anything is changed."""
-    sweep(context.home)
+    sweep(context)
     folder = machine_folder(context.home, name)
     with machine_lock(folder / names.LOCK, name, verb, patience=patience):
-        if not recover(context.home, folder):
+        if not recover(context, folder):
             raise NotFound(f"{name} has ended and was deleted, as it was made to be", code="machine_not_found")
         status, record = observe(folder)
         check_transition(name, verb, status.state, status.problem)

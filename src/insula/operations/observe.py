@@ -79,6 +79,8 @@ def observe(folder: Path) -> tuple[MachineStatus, MachineRecord | None]:
     except (InsulaError, OSError) as cause:
         return _broken(folder.name, str(cause)), None
     state, untrusted = observe_state(folder)
+    if state is State.STOPPED and (folder / names.SUSPENDED).is_dir():
+        state = State.SUSPENDED
     status = MachineStatus(
         name=folder.name,
         kind=record.kind,

@@ -1,57 +1,120 @@
-"""Finish or undo what a verb that died left behind. Whoever holds the machine's lock calls this first."""
+"""Finish or undo what a verb that died left behind. Whoever holds the machine's lock calls this first.
+
+It decides by what is there; the journal, which a power cut can bring back, only says whether to look. See docs/snapshots.md.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Final
 
-from insula.errors import InsulaError
+from insula.errors import InsulaError, NotFound
+from insula.host.files import remove_tree
+from insula.model.requests import SettleMachine
 from insula.model.status import State
 from insula.operations import journal
+from insula.operations.context import Context
 from insula.operations.observe import is_alive, observe
-from insula.operations.settle import end_by_force, is_ephemeral, settle_locked
+from insula.operations.operation import Operation
+from insula.operations.settle import end_by_force, find_by_id, is_ephemeral, settle_locked
 from insula.store import names
 from insula.store.events import append_event
 from insula.store.locks import machine_lock
-from insula.store.machines import machine_names, remove_machine_folder, sweep_machines
+from insula.store.machines import machine_names, read_machine, remove_machine_folder, sweep_machines
 from insula.store.names import Home
+from insula.store.snapshots import finish_publishing, sweep_snapshots
+
+# Verbs that bring a machine to life: an ephemeral one whose verb died meanwhile is nobody's.
+_BIRTHS: Final = frozenset({"create", "start", "fork"})
+_PATIENCE: Final = 120.0
 
 
-def recover(home: Home, folder: Path) -> bool:
+def settle(context: Context, request: SettleMachine, operation: Operation) -> None:
+    """Settle the machine with this id, once the verb that ends it (if one does) has let go of it."""
+    folder = find_by_id(context.home, request.id)
+    if folder is None:
+        return
+    operation.tell("clean up")
+    with contextlib.suppress(NotFound), machine_lock(folder / names.LOCK, folder.name, "settle", patience=_PATIENCE):
+        recover(context, folder)
+
+
+def recover(context: Context, folder: Path) -> bool:
     """Bring the machine to a state some verb meant it to have. Returns whether it still exists.
 
     A ``start`` that died before its machine ran leaves a run folder without a keeper: settled like any ended machine. One
     that died while the guest was booting leaves a running machine: it runs on, and what was not told to the guest is told
     now, or by the next verb that changes the machine once its agent answers. An ephemeral machine whose start was never
-    finished is nobody's, and is deleted. Renaming and deleting are one rename each and leave nothing.
+    finished is nobody's, and is deleted. Renaming and deleting are one rename each and leave nothing. A QEMU that was loaded to
+    take the place of another has no guest that ever ran, and goes.
     """
     entry = journal.pending(folder)
-    if entry is not None and is_ephemeral(folder):
-        _discard(home, folder)
+    if entry is not None and entry.verb in _BIRTHS and is_ephemeral(folder):
+        _discard(context.home, folder)
         return False
-    if not settle_locked(home, folder):
+    _end_next(folder)
+    if not settle_locked(context.home, folder):
         return False
-    if entry is not None and (not is_alive(folder) or _finish_start(folder)):
+    if entry is None:
+        return True
+    if is_alive(folder):
+        _rejoin(context, folder)
+        done = entry.verb not in _BIRTHS or _finish_start(folder)
+    else:
+        finish_publishing(folder, entry.verb, entry.step)
+        done = True
+    _sweep_files(folder)
+    if done:
         append_event(folder, "recovered", verb=entry.verb, step=entry.step)
         journal.clear(folder)
     return True
 
 
-def sweep(home: Home) -> None:
+def sweep(context: Context) -> None:
     """Remove what dead commands left: half-made and half-deleted machines, and ephemeral ones they never came to own."""
+    home = context.home
     sweep_machines(home)
     for name in machine_names(home):
         folder = home.machine(name)
         if (folder / names.JOURNAL).exists() and is_ephemeral(folder):
             # Busy: its verb is at work, not dead.
             with contextlib.suppress(InsulaError), machine_lock(folder / names.LOCK, name, "recover"):
-                recover(home, folder)
+                recover(context, folder)
 
 
 def _discard(home: Home, folder: Path) -> None:
+    _end_next(folder)
     if is_alive(folder):
         end_by_force(folder)
     remove_machine_folder(home, folder)
+
+
+def _end_next(folder: Path) -> None:
+    """Its keeper ends it when the verb that started it dies, so this is for those that could not be told in time."""
+    from insula.guest.keeper import quit_machine
+    from insula.guest.link import open_link
+
+    run = folder / names.RUN_NEXT
+    if run.exists():
+        with contextlib.suppress(InsulaError), open_link(run) as link:
+            quit_machine(link, "kill", timeout=10.0)
+        remove_tree(run)
+
+
+def _rejoin(context: Context, folder: Path) -> None:
+    """Let a QEMU whose verb died before its disks switched follow the machine's record. Its keeper let the guest run on."""
+    from insula.operations.capture import new_heads
+
+    with contextlib.suppress(InsulaError):
+        record = read_machine(folder)
+        if all(disk.layers for disk in record.disks):
+            context.engine.switch_heads(folder / names.RUN, new_heads(folder, record))
+
+
+def _sweep_files(folder: Path) -> None:
+    with contextlib.suppress(InsulaError, FileNotFoundError):
+        sweep_snapshots(folder, read_machine(folder))
 
 
 def _finish_start(folder: Path) -> bool:

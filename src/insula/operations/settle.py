@@ -9,37 +9,22 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from insula.errors import InsulaError, NotFound
+from insula.errors import InsulaError
 from insula.host.files import remove_tree
-from insula.model.requests import SettleMachine
 from insula.model.status import End
-from insula.operations import journal
-from insula.operations.context import Context
 from insula.operations.observe import observe_state, read_exit, wait_gone
-from insula.operations.operation import Operation
 from insula.store import names
 from insula.store.ends import write_end
 from insula.store.events import append_event
-from insula.store.locks import machine_lock
 from insula.store.machines import machine_names, read_machine, remove_machine_folder
 from insula.store.names import Home
 
-_PATIENCE = 120.0
 _EVICTION = 10.0
 _KEEPERS_LAST = 5.0  # it takes a second at most to tell its clients of the end
 
 
-def settle(context: Context, request: SettleMachine, operation: Operation) -> None:
-    """Settle the machine with this id, once the verb that ends it (if one does) has let go of it."""
-    folder = _find(context.home, request.id)
-    if folder is None:
-        return
-    operation.tell("clean up")
-    with contextlib.suppress(NotFound), machine_lock(folder / names.LOCK, folder.name, "settle", patience=_PATIENCE):
-        settle_locked(context.home, folder)
-
-
-def _find(home: Home, machine_id: str) -> Path | None:
+def find_by_id(home: Home, machine_id: str) -> Path | None:
+    """The folder of the machine with this id, whatever its name is by now."""
     for name in machine_names(home):
         with contextlib.suppress(InsulaError, OSError):
             if read_machine(home.machine(name)).id == machine_id:
@@ -66,7 +51,6 @@ def settle_locked(home: Home, folder: Path, *, keep_ephemeral: bool = False) -> 
     remove_tree(run)
     if not noted:  # a full disk, with a little room now; better no note than a machine that cannot be settled
         _note(folder, end)
-    journal.clear(folder)
     return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,7 @@ from insula.errors import AlreadyExists, InsulaError, UsageError
 from insula.model.requests import CreateSnapshot, DeleteSnapshot, ListSnapshots, ShowSnapshot
 from insula.model.status import SnapshotDetails, SnapshotStatus
 from insula.operations import journal
-from insula.operations.capture import capture
+from insula.operations.capture import captured
 from insula.operations.context import Context
 from insula.operations.hold import hold_machine
 from insula.operations.operation import Operation
@@ -21,6 +22,7 @@ from insula.store.events import append_event
 from insula.store.machines import MachineRecord, machine_folder, read_machine, write_machine
 from insula.store.snapshots import (
     SnapshotRecord,
+    complete_snapshot,
     publish_snapshot,
     read_snapshot,
     readable_snapshots,
@@ -50,12 +52,13 @@ def create(context: Context, request: CreateSnapshot, operation: Operation) -> S
                 code="snapshot_exists",
                 hint=f"choose another name, or: insula snapshot delete {request.name}@{name}",
             )
-        captured = capture(context, held, operation, description=request.description)
-        publish_snapshot(captured.folder, captured.record, folder)
-        note_sums(held.folder, captured.machine, captured.record)
+        with captured(context, held, operation, description=request.description) as state:
+            complete_snapshot(state.folder, state.record)
+            publish_snapshot(state.folder, folder)
+        note_sums(held.folder, state.machine, state.record)
         append_event(held.folder, "snapshot", name=name)
         journal.clear(held.folder)
-        return _status(held.folder, name, captured.record, dict(readable_snapshots(held.folder)), captured.record.id)
+        return _status(held.folder, name, state.record, dict(readable_snapshots(held.folder)), state.record.id)
 
 
 def check_snapshot_name(name: str) -> None:
@@ -82,15 +85,14 @@ def list_snapshots(context: Context, request: ListSnapshots, operation: Operatio
     """All snapshots of a machine, oldest first; one that cannot be read is among them and says why."""
     del operation
     folder = machine_folder(context.home, request.name)
+    return sorted(_look(folder, snapshot_names(folder)), key=lambda status: (status.created, status.name))
+
+
+def _look(folder: Path, wanted: list[str]) -> Iterator[SnapshotStatus]:
     present = _present(folder)
     records = dict(readable_snapshots(folder))
-    found = []
-    for name in snapshot_names(folder):
-        if name in records:
-            found.append(_status(folder, name, records[name], records, present))
-        else:
-            found.append(_broken(folder, name))
-    return sorted(found, key=lambda status: (status.created, status.name))
+    for name in wanted:
+        yield _status(folder, name, records[name], records, present) if name in records else _broken(folder, name)
 
 
 def show(context: Context, request: ShowSnapshot, operation: Operation) -> SnapshotDetails:
@@ -114,14 +116,16 @@ def show(context: Context, request: ShowSnapshot, operation: Operation) -> Snaps
     )
 
 
-def delete(context: Context, request: DeleteSnapshot, operation: Operation) -> None:
-    """Delete a snapshot and the layers nobody else names. Machines forked from it are not concerned."""
+def delete(context: Context, request: DeleteSnapshot, operation: Operation) -> SnapshotStatus:
+    """Delete a snapshot and the layers nobody else names; returns what it was. Machines forked from it are not concerned."""
     with hold_machine(context, request.name, "snapshot delete") as held:
         folder = snapshot_folder(held.folder, request.snapshot)
+        (was,) = _look(held.folder, [request.snapshot])
         operation.tell("delete its files")
         remove_snapshot(folder)
         sweep_snapshots(held.folder, held.record)
         append_event(held.folder, "snapshot-deleted", name=request.snapshot)
+        return was
 
 
 def _present(folder: Path) -> str | None:

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from insula.errors import GuestError, HostLacks, MachineEnded
+from insula.host.files import remove_tree
 from insula.host.program import own_command
 from insula.model.requests import StartMachine
 from insula.model.spec import MachineSpec
-from insula.model.status import MachineStatus
+from insula.model.status import MachineStatus, State
 from insula.model.units import format_size
 from insula.operations import journal
 from insula.operations.context import Context
 from insula.operations.failed_boot import Printed, explain
-from insula.operations.hold import hold_machine, status_of
+from insula.operations.hold import Held, hold_machine, status_of
 from insula.operations.identify import identify, wait_hook
 from insula.operations.operation import Operation, Steps
 from insula.operations.settle import settle_locked
@@ -49,8 +50,22 @@ def start(context: Context, request: StartMachine, operation: Operation) -> Mach
                 operation.tell("wait until the guest answers")
                 _wait_ready(held.folder, held.record, request.timeout)
             return status_of(held.folder)
-        boot(context, held.folder, held.record, operation, request.timeout)
+        if held.status.state is State.SUSPENDED:
+            _start_suspended(context, held, request, operation)
+        else:
+            boot(context, held.folder, held.record, operation, request.timeout)
         return status_of(held.folder)
+
+
+def _start_suspended(context: Context, held: Held, request: StartMachine, operation: Operation) -> None:
+    from insula.operations.suspend import give_up, wake
+
+    if not request.cold:
+        wake(context, held.folder, held.record, operation, request.timeout)
+        return
+    gone = give_up(held.folder)
+    boot(context, held.folder, held.record, operation, request.timeout)
+    remove_tree(gone)
 
 
 def boot(

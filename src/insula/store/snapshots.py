@@ -22,14 +22,19 @@ from insula.store.sums import FileSum
 
 SNAPSHOT_VERSION = 1
 BEFORE_RESTORE = "before-restore"
+PUBLISH = "publish"  # the step of a verb that is to give its state a name once QEMU has ended
 
 
 class DiskState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One disk at the instant: its layers bottom to top, as paths relative to the machine's folder, and its size in bytes."""
+    """One disk at the instant: its layers bottom to top, as paths relative to the machine's folder, and its size in bytes.
+
+    ``head``: the empty head on top of them, for a suspended machine, whose memory must meet no other.
+    """
 
     name: str
     layers: list[str]
     size: int
+    head: str | None = None
 
 
 class MemoryState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -131,10 +136,14 @@ def stage_snapshot(machine: Path) -> Path:
     return folder
 
 
-def publish_snapshot(staged: Path, record: SnapshotRecord, folder: Path) -> None:
-    """Write the record into a folder whose files are on the disk, and give it its name, for good. Raises AlreadyExists."""
+def complete_snapshot(staged: Path, record: SnapshotRecord) -> None:
+    """Write the record into a folder whose files are on the disk: it is whole now, but has no name."""
     write_record(staged / names.SNAPSHOT_RECORD, record)
     fsync_folder(staged)
+
+
+def publish_snapshot(staged: Path, folder: Path) -> None:
+    """Give a complete snapshot its name, for good. Raises AlreadyExists."""
     try:
         staged.rename(folder)
     except OSError as cause:
@@ -190,3 +199,18 @@ def snapshot_layers(record: SnapshotRecord) -> set[str]:
 
 def _boot_files(boot: Boot) -> set[str]:
     return {path for path in (boot.kernel, boot.initrd) if path is not None}
+
+
+def finish_publishing(machine: Path, verb: str, step: str) -> None:
+    """Give a state its name that a dead verb meant to give as soon as QEMU had ended, which it has. The caller holds the lock.
+
+    Only what is whole is published: its record is written last.
+    """
+    place = {"suspend": machine / names.SUSPENDED, "restore": machine / names.SNAPSHOTS / BEFORE_RESTORE}.get(verb)
+    if place is None or step != PUBLISH or place.exists():
+        return
+    for staged in (machine / names.SNAPSHOTS).glob(f"{names.NEW_PREFIX}*"):
+        if (staged / names.SNAPSHOT_RECORD).exists():
+            staged.rename(place)
+            fsync_folder(place.parent)
+            return

@@ -9,6 +9,7 @@ import pytest
 
 from insula.errors import Busy
 from insula.operations import journal
+from insula.operations.context import Context
 from insula.operations.recover import recover, sweep
 from insula.store import names
 from insula.store.events import read_events
@@ -35,7 +36,7 @@ def test_only_an_ephemeral_machine_whose_start_died_is_swept_away(home: Home) ->
     for ephemeral in (True, False):
         for started in (True, False):
             _make(home, f"m-{ephemeral}-{started}".lower(), ephemeral=ephemeral, started=started)
-    sweep(home)
+    sweep(Context(home))
     assert machine_names(home) == ["m-false-false", "m-false-true", "m-true-true"]
     assert list(home.machines.glob(".*")) == []
 
@@ -43,7 +44,7 @@ def test_only_an_ephemeral_machine_whose_start_died_is_swept_away(home: Home) ->
 def test_one_that_is_being_started_stays(home: Home) -> None:
     folder = _make(home, "web", ephemeral=True, started=False)
     with machine_lock(folder / names.LOCK, "web", "start"):
-        sweep(home)
+        sweep(Context(home))
         assert machine_names(home) == ["web"]
 
 
@@ -52,17 +53,17 @@ def test_a_machine_is_locked_from_its_first_instant_on_and_says_by_whom(home: Ho
         write_machine(staged, msgspec.structs.replace(_record(), ephemeral=True))
         journal.note(staged, "create", "give it its name")
         folder = publish_machine(home, staged, "web")
-        sweep(home)
+        sweep(Context(home))
         with pytest.raises(Busy, match="web is busy: run, started"), machine_lock(folder / names.LOCK, "web", "stop"):
             pass
-    sweep(home)
+    sweep(Context(home))
     assert machine_names(home) == []
 
 
 def test_a_stopped_machine_keeps_its_files_and_loses_the_note(home: Home) -> None:
     folder = _make(home, "web", ephemeral=False, started=False)
-    assert recover(home, folder)
+    assert recover(Context(home), folder)
     assert journal.pending(folder) is None
     assert [event["event"] for event in read_events(folder)] == ["recovered"]
-    assert recover(home, folder)
+    assert recover(Context(home), folder)
     assert len(list(read_events(folder))) == 1

@@ -89,7 +89,7 @@ def switch_heads(socket_path: Path, heads: tuple[NewHead, ...]) -> None:
             try:
                 _switch(monitor, (head,))
             except Refused as refused:
-                if "already has a backing" not in refused.reason:
+                if "already" not in refused.reason:  # has a backing image; is in use
                     raise
 
 

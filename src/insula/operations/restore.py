@@ -1,0 +1,172 @@
+"""Restore: back to a snapshot, in place, under the same name and identity.
+
+    a second QEMU loads the snapshot on fresh heads and stands → what was is kept → the first one ends → the record names
+    the fresh heads → the second takes its place → it goes on
+
+The record changes when the old guest has ended and before the new one's first instruction. See docs/snapshots.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from insula.disks.overlays import create_overlay
+from insula.disks.verify import ensure_sums
+from insula.errors import InsulaError
+from insula.host.files import fsync_folder, remove_tree
+from insula.model.requests import RestoreSnapshot
+from insula.model.status import MachineStatus
+from insula.operations import journal
+from insula.operations.awaken import awaken, load
+from insula.operations.capture import captured
+from insula.operations.context import Context
+from insula.operations.fork import check_loadable
+from insula.operations.hold import Held, hold_machine, status_of
+from insula.operations.operation import Operation, Steps
+from insula.operations.snapshot import find_snapshot
+from insula.operations.suspend import end_quietly, give_up, is_suspended
+from insula.store import names
+from insula.store.events import append_event
+from insula.store.machines import DiskRecord, MachineRecord, write_machine
+from insula.store.snapshots import (
+    BEFORE_RESTORE,
+    PUBLISH,
+    SnapshotRecord,
+    complete_snapshot,
+    finish_publishing,
+    remove_snapshot,
+    snapshot_layers,
+    sweep_snapshots,
+)
+
+_ANSWER = 60.0
+
+
+def restore(context: Context, request: RestoreSnapshot, operation: Operation) -> MachineStatus:
+    """Bring a machine back. It runs then if it ran at the snapshot's instant, stands if it was paused, and is off if it was off.
+
+    Raises NotFound, DamagedRecord (a file was changed), HostLacks, Busy, MachineEnded; until the old guest has ended the
+    machine is as it was.
+    """
+    with hold_machine(context, request.name, "restore") as held:
+        place, state = find_snapshot(held.folder, request.snapshot)
+        if state.memory is not None:
+            check_loadable(context, f"{request.name}@{request.snapshot}", state)
+        operation.tell("check its files")
+        ensure_sums(held.folder, place, state.sums)
+        with Steps(operation) as steps:
+            journal.note(held.folder, "restore", "make fresh heads")
+            record = _with_fresh_heads(held, state, place)
+            steps.undo(lambda: _take_back(held))
+            _exchange(context, held, request, operation, record, place, state)
+        append_event(held.folder, "restored", name=request.snapshot)
+        sweep_snapshots(held.folder, record)
+        journal.clear(held.folder)
+        return status_of(held.folder)
+
+
+def _with_fresh_heads(held: Held, state: SnapshotRecord, place: Path) -> MachineRecord:
+    """What the machine's record will be. The heads are on the disk; nobody names them yet."""
+    token, disks = secrets.token_hex(4), []
+    for disk in state.disks:
+        head = f"{names.DISKS}/{disk.name}-{token}.qcow2"
+        create_overlay(held.folder / head, disk.size)
+        disks.append(DiskRecord(name=disk.name, layers=disk.layers, head=head, size=disk.size))
+    variables = held.record.variables
+    if (place / names.VARIABLES).exists():
+        variables = f"{names.FIRMWARE}/vars-{token}.fd"
+        (held.folder / names.FIRMWARE).mkdir(mode=0o700, exist_ok=True)
+        shutil.copyfile(place / names.VARIABLES, held.folder / variables)
+        fsync_folder(held.folder / names.FIRMWARE)
+    return msgspec.structs.replace(
+        held.record, disks=disks, spec=state.spec, boot=state.boot, board=state.board, variables=variables, parent=state.id,
+        sums={path: state.sums[path] for path in snapshot_layers(state) if path in state.sums},
+    )  # fmt: skip
+
+
+def _take_back(held: Held) -> None:
+    """Before the record names them the fresh heads are nobody's."""
+    sweep_snapshots(held.folder, _current(held))
+    journal.clear(held.folder)
+
+
+def _current(held: Held) -> MachineRecord:
+    from insula.store.machines import read_machine
+
+    return read_machine(held.folder)
+
+
+def _exchange(
+    context: Context,
+    held: Held,
+    request: RestoreSnapshot,
+    operation: Operation,
+    record: MachineRecord,
+    place: Path,
+    state: SnapshotRecord,
+) -> None:
+    folder = held.folder
+    with contextlib.ExitStack() as stack:
+        if state.memory is not None:
+            operation.tell("load its memory")
+            stack.enter_context(_second(folder))
+            load(context, folder, record, place, state.memory, names.RUN_NEXT)
+        _end_first(context, held, request, operation)
+        if is_suspended(folder):
+            stack.callback(remove_tree, give_up(folder))
+        write_machine(folder, record)
+        if state.memory is None:
+            return
+        (folder / names.RUN_NEXT).rename(folder / names.RUN)
+        append_event(folder, "started", way="restored")
+        if state.state == "running":
+            operation.tell("let it go on")
+            awaken(context, folder, record, _ANSWER)
+
+
+@contextlib.contextmanager
+def _second(folder: Path) -> Iterator[None]:
+    """The second QEMU ends when this fails, wherever its run folder is by then."""
+    from insula.guest.keeper import quit_machine
+    from insula.guest.link import open_link
+
+    try:
+        yield
+    except BaseException:
+        run = folder / names.RUN_NEXT
+        if run.exists():
+            with contextlib.suppress(InsulaError), open_link(run) as link:
+                quit_machine(link, "kill", timeout=_ANSWER)
+            remove_tree(run)
+        raise
+
+
+def _end_first(context: Context, held: Held, request: RestoreSnapshot, operation: Operation) -> None:
+    """End the guest that runs, if one does, and keep what the machine was if that is wanted."""
+    from insula.operations.settle import settle_locked
+
+    folder, alive = held.folder, held.status.state.has_process
+    if not request.keep:
+        if alive:
+            end_quietly(folder)
+            settle_locked(context.home, folder, keep_ephemeral=True)
+        return
+    with captured(
+        context, held, operation, description=f"before {request.name}@{request.snapshot} was restored", go_on=False
+    ) as was:
+        complete_snapshot(was.folder, was.record)
+        if alive:
+            operation.tell("end the guest that runs")
+            end_quietly(folder)
+        former = folder / names.SNAPSHOTS / BEFORE_RESTORE
+        if former.exists():
+            remove_snapshot(former)
+        journal.note(folder, "restore", PUBLISH)
+        finish_publishing(folder, "restore", PUBLISH)
+        settle_locked(context.home, folder, keep_ephemeral=True)

@@ -1,0 +1,125 @@
+"""Suspend: memory to disk, machine off; its next start goes on from there.
+
+    take its state, the guest left standing → QEMU ends → the state is called `suspended`
+
+It gets that name only when nobody can write to the machine's disks any more. See docs/snapshots.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from pathlib import Path
+
+import msgspec
+
+from insula.disks.verify import ensure_sums
+from insula.errors import DamagedRecord, InsulaError, WrongState
+from insula.host.files import fsync_folder, remove_tree
+from insula.model.requests import SuspendMachine
+from insula.model.status import MachineStatus
+from insula.operations import journal
+from insula.operations.awaken import awaken, load
+from insula.operations.capture import Captured, captured
+from insula.operations.context import Context
+from insula.operations.fork import check_loadable
+from insula.operations.hold import hold_machine, status_of
+from insula.operations.operation import Operation, Steps
+from insula.operations.settle import settle_locked
+from insula.operations.stop import pull_plug
+from insula.store import names
+from insula.store.events import append_event
+from insula.store.machines import MachineRecord
+from insula.store.snapshots import PUBLISH, SnapshotRecord, complete_snapshot, finish_publishing, read_snapshot
+
+_OBEDIENCE = 8.0
+
+
+def suspend(context: Context, request: SuspendMachine, operation: Operation) -> MachineStatus:
+    """Suspend a running or paused machine; on return its processes are gone and its state is on the disk.
+
+    Raises NotFound, WrongState, Busy, HostLacks (``no_space``), MachineEnded; then the machine is as it was.
+    """
+    with hold_machine(context, request.name, "suspend") as held:
+        operation.unchanged = held.already
+        if held.already:
+            return held.status
+        if held.record.ephemeral:
+            raise WrongState(f"{request.name} is deleted when it ends, so it cannot be suspended", code="ephemeral")
+        with captured(context, held, operation, go_on=False) as state:
+            _complete(state)
+            operation.tell("end QEMU")
+            end_quietly(held.folder)
+            journal.note(held.folder, "suspend", PUBLISH)
+            settle_locked(context.home, held.folder)
+            finish_publishing(held.folder, "suspend", PUBLISH)
+        append_event(held.folder, "suspended")
+        journal.clear(held.folder)
+        return status_of(held.folder)
+
+
+def end_quietly(folder: Path) -> None:
+    """End a QEMU whose guest stands and whose state is kept."""
+    from insula.guest.keeper import quit_machine
+    from insula.guest.link import open_link
+
+    with contextlib.suppress(InsulaError), open_link(folder / names.RUN) as link:
+        quit_machine(link, "quit", timeout=_OBEDIENCE)
+    pull_plug(folder)
+
+
+def _complete(taken: Captured) -> None:
+    disks = [
+        msgspec.structs.replace(state, head=disk.head)
+        for state, disk in zip(taken.record.disks, taken.machine.disks, strict=True)
+    ]
+    complete_snapshot(taken.folder, msgspec.structs.replace(taken.record, disks=disks))
+
+
+def is_suspended(folder: Path) -> bool:
+    return (folder / names.SUSPENDED).is_dir()
+
+
+def wake(context: Context, folder: Path, record: MachineRecord, operation: Operation, timeout: float) -> None:
+    """Let a suspended machine go on; the caller holds its lock. Raises as `start`, and DamagedRecord (``suspended_stale``)."""
+    place = folder / names.SUSPENDED
+    state = read_snapshot(place)
+    _check(context, folder, record, state)
+    assert state.memory is not None
+    with Steps(operation) as steps:
+        steps.undo(lambda: journal.clear(folder))
+        steps.begin("load its memory")
+        journal.note(folder, "wake", "load its memory")
+        steps.undo(lambda: _end(context, folder))
+        load(context, folder, record, place, state.memory)
+        steps.begin("let it go on")
+        gone = give_up(folder)
+        append_event(folder, "started", way="suspended")
+        awaken(context, folder, record, timeout)
+    remove_tree(gone)
+    journal.clear(folder)
+
+
+def give_up(folder: Path) -> Path:
+    """Take the name from a suspended state, for good: the guest is about to go on, or to be another. Returns what to remove."""
+    gone = folder / f"{names.GONE_PREFIX}{secrets.token_hex(8)}"
+    (folder / names.SUSPENDED).rename(gone)
+    fsync_folder(folder)
+    return gone
+
+
+def _check(context: Context, folder: Path, record: MachineRecord, state: SnapshotRecord) -> None:
+    ours = [(disk.name, disk.layers, disk.head) for disk in record.disks]
+    if ours != [(disk.name, disk.layers, disk.head) for disk in state.disks]:
+        raise DamagedRecord(
+            f"the memory that {folder.name} was suspended with does not belong to its disks",
+            code="suspended_stale",
+            hint=f"to boot it without: remove {folder / names.SUSPENDED}, then start it",
+        )
+    check_loadable(context, folder.name, state)
+    ensure_sums(folder, folder / names.SUSPENDED, state.sums)
+
+
+def _end(context: Context, folder: Path) -> None:
+    pull_plug(folder)
+    settle_locked(context.home, folder, keep_ephemeral=True)
