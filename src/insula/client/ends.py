@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import stat
+import time
 from collections import deque
 from collections.abc import Callable
 from types import FrameType
@@ -17,6 +18,9 @@ from insula.model.streams import Control
 
 PIECE = 4096  # a pipe that polls writable takes so much without waiting (pipe(7), PIPE_BUF)
 BULK = 1 << 20
+PASSED = ("INT", "TERM", "HUP", "QUIT")  # signals that are meant for the program in the guest
+_INSISTENCE = 3  # times Ctrl-C within _INSISTENCE_SECONDS until we end ourselves, whatever the guest makes of it
+_INSISTENCE_SECONDS = 3.0
 
 Handler = Callable[[int, FrameType | None], object] | int | None
 
@@ -83,6 +87,31 @@ class Handlers:
             number, handler = self._former.popitem()
             # None: it was not set from Python, and cannot be put back from Python.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+class PassedSignals:
+    """Signals that this process gets are given to ``put`` by name (``INT``) instead, until `restore`.
+
+    Who presses Ctrl-C three times within three seconds is heard here: Interrupted is raised.
+    """
+
+    def __init__(self, put: Callable[[str], object], signals: tuple[str, ...] = PASSED) -> None:
+        self._put = put
+        self._interrupts: deque[float] = deque(maxlen=_INSISTENCE)
+        self._handlers = Handlers()
+        for name in signals:
+            self._handlers.set(signal.Signals[f"SIG{name}"], self._pass_on)
+
+    def _pass_on(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            self._interrupts.append(now)
+            if len(self._interrupts) == _INSISTENCE and now - self._interrupts[0] < _INSISTENCE_SECONDS:
+                raise Interrupted("interrupted; the program in the guest was hung up")
+        self._put(signal.Signals(number).name.removeprefix("SIG"))
+
+    def restore(self) -> None:
+        self._handlers.restore()
 
 
 # -- descriptors ---------------------------------------------------------------------------------------------------------------

@@ -13,12 +13,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
-from collections import deque
 from collections.abc import Callable
 from types import FrameType
 
 from insula.client.ends import (
+    PASSED,
     CallbackSink,
     ControlQueue,
     DescriptorSink,
@@ -29,6 +28,7 @@ from insula.client.ends import (
     MemorySink,
     MemorySource,
     NoControls,
+    PassedSignals,
     QueueSource,
     is_open,
     sink_for,
@@ -40,8 +40,6 @@ TYPE_CHECKING = False  # as in typing, which takes long to load
 if TYPE_CHECKING:
     from typing import Any, Self
 
-_INSISTENCE = 3  # times Ctrl-C within _INSISTENCE_SECONDS until we end ourselves, whatever the guest makes of it
-_INSISTENCE_SECONDS = 3.0
 MEMORY_LIMIT = 256 << 20
 
 
@@ -76,28 +74,17 @@ class PipeStreams(LocalStreams):
         stdout: int | None = 1,
         stderr: int | None = 2,
         *,
-        signals: tuple[str, ...] = ("INT", "TERM", "HUP", "QUIT"),
+        signals: tuple[str, ...] = PASSED,
     ) -> None:
         self.stdin = DescriptorSource(stdin) if stdin is not None and is_open(stdin) else None
         self._sinks = [sink_for(-1 if descriptor is None else descriptor) for descriptor in (stdout, stderr)]
         self.stdout, self.stderr = self._sinks
         self._queue = ControlQueue()
         self.controls = self._queue
-        self._interrupts: deque[float] = deque(maxlen=_INSISTENCE)
-        self._handlers = Handlers()
-        for name in signals:
-            self._handlers.set(signal.Signals[f"SIG{name}"], self._pass_on)
-
-    def _pass_on(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            now = time.monotonic()
-            self._interrupts.append(now)
-            if len(self._interrupts) == _INSISTENCE and now - self._interrupts[0] < _INSISTENCE_SECONDS:
-                raise Interrupted("interrupted; the program in the guest was hung up")
-        self._queue.put(Signal(signal.Signals(number).name.removeprefix("SIG")))
+        self._signals = PassedSignals(lambda name: self._queue.put(Signal(name)), signals)
 
     def close(self) -> None:
-        self._handlers.restore()
+        self._signals.restore()
         self._queue.close()
         for sink in self._sinks:
             sink.close()
