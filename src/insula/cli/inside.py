@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 
 import click
 
@@ -11,6 +13,10 @@ from insula.cli.streams import console_streams, guest_streams, window_size
 from insula.cli.values import Seconds, later
 from insula.errors import Interrupted
 from insula.model.command import Command
+
+TYPE_CHECKING = False  # as in typing, which takes long to load
+if TYPE_CHECKING:
+    from insula.cli.meter import CopyMeter
 
 _json = click.option("--json", "as_json", is_flag=True, help="Errors become one JSON line on standard error.")
 
@@ -105,16 +111,16 @@ def console(name: str, as_json: bool) -> int:
 
 
 @click.command(epilog="Examples: insula copy ./site web:/srv  |  insula copy web:/etc/hosts .")
+@click.option("-q", "--quiet", is_flag=True, help="Do not show, on a terminal, how far it is.")
 @_json
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...", shell_complete=later("places"))
 @click.argument("destination", metavar="DST", shell_complete=later("places"))
-def copy(sources: tuple[str, ...], destination: str, as_json: bool) -> None:
+def copy(sources: tuple[str, ...], destination: str, quiet: bool, as_json: bool) -> None:
     """Copy files and folders into a machine (DST is NAME:PATH) or out of one (every SRC is NAME:PATH), as `cp -r` would."""
     from insula.errors import InsulaError
 
-    del as_json
     try:
-        warnings = _copy(sources, destination)
+        warnings = _copy(sources, destination, told=sys.stderr.isatty() and not (quiet or as_json))
     except InsulaError as error:
         ours = [text for text in (*sources, destination) if ":" in text.partition("/")[0] and os.path.lexists(text)]
         if ours and error.code in ("bad_copy", "bad_name", "machine_not_found"):
@@ -124,22 +130,40 @@ def copy(sources: tuple[str, ...], destination: str, as_json: bool) -> None:
         click.echo(f"warning: {warning}", err=True)
 
 
-def _copy(sources: tuple[str, ...], destination: str) -> list[str]:
+def _copy(sources: tuple[str, ...], destination: str, told: bool) -> list[str]:
     from insula.client.quick import get_quickly, put_quickly
     from insula.errors import UsageError
 
     target, target_path = _place(destination)
     places = [_place(source) for source in sources]
     machines = {machine for machine, _ in places}
+    paths = [path for _, path in places]
     if target is not None and machines == {None}:
-        return put_quickly(target, [path for _, path in places], target_path)
+        with _meter(target, told) as meter:
+            return put_quickly(target, paths, target_path, meter)
     if target is None and len(machines) == 1 and (machine := machines.pop()) is not None:
-        return get_quickly(machine, [path for _, path in places], target_path)
+        with _meter(machine, told) as meter:
+            return get_quickly(machine, paths, target_path, meter)
     raise UsageError(
         "a copy goes between this computer and one machine",
         code="bad_copy",
         hint="write NAME:PATH on one side only, as in: insula copy file web:/tmp",
     )
+
+
+@contextlib.contextmanager
+def _meter(name: str, told: bool) -> Iterator[CopyMeter | None]:
+    """What shows how far a copy with machine ``name`` is, if that is to be told; its line is gone afterwards."""
+    if not told:
+        yield None
+        return
+    from insula.cli.meter import CopyMeter
+
+    meter = CopyMeter(name)
+    try:
+        yield meter
+    finally:
+        meter.clear()
 
 
 def _place(text: str) -> tuple[str | None, str]:

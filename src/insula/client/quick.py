@@ -15,6 +15,10 @@ from insula.model.command import Command
 from insula.model.streams import Streams
 from insula.store import names
 
+TYPE_CHECKING = False  # as in typing, which takes long to load
+if TYPE_CHECKING:
+    from insula.guest.copying import Meter
+
 
 def exec_quickly(name: str, command: Command, streams: Streams) -> ExitStatus:
     """Run ``command`` in machine ``name``. Raises as `operations.execute`."""
@@ -35,14 +39,14 @@ def exec_quickly(name: str, command: Command, streams: Streams) -> ExitStatus:
     return status
 
 
-def put_quickly(name: str, sources: Sequence[str], destination: str) -> list[str]:
+def put_quickly(name: str, sources: Sequence[str], destination: str, meter: Meter | None = None) -> list[str]:
     """Copy ``sources`` of this computer into machine ``name``; returns warnings. Raises as `client.files.put`."""
     try:
         if names.is_component(name):
             from insula.guest.copying import copy_in
 
             with open_link(names.run_folder(name)) as link:
-                return copy_in(link, sources, destination)
+                return copy_in(link, sources, destination, meter=meter)
     except InsulaError as cause:
         if not _needs_explaining(cause):
             raise
@@ -54,14 +58,14 @@ def put_quickly(name: str, sources: Sequence[str], destination: str) -> list[str
     return put(LocalClient(), name, sources, destination)
 
 
-def get_quickly(name: str, sources: Sequence[str], destination: str) -> list[str]:
+def get_quickly(name: str, sources: Sequence[str], destination: str, meter: Meter | None = None) -> list[str]:
     """Copy ``sources`` of machine ``name`` to ``destination`` here; returns warnings. Raises as `client.files.get`."""
     try:
         if names.is_component(name):
             from insula.guest.copying import copy_out
 
             with open_link(names.run_folder(name)) as link:
-                return copy_out(link, sources, destination).warnings
+                return copy_out(link, sources, destination, meter=meter).warnings
     except InsulaError as cause:
         if not _needs_explaining(cause):
             raise

@@ -11,13 +11,15 @@ The halves are joined by nothing but a stream of bytes, so that a request never 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import Protocol
 
 from insula.errors import GuestError, InsulaError, UsageError
 from insula.guest import wire
-from insula.guest.entries import FOLDER, batched, rerooted
+from insula.guest.entries import FILE, FOLDER, batched, rerooted
 from insula.guest.link import Link
 from insula.guest.pack import CONTENTS, Packer
 from insula.guest.unpack import SLASH, Copied, unpack
@@ -26,24 +28,62 @@ from insula.model.text import clean
 _PATIENCE = 30.0
 
 
+class Meter(Protocol):
+    """Who is told how far a copy is, in bytes of its stream."""
+
+    def expect(self, total: int) -> None:
+        """About ``total`` bytes are to come; not called when that is not known before."""
+
+    def __call__(self, count: int) -> None:
+        """``count`` more have passed."""
+
+
 def copy_in(
-    link: Link, sources: Sequence[str | os.PathLike[str]], guest_path: str | bytes, *, archive: bool = False
+    link: Link,
+    sources: Sequence[str | os.PathLike[str]],
+    guest_path: str | bytes,
+    *,
+    archive: bool = False,
+    meter: Meter | None = None,
 ) -> list[str]:
     """Copy files and folders of this computer to ``guest_path``; returns warnings. Raises as `Packer` and `put_entries`."""
     packer = Packer(sources, archive=archive)
-    put_entries(link, guest_path, packer, packer.names)
+    if meter is not None and all(os.path.isfile(source) for source in sources):
+        meter.expect(sum(os.path.getsize(source) for source in sources))
+    put_entries(link, guest_path, _metered(packer, meter) if meter else packer, packer.names)
     return packer.warnings
 
 
 def copy_out(
-    link: Link, guest_paths: Sequence[str | bytes], local_path: str | os.PathLike[str], *, archive: bool = False
+    link: Link,
+    guest_paths: Sequence[str | bytes],
+    local_path: str | os.PathLike[str],
+    *,
+    archive: bool = False,
+    meter: Meter | None = None,
 ) -> Copied:
     """Copy files and folders of the guest to ``local_path``. Raises as `get_entries` and `unpack`."""
     entries = get_entries(link, guest_paths)
+    if meter is not None and len(guest_paths) == 1:
+        _expect(link, guest_paths[0], meter)
     try:
-        return unpack(entries, local_path, guest_roots(guest_paths), archive=archive)
+        return unpack(_metered(entries, meter) if meter else entries, local_path, guest_roots(guest_paths), archive=archive)
     finally:
         entries.close()
+
+
+def _expect(link: Link, guest_path: str | bytes, meter: Meter) -> None:
+    path = _absolute(guest_path)
+    with contextlib.suppress(GuestError):  # it is not there, or is no file: the copy itself tells
+        answer = link.call("stat", path=path, timeout=_PATIENCE, subject=clean(path))
+        if answer.text("kind") == FILE:
+            meter.expect(answer.number("size"))
+
+
+def _metered(chunks: Iterable[bytes | memoryview], meter: Meter) -> Iterator[bytes | memoryview]:
+    for chunk in chunks:
+        meter(len(chunk))
+        yield chunk
 
 
 # -- into the guest --------------------------------------------------------------------------------------------------------
