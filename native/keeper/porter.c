@@ -1,6 +1,6 @@
 /* The porter stands outside the jail and only waits, so that somebody is told when the machine has ended:
  *
- *     insula-keeper porter [--ready-fd N] [--patience SECONDS] [--show FILE PLACE] [--ended-argc K WORD…] -- JAIL-COMMAND…
+ *     insula-keeper porter [--ready-fd N] [--patience SECONDS] [--show FILE PLACE]… [--ended-argc K WORD…] -- JAIL-COMMAND…
  *
  * It leaves its caller at once (the process that was started exits with 0) and starts JAIL-COMMAND with all the descriptors it
  * was given itself. Number N is the caller's pipe for the porter; for JAIL-COMMAND the same number is the porter's own pipe, on
@@ -31,12 +31,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PATIENCE = 90 }; /* seconds */
+enum { PATIENCE = 90 /* seconds */, SHOWN_MAX = 8 };
 
 struct porter {
     int ready_fd;
     double patience;
-    const char *shown, *place; /* NULL: nothing is shown */
+    struct { const char *file, *place; } shown[SHOWN_MAX];
+    size_t shown_count;
     char **ended; /* NULL-terminated copy, or NULL */
     char **command;
 };
@@ -73,9 +74,9 @@ static bool parse(struct porter *porter, int argc, char **argv)
             if (!(porter->patience > 0 && porter->patience < 86400))
                 return false;
             at += 2;
-        } else if (strcmp(argv[at], "--show") == 0 && at + 2 < argc) {
-            porter->shown = argv[at + 1];
-            porter->place = argv[at + 2];
+        } else if (strcmp(argv[at], "--show") == 0 && at + 2 < argc && porter->shown_count < SHOWN_MAX) {
+            porter->shown[porter->shown_count].file = argv[at + 1];
+            porter->shown[porter->shown_count++].place = argv[at + 2];
             at += 3;
         } else if (strcmp(argv[at], "--ended-argc") == 0) {
             if (porter->ended || !take_ended(porter, argv[at + 1], argc - at - 2, argv + at + 2))
@@ -105,10 +106,18 @@ static void be_silent(void)
 /* Nothing of it is seen outside this process and what comes from it, and it ends with them. */
 static bool show(const struct porter *porter)
 {
-    if (!porter->shown)
+    if (porter->shown_count == 0)
         return true;
-    return unshare(CLONE_NEWNS) == 0 && mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0
-        && mount(porter->shown, porter->place, NULL, MS_BIND, NULL) == 0;
+    if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0) {
+        dprintf(2, "cannot make a mount namespace: %s\n", strerror(errno));
+        return false;
+    }
+    for (size_t i = 0; i < porter->shown_count; i++)
+        if (mount(porter->shown[i].file, porter->shown[i].place, NULL, MS_BIND, NULL) < 0) {
+            dprintf(2, "cannot show %s at %s: %s\n", porter->shown[i].file, porter->shown[i].place, strerror(errno));
+            return false;
+        }
+    return true;
 }
 
 static void become_jail(const struct porter *porter, int ready, int words)
@@ -119,10 +128,8 @@ static void become_jail(const struct porter *porter, int ready, int words)
     dup2(words, 2);
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
-    if (!show(porter)) {
-        dprintf(2, "cannot show %s at %s: %s\n", porter->shown, porter->place, strerror(errno));
+    if (!show(porter))
         _exit(126);
-    }
     execvp(porter->command[0], porter->command);
     dprintf(2, "cannot start %s: %s\n", porter->command[0], strerror(errno));
     _exit(127);
@@ -303,7 +310,7 @@ int porter_main(int argc, char **argv)
     struct porter porter = { .ready_fd = -1, .patience = PATIENCE };
     sigset_t all;
     if (!parse(&porter, argc, argv)) {
-        dprintf(2, "usage: insula-keeper porter [--ready-fd N] [--patience SECONDS] [--show FILE PLACE] [--ended-argc K WORD…] -- JAIL-COMMAND…\n");
+        dprintf(2, "usage: insula-keeper porter [--ready-fd N] [--patience SECONDS] [--show FILE PLACE]… [--ended-argc K WORD…] -- JAIL-COMMAND…\n");
         return 2;
     }
     pid_t pid = fork();

@@ -19,13 +19,12 @@ _DESCRIPTORS: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class Jail:
-    """``uid``: the host id inside (None: the caller's), ``groups``: further ones. ``contents``: descriptors whose content appears
-    as read-only files; ``shown``: files of the host and where they can be read inside."""
+    """``uid``: the host id inside (None: the caller's), ``groups``: further ones. ``shown``: files of the host and where they can
+    be read inside."""
 
     root: Path
     uid: int | None = None
     groups: tuple[int, ...] = ()
-    contents: tuple[tuple[int, str], ...] = ()
     shown: tuple[tuple[Path, str], ...] = ()
 
 
@@ -58,8 +57,6 @@ def _namespaces(jail: Jail) -> list[str]:
     words += ["--unshare-cgroup-try", "--disable-userns", "--new-session", "--clearenv", "--cap-drop", "ALL"]
     words += ["--hostname", "insula", "--chdir", "/"]
     words += ["--ro-bind", str(jail.root), "/", "--dev-bind", "/dev/null", "/dev/null"]
-    for descriptor, path in jail.contents:
-        words += ["--ro-bind-data", str(descriptor), path]
     for source, path in jail.shown:
         words += ["--ro-bind", str(source), path]
     # No --die-with-parent: the machine outlives the command that started it. Process 1 is our command, and the jail ends with it.

@@ -5,17 +5,18 @@ from pathlib import Path
 from insula.isolation.jail import Jail, jail_argv
 
 ROOT = Path("/var/cache/insula/jails/abc")
+KERNEL = Path("/home/layers/vmlinuz")
 
 
 def test_a_machine_of_root_has_its_own_user_and_limits() -> None:
-    assert jail_argv(Jail(ROOT, uid=1000000007, contents=((9, "/boot/kernel"),)), ["/keeper", "inner"]) == [
+    assert jail_argv(Jail(ROOT, uid=1000000007, shown=((KERNEL, "/boot/kernel"),)), ["/keeper", "inner"]) == [
         *("setpriv", "--no-new-privs", "--inh-caps=-all"),
         *("--reuid=1000000007", "--regid=1000000007", "--clear-groups", "--bounding-set=-all", "--"),
         *("prlimit", "--core=0", "--nofile=1024", "--memlock=0", "--nproc=512", "--"),
         *("bwrap", "--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"),
         *("--disable-userns", "--new-session", "--clearenv", "--cap-drop", "ALL", "--hostname", "insula", "--chdir", "/"),
         *("--ro-bind", str(ROOT), "/", "--dev-bind", "/dev/null", "/dev/null"),
-        *("--ro-bind-data", "9", "/boot/kernel", "--as-pid-1", "--", "/keeper", "inner"),
+        *("--ro-bind", str(KERNEL), "/boot/kernel", "--as-pid-1", "--", "/keeper", "inner"),
     ]
 
 
@@ -26,7 +27,7 @@ def test_a_users_machine_drops_nothing_it_may_not_drop() -> None:
 
 
 def test_nothing_in_the_jail_can_be_written() -> None:
-    words = jail_argv(Jail(ROOT, 5, ((3, "/boot/kernel"),)), ["/keeper"])
+    words = jail_argv(Jail(ROOT, 5, shown=((KERNEL, "/boot/kernel"),)), ["/keeper"])
     assert not {"--bind", "--tmpfs", "--dev", "--proc", "--mqueue", "--bind-data", "--dir"} & set(words)
     assert words[words.index("--dev-bind") + 1] == "/dev/null"
     assert words.count("--dev-bind") == 1

@@ -9,14 +9,14 @@ import os
 import socket
 from pathlib import Path
 
-from insula.engines.base import DirectBoot, DiskBoot, LaunchPlan
+from insula.engines.base import DiskBoot, LaunchPlan
 from insula.engines.qemu.board import Board
 from insula.host.sockets import listen_unix
 from insula.store import names
 
 
 class Descriptors:
-    """Descriptors for QEMU (``qemu``), the keeper (``keeper``) and the jail itself (``contents``), by name.
+    """Descriptors for QEMU (``qemu``) and the keeper (``keeper``), by name.
 
     A context manager: on leaving it our copies are closed; the processes that were given them have their own.
     """
@@ -24,7 +24,6 @@ class Descriptors:
     def __init__(self) -> None:
         self.qemu: dict[str, int] = {}
         self.keeper: dict[str, int] = {}
-        self.contents: dict[str, int] = {}
 
     def __enter__(self) -> Descriptors:
         return self
@@ -33,14 +32,14 @@ class Descriptors:
         self.close()
 
     def close(self) -> None:
-        for descriptors in (self.qemu, self.keeper, self.contents):
+        for descriptors in (self.qemu, self.keeper):
             for descriptor in descriptors.values():
                 os.close(descriptor)
             descriptors.clear()
 
     def numbers(self) -> list[int]:
         """All of them, for the process that passes them on."""
-        return [number for part in (self.qemu, self.keeper, self.contents) for number in part.values()]
+        return [number for part in (self.qemu, self.keeper) for number in part.values()]
 
     def pair(self, qemu: str, keeper: str) -> None:
         """A connection between QEMU and the keeper."""
@@ -78,10 +77,6 @@ def open_for_qemu(descriptors: Descriptors, plan: LaunchPlan, board: Board) -> N
     for file in board.files:
         path, flags = access[file.key]
         descriptors.qemu[file.key] = os.open(path, flags | os.O_CLOEXEC)
-    if isinstance(plan.boot, DirectBoot):
-        for place, source in (("kernel", plan.boot.kernel), ("initrd", plan.boot.initrd)):
-            if source is not None:
-                descriptors.contents[place] = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _files(plan: LaunchPlan) -> dict[str, tuple[Path, int]]:

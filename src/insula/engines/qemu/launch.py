@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from insula.engines.base import DiskBoot, LaunchPlan
+from insula.engines.base import DirectBoot, DiskBoot, LaunchPlan
 from insula.engines.qemu.board import FIRMWARE_CODE, FIRMWARE_VARIABLES, JAIL_INITRD, JAIL_KERNEL, JAIL_MEMORY, build_board
 from insula.engines.qemu.cmdline import build_argv
 from insula.engines.qemu.descriptors import Descriptors, open_for_keeper, open_for_qemu
@@ -38,7 +38,6 @@ PATIENCE: Final = 75.0  # and we for the porter
 _ENDED: Final = 15.0
 _LATE: Final = "not ready within"  # the porter's words
 _LONGEST_LINE: Final = 16384
-_INSIDE: Final = {"kernel": JAIL_KERNEL, "initrd": JAIL_INITRD}
 
 
 def launch(plan: LaunchPlan, build: Build) -> None:
@@ -58,9 +57,8 @@ def launch(plan: LaunchPlan, build: Build) -> None:
         with _file_errors(plan.run_folder):
             open_for_keeper(descriptors, plan)
             open_for_qemu(descriptors, plan, board)
+            jail, shown = _jail(plan, root, ids.machine)
         helpers = _networks(plan, descriptors, ids.network, watch)
-        contents = tuple((number, _INSIDE[place]) for place, number in descriptors.contents.items())
-        jail, shown = _jail(plan, root, ids.machine, contents)
         undo.callback(_end, plan)
         undo.callback(descriptors.close)  # before it: while we hold the listening socket ourselves, connecting proves nothing
         _start(plan, jail, [str(keeper), "porter", *shown], build_argv(board, descriptors.qemu, str(build.binary)), descriptors)
@@ -70,17 +68,24 @@ def launch(plan: LaunchPlan, build: Build) -> None:
         undo.pop_all()
 
 
-def _jail(plan: LaunchPlan, root: Path, uid: int | None, contents: tuple[tuple[int, str], ...]) -> tuple[Jail, list[str]]:
-    """The jail, and what the porter must do so that it can be shown a memory file.
+def _jail(plan: LaunchPlan, root: Path, uid: int | None) -> tuple[Jail, list[str]]:
+    """The jail, and what the porter must do so that it can be shown files: kernel and initrd, a memory file.
 
-    With a user of its own the jail cannot walk to the file: the porter shows it, and the file's group lets it be read.
+    With a user of its own the jail cannot walk to them: the porter shows them. Everybody may read a kernel and an initrd, as all
+    layers; a memory file is let read by its group.
     """
+    shown: list[tuple[Path, str]] = []
+    if isinstance(plan.boot, DirectBoot):
+        files = ((plan.boot.kernel, JAIL_KERNEL), (plan.boot.initrd, JAIL_INITRD))
+        shown = [(file, place) for file, place in files if file is not None]
     memory = plan.load.memory if plan.load is not None else None
-    if memory is None:
-        return Jail(root, uid, contents=contents), []
+    if memory is not None:
+        shown.append((memory, JAIL_MEMORY))
+    owners = {place: file.stat().st_gid for file, place in shown}  # FileNotFoundError tells of a file that is gone
     if uid is None:
-        return Jail(root, uid, contents=contents, shown=((memory, JAIL_MEMORY),)), []
-    return Jail(root, uid, (memory.stat().st_gid,), contents), ["--show", str(memory), f"{root}{JAIL_MEMORY}"]
+        return Jail(root, uid, shown=tuple(shown)), []
+    words = [word for file, place in shown for word in ("--show", str(file), f"{root}{place}")]
+    return Jail(root, uid, (owners[JAIL_MEMORY],) if memory is not None else ()), words
 
 
 def _prepare_firmware(plan: LaunchPlan) -> None:
