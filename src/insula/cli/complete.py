@@ -1,4 +1,4 @@
-"""What the shell offers when Tab is pressed: names of machines and images, files where a file may stand."""
+"""What the shell offers when Tab is pressed: names of machines, snapshots and images, files where a file may stand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from insula.errors import InsulaError
-from insula.model.requests import ListImages, ListMachines, Request
+from insula.model.requests import ListImages, ListMachines, ListSnapshots, Request
 
 
 def machines(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -17,6 +17,20 @@ def machines(context: click.Context, parameter: click.Parameter, incomplete: str
     given = context.params.get(parameter.name or "")
     names = (machine.name for machine in _ask(ListMachines()))
     return _beginning(incomplete, (name for name in names if not (isinstance(given, tuple) and name in given)))
+
+
+def snapshots(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Snapshots, as ``web@before``: of the machine named so far, else of all; those that are not there yet."""
+    given = context.params.get(parameter.name or "")
+    machine, at, _ = incomplete.partition("@")
+    machines = [machine] if at else [each.name for each in _ask(ListMachines()) if each.name.startswith(incomplete)]
+    names = (f"{each}@{found.name}" for each in machines for found in _ask(ListSnapshots(name=each)))
+    return _beginning(incomplete, (name for name in names if not (isinstance(given, tuple) and name in given)))
+
+
+def origins(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """What can be forked: machines, and from an ``@`` on their snapshots."""
+    return snapshots(context, parameter, incomplete) if "@" in incomplete else machines(context, parameter, incomplete)
 
 
 def images(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

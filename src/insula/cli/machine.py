@@ -20,6 +20,7 @@ from insula.cli.common import (
 from insula.cli.render import ProgressLine, age, print_json, print_pairs, print_table
 from insula.cli.values import Seconds, later
 from insula.model.requests import (
+    CloneMachine,
     CreateMachine,
     DeleteMachine,
     ListMachines,
@@ -31,6 +32,7 @@ from insula.model.requests import (
     ShowMachine,
     StartMachine,
     StopMachine,
+    SuspendMachine,
 )
 from insula.model.spec import MachineSpec
 from insula.model.units import format_size
@@ -56,6 +58,7 @@ def _spec(shape: dict[str, Any]) -> MachineSpec:
 @click.option("-u", "--user", default="", help="Run as this user (default: root).")
 @click.option("-w", "--cwd", default="", help="Run in this folder (default: the user's home).")
 @click.option("--timeout", type=Seconds(), default=300.0, show_default=True, help="Seconds the guest may take to answer.")
+@click.option("--cold", is_flag=True, help="Boot it, instead of going on from a state the image has just after boot.")
 @quiet_option
 @json_option
 @click.argument("image", shell_complete=later("images"))
@@ -91,6 +94,7 @@ def run(image: str, argv: tuple[str, ...], as_json: bool, quiet: bool, **options
         rows=rows,
         cols=cols,
         timeout=options["timeout"],
+        cold=options["cold"],
     )
     ensure_packages(request)
     progress = ProgressLine(quiet or as_json)
@@ -183,6 +187,7 @@ def _print_details(detail: Any) -> None:
             ("problem", detail.problem or ""),
             ("ended", f"{ended.reason}, {age(ended.at)} ago{': ' + ended.detail if ended.detail else ''}" if ended else ""),
             ("last words", ended.last_words if ended else ""),
+            ("origin", detail.origin),
             ("image", f"{detail.image} ({detail.image_digest[:12]})" if detail.image_digest else detail.image),
             (
                 "shape",
@@ -205,13 +210,14 @@ def _print_details(detail: Any) -> None:
 @click.command(epilog="Example: insula start web db")
 @click.option("--timeout", type=Seconds(), default=300.0, show_default=True, help="Seconds the guest may take to answer.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until the guest answers.")
+@click.option("--cold", is_flag=True, help="Boot a suspended machine; what its memory held is lost.")
 @quiet_option
 @json_option
 @_NAMES
-def start(names: tuple[str, ...], timeout: float, no_wait: bool, quiet: bool, as_json: bool) -> int:
-    """Start machines and wait until they answer."""
+def start(names: tuple[str, ...], timeout: float, no_wait: bool, cold: bool, quiet: bool, as_json: bool) -> int:
+    """Start machines and wait until they answer. A suspended one goes on where it was."""
     patience = 0.0 if no_wait else timeout
-    return perform_each(names, lambda name: StartMachine(name=name, timeout=patience), as_json, quiet, "started")
+    return perform_each(names, lambda name: StartMachine(name=name, timeout=patience, cold=cold), as_json, quiet, "started")
 
 
 @click.command(epilog="Example: insula stop web")
@@ -252,6 +258,30 @@ def pause(names: tuple[str, ...], quiet: bool, as_json: bool) -> int:
 def resume(names: tuple[str, ...], quiet: bool, as_json: bool) -> int:
     """Let paused machines run on."""
     return perform_each(names, lambda name: ResumeMachine(name=name), as_json, quiet, "resumed")
+
+
+@click.command(epilog="Example: insula suspend web")
+@quiet_option
+@json_option
+@_NAMES
+def suspend(names: tuple[str, ...], quiet: bool, as_json: bool) -> int:
+    """Write the memory of machines to disk and turn them off; `insula start` lets them go on where they were."""
+    return perform_each(names, lambda name: SuspendMachine(name=name), as_json, quiet, "suspended")
+
+
+@click.command(epilog="Example: insula clone web shop")
+@click.option("--full", is_flag=True, help="Copy the disks, instead of sharing what is in them now.")
+@quiet_option
+@json_option
+@click.argument("name", shell_complete=later("machines"))
+@click.argument("new_name", metavar="NEW")
+def clone(name: str, new_name: str, full: bool, quiet: bool, as_json: bool) -> None:
+    """Make a stopped machine from a stopped one, with an identity of its own."""
+    machine = perform(CloneMachine(name=name, new_name=new_name, full=full), quiet or as_json)
+    if as_json:
+        print_json(machine)
+    else:
+        click.echo(machine.name)
 
 
 @click.command(epilog="Example: insula delete --force web")

@@ -27,6 +27,10 @@ _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "resume": ("machine", "resume", "Let paused machines run on."),
     "delete": ("machine", "delete", "Delete machines with their disks."),
     "rename": ("machine", "rename", "Give a machine another name."),
+    "snapshot": ("rewind", "snapshot", "Keep a machine as it is, and bring it back to that."),
+    "fork": ("fork", "fork", "Make running machines from a running one, or from a snapshot."),
+    "suspend": ("machine", "suspend", "Write machines' memory to disk and turn them off."),
+    "clone": ("machine", "clone", "Make a stopped machine from a stopped one."),
     "exec": ("inside", "exec_", "Run a command in a machine."),
     "shell": ("inside", "shell", "Open a login shell in a machine."),
     "console": ("inside", "console", "Attach to a machine's serial console."),
@@ -41,14 +45,17 @@ _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
 
 # What the same is called by the tools people come from.
 _ELSEWHERE: Final = {
-    "attach": "console", "build": "image build", "cp": "copy", "destroy": "delete", "enter": "shell", "help": "--help",
+    "attach": "console", "branch": "fork", "build": "image build", "checkpoint": "snapshot create", "cp": "copy",
+    "destroy": "delete", "duplicate": "clone", "enter": "shell", "help": "--help", "hibernate": "suspend",
     "images": "image list", "info": "show", "init": "create", "inspect": "show", "kill": "stop --force", "launch": "run",
     "ls": "list", "mv": "rename", "new": "create", "poweroff": "stop", "prune": "image prune", "ps": "list",
-    "pull": "image build", "reboot": "restart", "remove": "delete", "rm": "delete", "rmi": "image delete",
-    "shutdown": "stop", "ssh": "shell", "status": "list", "unpause": "resume", "version": "--version",
+    "pull": "image build", "reboot": "restart", "remove": "delete", "restore": "snapshot restore", "revert": "snapshot restore",
+    "rewind": "snapshot restore", "rm": "delete", "rmi": "image delete", "rollback": "snapshot restore", "save": "suspend",
+    "shutdown": "stop", "snapshots": "snapshot list", "ssh": "shell", "status": "list", "unpause": "resume",
+    "version": "--version",
 }  # fmt: skip
 
-_GUEST_COMMANDS: Final = frozenset({"run", "exec", "shell"})
+_GUEST_COMMANDS: Final = frozenset({"run", "exec", "shell", "fork"})
 _INSULA_FAILED: Final = 125
 # As a shell has them; see `insula exec --help`.
 _GUEST_CODES: Final = {"command_not_executable": 126, "command_not_found": 127, "interrupted": 130}
@@ -143,7 +150,7 @@ def run_command(words: list[str]) -> int:
             "usage", error.format_message(), _usage_hint(error), as_json, _INSULA_FAILED if in_guest else error.exit_code
         )
     except InsulaError as error:
-        code = _GUEST_CODES.get(error.code, _INSULA_FAILED) if in_guest else error.exit_code
+        code = guest_code(error) if in_guest else error.exit_code
         return report(error.code, error.message, error.hint, as_json, code, cause=error)
     except KeyboardInterrupt:
         return 130
@@ -159,6 +166,11 @@ def run_command(words: list[str]) -> int:
         return report("no_space", "no space left where the output goes", None, as_json, _INSULA_FAILED if in_guest else 1)
     except Exception:  # noqa: BLE001 - the last door: a bug's exit code must not look like the guest's own
         return _bug(as_json, _INSULA_FAILED if in_guest else 1)
+
+
+def guest_code(error: InsulaError) -> int:
+    """The exit code of a command that was to pass on a guest's own."""
+    return _GUEST_CODES.get(error.code, _INSULA_FAILED)
 
 
 def _bug(as_json: bool, status: int) -> int:

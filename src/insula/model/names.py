@@ -1,4 +1,4 @@
-"""The names users give: what a machine may be called, how a generated name is made, how `NAME:PATH` is read."""
+"""The names users give: what a machine may be called, how a generated name is made, how `NAME:PATH` and `NAME@SNAP` are read."""
 
 from __future__ import annotations
 
@@ -58,3 +58,15 @@ def split_location(text: str) -> tuple[str | None, str]:
     if not colon or "/" in head or not head:
         return None, text
     return check_machine_name(head), tail
+
+
+def split_snapshot(text: str) -> tuple[str, str]:
+    """``web@before`` as (``web``, ``before``); ``web`` as (``web``, ``""``). Raises UsageError (``bad_name``) for ``web@``."""
+    machine, at, snapshot = text.partition("@")
+    if not machine or (at and not snapshot):
+        raise UsageError(
+            f"'{clean(text, longest=LONGEST_SHOWN)}' names no {'snapshot' if machine else 'machine'}",
+            code="bad_name",
+            hint="a snapshot is named MACHINE@SNAPSHOT, as in: web@before",
+        )
+    return machine, snapshot
