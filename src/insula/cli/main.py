@@ -11,6 +11,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
+from insula.cli.group import Noun
 from insula.errors import ChildFailed, InsulaError
 from insula.version import __version__
 
@@ -43,25 +44,13 @@ _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "_ended": ("host", "ended", ""),
 }
 
-# What the same is called by the tools people come from.
-_ELSEWHERE: Final = {
-    "attach": "console", "branch": "fork", "build": "image build", "checkpoint": "snapshot create", "cp": "copy",
-    "destroy": "delete", "duplicate": "clone", "enter": "shell", "help": "--help", "hibernate": "suspend",
-    "images": "image list", "info": "show", "init": "create", "inspect": "show", "kill": "stop --force", "launch": "run",
-    "ls": "list", "mv": "rename", "new": "create", "poweroff": "stop", "prune": "image prune", "ps": "list",
-    "pull": "image build", "reboot": "restart", "remove": "delete", "restore": "snapshot restore", "revert": "snapshot restore",
-    "rewind": "snapshot restore", "rm": "delete", "rmi": "image delete", "rollback": "snapshot restore", "save": "suspend",
-    "shutdown": "stop", "snapshots": "snapshot list", "ssh": "shell", "status": "list", "unpause": "resume",
-    "version": "--version",
-}  # fmt: skip
-
 _GUEST_COMMANDS: Final = frozenset({"run", "exec", "shell", "fork"})
 _INSULA_FAILED: Final = 125
 # As a shell has them; see `insula exec --help`.
 _GUEST_CODES: Final = {"command_not_executable": 126, "command_not_found": 127, "interrupted": 130}
 
 
-class Commands(click.Group):
+class Commands(Noun):
     """All commands, imported one at a time."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -77,16 +66,6 @@ class Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, _COMMANDS[name][2]) for name in self.list_commands(ctx)])
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if not name.startswith("-") and name not in _COMMANDS:
-            from insula.model.names import nearest
-
-            close = [_ELSEWHERE[name]] if name in _ELSEWHERE else nearest(name, self.list_commands(ctx))
-            hint = f" Did you mean {' or '.join(close)}?" if close else ""
-            ctx.fail(f"No such command '{name}'.{hint}")
-        return super().resolve_command(ctx, args)
 
 
 @click.group(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from insula.cli.common import json_option, perform, perform_each, quiet_option
+from insula.cli.group import Noun
 from insula.cli.render import age, print_json, print_pairs, print_table
 from insula.cli.values import later
 from insula.errors import UsageError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _SNAPSHOTS = click.argument("names", nargs=-1, required=True, metavar="NAME@SNAP...", shell_complete=later("snapshots"))
 
 
-@click.group(epilog="Example: insula snapshot create web@before")
+@click.group(cls=Noun, epilog="Example: insula snapshot create web@before")
 def snapshot() -> None:
     """Keep a machine as it is at one instant, memory and disks, and bring it back to that."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from insula.errors import InsulaError
+from insula.errors import InsulaError, NotFound
 from insula.host.files import disk_usage
 from insula.images.catalogue import delete as delete_image
 from insula.images.catalogue import delete_unused, find, get, is_used, list_images, sweep
@@ -169,12 +169,16 @@ def _what_is_there(context: Context, name: str) -> tuple[str, ImageStatus]:
 
     Raises NotFound.
     """
+    from insula.images.recipe import recipes
+
     for entry in list_images(context.home):
         if name in entry.names or (len(name) >= 8 and entry.digest.startswith(name)):
             names = list(entry.names)
             if entry.image is None:
                 return entry.digest, _empty(names, entry.digest, problem=str(entry.error))
             return entry.digest, _status(entry.image, names)
+    if name in recipes():
+        raise NotFound(f"the image '{name}' is not built", code="image_not_found", hint="to see what there is: insula image list")
     image = get(context.home, name)  # explains what there is instead
     return image.digest, _status(image, [])
 

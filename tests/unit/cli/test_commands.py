@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from insula.cli.main import _COMMANDS, _ELSEWHERE, run_command
+from insula.cli.group import _ELSEWHERE
+from insula.cli.main import _COMMANDS, run_command
 
 
 @pytest.mark.parametrize(
@@ -14,6 +15,17 @@ from insula.cli.main import _COMMANDS, _ELSEWHERE, run_command
 def test_the_nearest_command_is_offered(capsys: pytest.CaptureFixture[str], word: str, offered: str) -> None:
     assert run_command([word]) == 2
     assert capsys.readouterr().err.splitlines()[0] == f"insula: No such command '{word}'. Did you mean {offered}?"
+
+
+@pytest.mark.parametrize(("word", "offered"), [("rm", "delete"), ("ls", "list"), ("shwo", "show"), ("pull", "build")])
+def test_so_it_is_within_a_noun(capsys: pytest.CaptureFixture[str], word: str, offered: str) -> None:
+    assert run_command(["image", word]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"insula: No such command '{word}'. Did you mean {offered}?",
+        "hint: see: insula image --help",
+    ]
+    assert run_command(["image", "poweroff"]) == 2
+    assert capsys.readouterr().err.splitlines()[0] == "insula: No such command 'poweroff'."
 
 
 def test_nothing_is_offered_for_what_is_unlike_all(capsys: pytest.CaptureFixture[str]) -> None:

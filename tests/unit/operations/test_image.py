@@ -84,3 +84,12 @@ def test_what_is_used_is_never_pruned(tmp_path: Path, by: str, named: bool) -> N
     if descriptor >= 0:
         os.close(descriptor)
         assert list(_prune(context)) == [image.digest[:12]]
+
+
+def test_what_is_not_built_cannot_be_deleted_and_is_not_offered_instead(tmp_path: Path) -> None:
+    context = Context(Home(tmp_path / "home"))
+    for name, message in (("tiny", "the image 'tiny' is not built"), ("nothing-like", "no image or recipe named 'nothing-like'")):
+        with pytest.raises(NotFound) as error:
+            delete(context, DeleteImage(image=name), Operation("image delete"))
+        assert (error.value.code, error.value.message) == ("image_not_found", message)
+        assert error.value.hint == "to see what there is: insula image list"
