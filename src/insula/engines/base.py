@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
+
+import msgspec
 
 from insula.store import names
 from insula.store.machines import BoardRecord
 
 
-@dataclass(frozen=True, slots=True)
-class LayerFile:
+class LayerFile(msgspec.Struct, frozen=True):
     """One file of a disk's chain. The format is what our record says, never what the file's header claims."""
 
     path: Path
     format: Literal["qcow2", "raw"] = "qcow2"
 
 
-@dataclass(frozen=True, slots=True)
-class DiskPlan:
+class DiskPlan(msgspec.Struct, frozen=True):
     """A disk: immutable ``layers`` bottom to top (opened read-only) and ``head``, the one file the guest may write.
 
     ``name`` is the node's name in QEMU (``disk0``…) and ``serial`` what the guest sees (at most 20 bytes). ``unsafe``
@@ -34,24 +33,21 @@ class DiskPlan:
     unsafe: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class NicPlan:
+class NicPlan(msgspec.Struct, frozen=True):
     """A network card behind the built-in NAT."""
 
     mac: str
     network: Literal["nat"] = "nat"
 
 
-@dataclass(frozen=True, slots=True)
-class DiskBoot:
+class DiskBoot(msgspec.Struct, frozen=True):
     """The guest starts from its first disk. ``variables``: the UEFI variables of this machine, written by the guest."""
 
     firmware: Literal["bios", "uefi"] = "bios"
     variables: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class DirectBoot:
+class DirectBoot(msgspec.Struct, frozen=True):
     """The guest starts with this kernel; nothing on its disks matters for that."""
 
     kernel: Path
@@ -59,8 +55,7 @@ class DirectBoot:
     cmdline: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class LoadPlan:
+class LoadPlan(msgspec.Struct, frozen=True):
     """A state to go on from: ``state`` as `Engine.save` wrote it, and the file that is mapped as the guest's memory, whose
     pages begin at ``offset`` (``memory`` None: the state holds them too)."""
 
@@ -69,8 +64,7 @@ class LoadPlan:
     offset: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchPlan:
+class LaunchPlan(msgspec.Struct, frozen=True):
     """All an engine needs to start one machine. Paths are absolute; ``memory`` is in bytes, a whole number of MiB.
 
     ``folder`` is the machine's own folder (its run folder, called ``run``, is made in it); ``uuid`` and ``generation`` are UUIDs
@@ -97,8 +91,7 @@ class LaunchPlan:
         return self.folder / self.run
 
 
-@dataclass(frozen=True, slots=True)
-class NewHead:
+class NewHead(msgspec.Struct, frozen=True):
     """An empty overlay that takes the place of a disk's head. ``disk`` is its node (``disk0``…), ``depth`` how many layers are
     below it then, the former head being the last of them."""
 
@@ -107,8 +100,7 @@ class NewHead:
     path: Path
 
 
-@dataclass(frozen=True, slots=True)
-class SaveOrder:
+class SaveOrder(msgspec.Struct, frozen=True):
     """A machine's state is to be written to ``memory`` and ``state``, two files that do not exist yet, and at the same instant
     its disks are to go on in ``heads``.
 
@@ -128,8 +120,7 @@ class SaveOrder:
     go_on: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Saved:
+class Saved(msgspec.Struct, frozen=True):
     """What `Engine.save` did: the ``method``, where the pages begin in the memory file (None: they are in the state), and
     how long the guest stood still, in seconds."""
 
@@ -138,8 +129,7 @@ class Saved:
     pause: float
 
 
-@dataclass(frozen=True, slots=True)
-class Features:
+class Features(msgspec.Struct, frozen=True):
     """What an engine can do. The verbs ask this, never which engine it is."""
 
     direct_boot: bool

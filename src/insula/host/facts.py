@@ -6,7 +6,6 @@ What QEMU and its accelerators can do is probed by the engine.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import json
@@ -149,6 +148,8 @@ def userfaultfd() -> Fact:
 
 
 def _open_userfaultfd() -> tuple[int, str]:
+    import ctypes  # most commands ask for other facts
+
     with contextlib.suppress(OSError):
         device = os.open("/dev/userfaultfd", os.O_RDWR | os.O_CLOEXEC)
         try:

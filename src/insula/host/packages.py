@@ -13,10 +13,11 @@ import re
 import shlex
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from insula.errors import HostLacks
 from insula.host.cache import cache_folder
@@ -34,8 +35,7 @@ class Purpose(StrEnum):
     FULL_TESTS = "running the long tests"
 
 
-@dataclass(frozen=True, slots=True)
-class Package:
+class Package(msgspec.Struct, frozen=True):
     """A Debian package. It is there when one of ``files`` exists (globs are allowed)."""
 
     name: str
@@ -193,8 +193,7 @@ def ensure(
     return absent
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """How to install ``packages``: a shell script for root, and the backports suite it adds, if any."""
 
     packages: tuple[Package, ...]

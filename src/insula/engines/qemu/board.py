@@ -19,8 +19,9 @@ VMGENID and a TPM have no PCI address; the serial console is the ISA port COM1.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from insula.engines.base import DirectBoot, DiskBoot, DiskPlan, LaunchPlan, NicPlan
 from insula.errors import UsageError
@@ -67,16 +68,14 @@ _HOTPLUG_MEMORY: Final = (16 * GIB, 64 * GIB)
 _TRANSLATION_CACHE_MIB: Final = 128
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(msgspec.Struct, frozen=True):
     """One ``-object`` or ``-device``: its type and its properties, in QEMU's own words."""
 
     kind: str
     properties: Mapping[str, object]
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(msgspec.Struct, frozen=True):
     """A file QEMU is handed open; ``key`` names its descriptor. ``set`` is the number of its descriptor set in QEMU."""
 
     key: str
@@ -84,8 +83,7 @@ class File:
     node: str
 
 
-@dataclass(frozen=True, slots=True)
-class Channel:
+class Channel(msgspec.Struct, frozen=True):
     """A character device on a socket that QEMU is handed: listening, or already connected."""
 
     id: str
@@ -93,8 +91,7 @@ class Channel:
     listening: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Board:
+class Board(msgspec.Struct, frozen=True):
     """Everything on one machine's board. Descriptors appear as keys; cmdline.py puts the numbers in."""
 
     name: str

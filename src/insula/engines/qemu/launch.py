@@ -21,7 +21,6 @@ from insula.engines.base import DirectBoot, DiskBoot, LaunchPlan
 from insula.engines.qemu.board import FIRMWARE_CODE, FIRMWARE_VARIABLES, JAIL_INITRD, JAIL_KERNEL, JAIL_MEMORY, build_board
 from insula.engines.qemu.cmdline import build_argv
 from insula.engines.qemu.descriptors import Descriptors, open_for_keeper, open_for_qemu
-from insula.engines.qemu.migrate import load
 from insula.engines.qemu.probe import Build, root_plan
 from insula.errors import ChildFailed, DamagedRecord, HostLacks, InsulaError, MachineEnded
 from insula.host.files import explain_os_error, remove_tree, write_atomic
@@ -64,6 +63,8 @@ def launch(plan: LaunchPlan, build: Build) -> None:
         _start(plan, jail, [str(keeper), "porter", *shown], build_argv(board, descriptors.qemu, str(build.binary)), descriptors)
         _check_helpers(helpers, ids.network)
         if plan.load is not None:
+            from insula.engines.qemu.migrate import load
+
             load(plan.run_folder / names.QMP_SOCKET, plan.load.state)
         undo.pop_all()
 
