@@ -19,12 +19,66 @@ static void agent_send(struct keeper *keeper, const struct wire_frame *frame, ui
         keeper->agent.torn = true; /* no memory */
 }
 
+/* ---- who is let in ---- */
+
+/* The client whose hold keeps all others from the agent; NULL: nobody's does. */
+static const struct client *gatekeeper(const struct keeper *keeper)
+{
+    for (int i = 0; i < WIRE_CHANNELS_MAX; i++)
+        if (keeper->channels[i].kind == CHANNEL_HOLD && keeper->channels[i].gate)
+            return keeper->channels[i].client;
+    return NULL;
+}
+
+bool agent_has_gate(const struct keeper *keeper)
+{
+    return keeper->agent.shut || gatekeeper(keeper);
+}
+
+bool agent_answers(const struct keeper *keeper, const struct client *client)
+{
+    const struct client *holder = gatekeeper(keeper);
+    return keeper->agent.state == AGENT_LIVE && !keeper->agent.shut && (!holder || holder == client);
+}
+
+/* Pass on what was waiting to be let in. */
+static void let_in(struct keeper *keeper)
+{
+    for (int i = 0; i < WIRE_CHANNELS_MAX; i++) {
+        struct channel *channel = &keeper->channels[i];
+        if (channel->kind != CHANNEL_PENDING || !agent_answers(keeper, channel->client))
+            continue;
+        channel->kind = CHANNEL_AGENT;
+        channel->deadline = 0;
+        if (!queue_add(&keeper->agent.out, channel->held.bytes + channel->held.begin, queue_length(&channel->held)))
+            channel_answer(channel, "ENOMEM", NULL);
+        queue_clear(&channel->held);
+    }
+    verbs_agent_answers(keeper);
+}
+
+/* Tell when the agent begins to answer everybody, and when it does no more. */
+static void announce(struct keeper *keeper)
+{
+    bool answers = agent_answers(keeper, NULL);
+    if (answers == keeper->agent.announced)
+        return;
+    keeper->agent.announced = answers;
+    journal_add(keeper, "AGENT", answers ? "{\"answers\": true}" : "{\"answers\": false}", answers ? 17 : 18);
+    write_status(keeper);
+}
+
+void agent_gate_moved(struct keeper *keeper)
+{
+    announce(keeper);
+    let_in(keeper);
+}
+
 /* ---- lives ---- */
 
 static void end_life(struct keeper *keeper)
 {
     struct agent *agent = &keeper->agent;
-    bool lived = agent->state == AGENT_LIVE;
     agent->state = AGENT_CLOSED;
     agent->hello_length = 0;
     agent->torn = false;
@@ -32,10 +86,7 @@ static void end_life(struct keeper *keeper)
     for (int i = 0; i < WIRE_CHANNELS_MAX; i++)
         if (keeper->channels[i].kind == CHANNEL_AGENT)
             channel_answer(&keeper->channels[i], "ELIFE", NULL);
-    if (lived) {
-        journal_add(keeper, "AGENT", "{\"answers\": false}", 18);
-        write_status(keeper);
-    }
+    announce(keeper);
 }
 
 /* Each SYNC has a nonce of its own, also a repeated one: an answer to an earlier one that comes late is then not taken for
@@ -108,19 +159,8 @@ static void begin_life(struct keeper *keeper, const struct wire_answer *answer)
     agent->state = AGENT_LIVE;
     memcpy(agent->hello, answer->fields, answer->length);
     agent->hello_length = answer->length;
-    for (int i = 0; i < WIRE_CHANNELS_MAX; i++) {
-        struct channel *channel = &keeper->channels[i];
-        if (channel->kind != CHANNEL_PENDING)
-            continue;
-        channel->kind = CHANNEL_AGENT;
-        channel->deadline = 0;
-        if (!queue_add(&agent->out, channel->held.bytes + channel->held.begin, queue_length(&channel->held)))
-            channel_answer(channel, "ENOMEM", NULL);
-        queue_clear(&channel->held);
-    }
-    journal_add(keeper, "AGENT", "{\"answers\": true}", 17);
-    write_status(keeper);
-    verbs_agent_answers(keeper);
+    announce(keeper);
+    let_in(keeper);
 }
 
 /* ---- from the agent ---- */
@@ -270,7 +310,7 @@ void agent_open(struct keeper *keeper, struct channel *channel, const struct wir
     if (++agent->next_channel == 0)
         agent->next_channel = 1;
     channel->ours = agent->next_channel;
-    channel->kind = agent->state == AGENT_LIVE ? CHANNEL_AGENT : CHANNEL_PENDING;
+    channel->kind = agent_answers(keeper, channel->client) ? CHANNEL_AGENT : CHANNEL_PENDING;
     if (channel->kind == CHANNEL_PENDING)
         channel->deadline = now_ms() + (int64_t)(wait < WAIT_LONGEST ? wait : WAIT_LONGEST);
     if (keeper->ended)

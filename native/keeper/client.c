@@ -142,6 +142,7 @@ void client_drop(struct keeper *keeper, struct client *client)
         verb_dropped(keeper, channel);
         channel_free(channel);
     }
+    agent_gate_moved(keeper);
     queue_clear(&client->out);
     client->reader.begin = client->reader.end;
     reader_rest(&client->reader);

@@ -71,6 +71,7 @@ struct channel {
     struct queue held;     /* PENDING: frames to pass on */
     struct wire_grant keys; /* CONSOLE: what the client typed */
     bool follow, input, quit;
+    bool gate; /* HOLD: the agent answers nobody but this client */
     uint8_t resets; /* WAIT_AGENT: since it waits */
     uint64_t position, until; /* CONSOLE, EVENTS: in the ring; `until` without follow */
 };
@@ -93,6 +94,8 @@ struct agent {
     int64_t next_sync, pause; /* when SYNC is sent (again), and how long after that */
     uint32_t next_channel;
     bool torn; /* half a frame was sent: only a new life mends that */
+    bool announced; /* it was told that the agent answers */
+    bool shut;      /* whoever kept the gate died, and QEMU is ended for that */
     uint8_t hello[WIRE_HELLO_MAX];
     size_t hello_length;
 };
@@ -164,6 +167,9 @@ void agent_tick(struct keeper *keeper, int64_t now);
 void agent_open(struct keeper *keeper, struct channel *channel, const struct wire_frame *frame);
 void agent_from_client(struct keeper *keeper, struct channel *channel, const struct wire_frame *frame);
 void agent_hang_up(struct keeper *keeper, struct channel *channel); /* tell the agent; the caller frees */
+bool agent_answers(const struct keeper *keeper, const struct client *client); /* NULL: anybody */
+bool agent_has_gate(const struct keeper *keeper);
+void agent_gate_moved(struct keeper *keeper); /* a gate came or went */
 
 /* ---- verbs.c ---- */
 

@@ -27,7 +27,7 @@ void write_status(struct keeper *keeper)
     char json[STATUS_BLOCK];
     struct text text;
     text_init(&text, json, sizeof json);
-    text_add(&text, "{\"state\": \"%s\", \"agent\": %s", state_word(keeper), keeper->agent.state == AGENT_LIVE ? "true" : "false");
+    text_add(&text, "{\"state\": \"%s\", \"agent\": %s", state_word(keeper), agent_answers(keeper, NULL) ? "true" : "false");
     if (keeper->reason[0])
         text_add(&text, ", \"reason\": \"%s\"", keeper->reason);
     text_add(&text, ", \"since\": %" PRId64 ", \"qemu_pid\": %d}", keeper->since, (int)keeper->qemu.pid);

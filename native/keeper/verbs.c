@@ -27,7 +27,7 @@ void answer_status(struct keeper *keeper, struct channel *channel)
     wire_put_text(&fields, TAG_STATE, state_word(keeper));
     if (keeper->reason[0])
         wire_put_text(&fields, TAG_REASON, keeper->reason);
-    wire_cursor_init(&cursor, keeper->agent.hello, keeper->agent.state == AGENT_LIVE ? keeper->agent.hello_length : 0);
+    wire_cursor_init(&cursor, keeper->agent.hello, agent_answers(keeper, channel->client) ? keeper->agent.hello_length : 0);
     while (wire_field_next(&cursor, &field) == WIRE_GOT) /* the guest says what it likes, but not for us */
         if ((field.tag >= TAG_VERSION && field.tag <= TAG_OS) || field.tag == TAG_HOSTNAME)
             wire_put_bytes(&fields, field.tag, field.bytes, field.length);
@@ -37,7 +37,7 @@ void answer_status(struct keeper *keeper, struct channel *channel)
 void verbs_agent_answers(struct keeper *keeper)
 {
     for (int i = 0; i < WIRE_CHANNELS_MAX; i++)
-        if (keeper->channels[i].kind == CHANNEL_WAIT_AGENT)
+        if (keeper->channels[i].kind == CHANNEL_WAIT_AGENT && agent_answers(keeper, keeper->channels[i].client))
             answer_status(keeper, &keeper->channels[i]);
 }
 
@@ -61,7 +61,7 @@ static void open_wait(struct keeper *keeper, struct channel *channel, const stru
         channel_answer(channel, "EINVAL", NULL);
     else if (keeper->ended)
         channel_answer(channel, agent ? "ENDED" : NULL, keeper->reason);
-    else if (agent && keeper->agent.state == AGENT_LIVE)
+    else if (agent && agent_answers(keeper, channel->client))
         answer_status(keeper, channel);
     else if (wait == 0)
         channel_answer(channel, "ETIMEDOUT", NULL);
@@ -135,20 +135,28 @@ bool verb_pump(struct keeper *keeper, struct channel *channel)
 
 /* ---- holding and ending ---- */
 
-static void open_hold(struct channel *channel, const struct wire_frame *frame)
+static void open_hold(struct keeper *keeper, struct channel *channel, const struct wire_frame *frame)
 {
     struct wire_field drop;
     bool given = wire_find(frame->payload, frame->length, TAG_ON_DROP, &drop);
-    channel->kind = CHANNEL_HOLD;
+    bool gate = wire_find_u64(frame->payload, frame->length, TAG_GATE, 0) != 0;
     channel->quit = given && wire_field_is(&drop, "quit");
-    if (!channel->quit && !(given && wire_field_is(&drop, "resume")))
+    if (!channel->quit && !(given && wire_field_is(&drop, "resume"))) {
         channel_answer(channel, "EINVAL", NULL);
+    } else if (gate && agent_has_gate(keeper)) {
+        channel_answer(channel, "EBUSY", NULL);
+    } else {
+        channel->kind = CHANNEL_HOLD;
+        channel->gate = gate;
+        agent_gate_moved(keeper);
+    }
 }
 
 void verb_dropped(struct keeper *keeper, struct channel *channel)
 {
     if (channel->kind != CHANNEL_HOLD || keeper->ended)
         return;
+    keeper->agent.shut |= channel->gate && channel->quit; /* nobody is let in in the moments until QEMU has ended */
     journal_add(keeper, "HOLDER_DIED", channel->quit ? "{\"then\": \"quit\"}" : "{\"then\": \"resume\"}", channel->quit ? 16 : 18);
     monitor_command(keeper, channel->quit ? "quit" : "cont");
     if (channel->quit && keeper->qemu.kill_at == 0)
@@ -193,7 +201,7 @@ void verb_open(struct keeper *keeper, struct channel *channel, const struct wire
     else if (strcmp(name, "events") == 0)
         open_follower(channel, CHANNEL_EVENTS, &keeper->events, frame);
     else if (strcmp(name, "hold") == 0)
-        open_hold(channel, frame);
+        open_hold(keeper, channel, frame);
     else if (strcmp(name, "quit") == 0)
         open_quit(keeper, channel, frame);
     else
@@ -218,9 +226,12 @@ static void type_keys(struct keeper *keeper, struct channel *channel, const stru
 
 void verb_frame(struct keeper *keeper, struct channel *channel, const struct wire_frame *frame)
 {
-    if (frame->type == WIRE_CLOSE)
+    if (frame->type == WIRE_CLOSE) {
+        bool gate = channel->gate;
         channel_free(channel);
-    else if (frame->type == WIRE_CREDIT && frame->stream == WIRE_STDOUT && frame->length == 4)
+        if (gate)
+            agent_gate_moved(keeper);
+    } else if (frame->type == WIRE_CREDIT && frame->stream == WIRE_STDOUT && frame->length == 4)
         wire_window_add(&channel->down[WIRE_STDOUT], wire_get_u32(frame->payload));
     else if (frame->type == WIRE_DATA)
         type_keys(keeper, channel, frame);

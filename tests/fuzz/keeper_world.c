@@ -4,8 +4,8 @@
  *     keeper_world SEED STORIES
  *
  * Built with sanitizers and -Wl,--wrap=now_ms,--wrap=getrandom. What is checked, beside the sanitizers: every client and the
- * agent are told whole frames only, no client is sent more than it allowed, the journal is lines of JSON, memory is bounded
- * and all given back.
+ * agent are told whole frames only, no client is sent more than it allowed or passes the gate that another one keeps, the
+ * journal is lines of JSON, memory is bounded and all given back.
  */
 #define _GNU_SOURCE
 #include "keeper/keeper.h"
@@ -258,6 +258,7 @@ static size_t open_fields(uint8_t *to, size_t room)
     wire_put_u64(&fields, TAG_WAIT_MS, below(4) ? below(3000) : chance());
     wire_put_u64(&fields, TAG_FOLLOW, below(2));
     wire_put_u64(&fields, TAG_INPUT, below(2));
+    wire_put_u64(&fields, TAG_GATE, below(2));
     return fields.length;
 }
 
@@ -295,7 +296,7 @@ static void client_speaks(struct friend *friend)
         friend->allowed[channel][stream] += wire_get_u32(bytes + WIRE_HEADER);
 }
 
-static void agent_answers(void)
+static void agent_begins(void)
 {
     static uint8_t bytes[WIRE_ANSWER + WIRE_HELLO_MAX];
     static const uint8_t filler[4000];
@@ -317,7 +318,7 @@ static void agent_speaks(void)
     uint8_t type = (uint8_t)(below(3) ? WIRE_DATA : 1 + below(9));
     size_t length = some_length();
     if (keeper.agent.state == AGENT_SEEKING && below(2)) {
-        agent_answers();
+        agent_begins();
         return;
     }
     if (below(40) == 0) {
@@ -373,6 +374,31 @@ static void monitor_speaks(void)
     say(qmp, bytes, cut);
 }
 
+/* While one and the same client keeps the gate, nobody else gets through to the agent. */
+static void check_gate(void)
+{
+    static uint32_t passed[WIRE_CHANNELS_MAX];
+    static const struct channel *gate;
+    static uint32_t number;
+    const struct channel *now = NULL;
+    for (int i = 0; i < WIRE_CHANNELS_MAX; i++) {
+        const struct channel *channel = &keeper.channels[i];
+        if (channel->kind == CHANNEL_HOLD && channel->gate) {
+            MUST(!now);
+            now = channel;
+        }
+    }
+    for (int i = 0; i < WIRE_CHANNELS_MAX; i++) {
+        const struct channel *channel = &keeper.channels[i];
+        uint32_t ours = channel->kind == CHANNEL_AGENT ? channel->ours : 0;
+        if (now && now == gate && now->theirs == number && ours != passed[i] && ours != 0)
+            MUST(channel->client == now->client);
+        passed[i] = ours;
+    }
+    gate = now;
+    number = now ? now->theirs : 0;
+}
+
 static void step(void)
 {
     static uint8_t noise[5000];
@@ -406,6 +432,7 @@ static void step(void)
     }
     for (uint32_t turns = below(3); turns > 0; turns--)
         keeper_turn(&keeper, 0, -1);
+    check_gate();
     MUST(queue_total <= QUEUES_MAX + (1 << 20));
 }
 

@@ -82,12 +82,13 @@ class Hold:
         self.release()
 
 
-def hold(link: Link, on_drop: str) -> Hold:
+def hold(link: Link, on_drop: str, *, gate: bool = False) -> Hold:
     """From the return of this call on, the keeper does ``on_drop`` (``resume`` or ``quit``) if this process dies.
 
-    The guest can thus be paused without fear that it stays so. Raises as `Link.call`.
+    The guest can thus be paused without fear that it stays so. With ``gate`` its agent answers nobody but this link until the
+    hold is released. Raises as `Link.call`.
     """
-    channel = link.open("keeper.hold", on_drop=on_drop)
+    channel = link.open("keeper.hold", on_drop=on_drop, gate=int(gate))
     # A hold is not answered. Frames of a connection are served in order, so another request's answer shows it was seen.
     link.call("keeper.status", timeout=10.0)
     if channel.result is not None:

@@ -42,6 +42,7 @@ _TAGS: dict[str, tuple[int, int]] = {
     "mac": (45, TEXT), "address": (46, TEXT), "gateway": (47, TEXT), "dns": (48, TEXT), "new_mac": (49, TEXT),
     "until": (50, TEXT), "wait_ms": (51, NUMBER), "on_drop": (52, TEXT), "state": (53, TEXT), "reason": (54, TEXT),
     "how": (55, TEXT), "follow": (56, NUMBER), "input": (57, NUMBER),
+    "gate": (58, NUMBER), "done": (59, TEXT), "left": (60, TEXT), "former": (61, TEXT),
 }  # fmt: skip
 _NAMES = {tag: (name, kind) for name, (tag, kind) in _TAGS.items()}
 
