@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from insula.cli.render import ProgressLine, print_json
 from insula.client.local import LocalClient
 from insula.errors import InsulaError
-from insula.model.requests import BuildImage, CreateMachine, Request, RestartMachine, StartMachine
+from insula.model.requests import BuildImage, CreateMachine, Request, RestartMachine, StartMachine, WarmImage
 from insula.operations.dispatch import begin
 
+if TYPE_CHECKING:
+    from insula.model.spec import MachineSpec
+
 F = TypeVar("F", bound=Callable[..., Any])
-_NEED_PACKAGES = (BuildImage, CreateMachine, RestartMachine, StartMachine)  # all others work with what runs already
+_NEED_PACKAGES = (BuildImage, CreateMachine, RestartMachine, StartMachine, WarmImage)  # all others work with what runs already
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; errors become one JSON line on standard error.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Do not tell what is being done.")
+name_option = click.option("--name", default="", help="The machine's name (default: a generated one).")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 
 
@@ -49,10 +53,16 @@ def shape_options(command: F) -> F:
         click.option("--disk", type=Size(), default="10G", show_default=True, help="Size of the root disk (sparse)."),
         click.option("--memory", type=Size(), default="512M", show_default=True, help="Memory."),
         click.option("--cpus", type=int, default=1, show_default=True, help="Number of CPUs."),
-        click.option("--name", default="", help="The machine's name (default: a generated one)."),
     ):
         command = option(command)
     return command
+
+
+def make_spec(options: dict[str, Any]) -> MachineSpec:
+    """The shape that `shape_options` described."""
+    from insula.model.spec import MachineSpec
+
+    return MachineSpec(**{field: options[field] for field in ("cpus", "memory", "disk", "network", "firmware")})
 
 
 def client() -> LocalClient:

@@ -11,6 +11,8 @@ from insula.cli.common import (
     client,
     dry_run_option,
     json_option,
+    make_spec,
+    name_option,
     perform,
     perform_each,
     quiet_option,
@@ -34,21 +36,17 @@ from insula.model.requests import (
     StopMachine,
     SuspendMachine,
 )
-from insula.model.spec import MachineSpec
 from insula.model.units import format_size
 
 _NAMES = click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=later("machines"))
 _TIMEOUT = click.option("--timeout", type=Seconds(), default=60.0, show_default=True, help="Seconds each attempt may take.")
 
 
-def _spec(shape: dict[str, Any]) -> MachineSpec:
-    return MachineSpec(**{field: shape[field] for field in ("cpus", "memory", "disk", "network", "firmware")})
-
-
 @click.command(
     context_settings={"allow_interspersed_args": False},
     epilog="Examples: insula run debian -- uname -a  |  insula run --name web --detach debian  |  insula run debian",
 )
+@name_option
 @shape_options
 @click.option("-d", "--detach", is_flag=True, help="Leave the machine running and come back at once.")
 @click.option("--rm", is_flag=True, help="Delete the machine when it ends.")
@@ -82,7 +80,7 @@ def run(image: str, argv: tuple[str, ...], as_json: bool, quiet: bool, **options
     request = RunMachine(
         image=image,
         name=options["name"],
-        spec=_spec(options),
+        spec=make_spec(options),
         ephemeral=options["rm"] or (attached and not options["name"]),
         attached=attached and not options["name"],
         shell=shell,
@@ -117,6 +115,7 @@ def run(image: str, argv: tuple[str, ...], as_json: bool, quiet: bool, **options
 
 
 @click.command(epilog="Example: insula create --name web --memory 1G debian")
+@name_option
 @shape_options
 @dry_run_option
 @quiet_option
@@ -124,7 +123,7 @@ def run(image: str, argv: tuple[str, ...], as_json: bool, quiet: bool, **options
 @click.argument("image", shell_complete=later("images"))
 def create(image: str, name: str, dry_run: bool, quiet: bool, as_json: bool, **shape: Any) -> None:
     """Make a stopped machine from IMAGE."""
-    request = CreateMachine(image=image, name=name, spec=_spec(shape), dry_run=dry_run)
+    request = CreateMachine(image=image, name=name, spec=make_spec(shape), dry_run=dry_run)
     machine = perform(request, quiet or as_json)
     if as_json:
         print_json(machine)

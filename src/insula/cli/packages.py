@@ -16,6 +16,7 @@ _NEEDS: Final[dict[type[requests.Request], tuple[Purpose, ...]]] = {
     requests.RunMachine: (Purpose.MACHINE, Purpose.IMAGE),
     requests.CreateMachine: (Purpose.MACHINE, Purpose.IMAGE),
     requests.BuildImage: (Purpose.MACHINE, Purpose.IMAGE),
+    requests.WarmImage: (Purpose.MACHINE, Purpose.IMAGE),
     requests.StartMachine: (Purpose.MACHINE,),
     requests.RestartMachine: (Purpose.MACHINE,),
 }
