@@ -162,6 +162,11 @@ class Engine(Protocol):
         """
         ...
 
+    def fingerprint(self, board: BoardRecord) -> str:
+        """Changes with whatever a saved state of a machine on ``board`` depends on: this program's build, the CPU it shows the
+        guest, and where the accelerator shows the host's own, that and its microcode."""
+        ...
+
     def launch(self, plan: LaunchPlan) -> None:
         """Start the machine; on return its keeper serves ``run/keeper.sock`` and QEMU answers.
 

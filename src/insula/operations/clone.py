@@ -1,6 +1,6 @@
 """Clone: a new stopped machine from a stopped one, sharing its layers or, if wanted, with all files of its own.
 
-    freeze the source's heads → stage a folder → link or copy → new identity → publish
+freeze the source's heads → stage a folder → link or copy → new identity → publish
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import msgspec
 from insula.disks.layers import copy_layer, link_layer
 from insula.disks.overlays import create_overlay
 from insula.errors import AlreadyExists
-from insula.model.identity import new_identity
 from insula.model.names import check_machine_name
 from insula.model.requests import CloneMachine
 from insula.model.status import MachineStatus
@@ -22,6 +21,7 @@ from insula.operations import journal
 from insula.operations.capture import captured
 from insula.operations.context import Context
 from insula.operations.hold import hold_machine, status_of
+from insula.operations.identities import own_identity
 from insula.operations.operation import Operation
 from insula.store import names
 from insula.store.events import append_event
@@ -37,15 +37,17 @@ def clone(context: Context, request: CloneMachine, operation: Operation) -> Mach
         with captured(context, held, operation, lasting=False) as state, new_machine_folder(context.home, "clone") as staged:
             journal.clear(held.folder)
             operation.tell("copy its layers" if request.full else "link its layers")
-            _fill(staged, held.folder, state.machine, full=request.full)
+            record = _fill(staged, held.folder, state.machine, full=request.full)
             operation.tell("give it its name")
-            folder = publish_machine(context.home, staged, request.new_name)
+            with own_identity(context.home) as identity:
+                write_machine(staged, msgspec.structs.replace(record, id=identity.uuid, identity=identity))
+                folder = publish_machine(context.home, staged, request.new_name)
             append_event(folder, "cloned", origin=request.name)
             return status_of(folder)
 
 
-def _fill(staged: Path, source: Path, record: MachineRecord, *, full: bool) -> None:
-    """All of a machine's files, the record last."""
+def _fill(staged: Path, source: Path, record: MachineRecord, *, full: bool) -> MachineRecord:
+    """All of a machine's files but its record, which is returned and has no identity of its own yet."""
     for place in (names.DISKS, names.LAYERS):
         (staged / place).mkdir(mode=0o700)
     take = copy_layer if full else link_layer
@@ -60,10 +62,4 @@ def _fill(staged: Path, source: Path, record: MachineRecord, *, full: bool) -> N
     if (source / record.variables).exists():
         (staged / names.FIRMWARE).mkdir(mode=0o700)
         shutil.copyfile(source / record.variables, staged / record.variables)
-    identity = new_identity()
-    write_machine(
-        staged,
-        msgspec.structs.replace(
-            record, id=identity.uuid, created=time.time(), identity=identity, disks=disks, parent=None, ephemeral=False
-        ),
-    )
+    return msgspec.structs.replace(record, created=time.time(), disks=disks, parent=None, ephemeral=False)

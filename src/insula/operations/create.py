@@ -64,6 +64,22 @@ def created(context: Context, request: CreateMachine, operation: Operation) -> I
 
     An ephemeral machine begins with a journal: until whoever makes it has started it, it goes when he dies.
     """
+    name, image = prepare(context, request, operation)
+    with new_machine_folder(context.home, operation.verb) as staged:
+        operation.tell("make its disk")
+        record = fill(staged, request, image)
+        if request.ephemeral:
+            journal.note(staged, "create", "give it its name")
+        operation.tell("give it its name")
+        with own_identity(context.home) as identity:
+            write_machine(staged, msgspec.structs.replace(record, id=identity.uuid, identity=identity))
+            folder = publish_machine(context.home, staged, name)
+        append_event(folder, "created", image=request.image, digest=image.digest)
+        yield folder
+
+
+def prepare(context: Context, request: CreateMachine, operation: Operation) -> tuple[str, Image]:
+    """The name a machine is to have, and its image, built if need be. Raises as `create`."""
     check_spec(request.spec)
     name = _free_name(context, request.name)
     operation.target = name
@@ -76,17 +92,7 @@ def created(context: Context, request: CreateMachine, operation: Operation) -> I
             code="bad_size",
             hint=f"ask for --disk {format_size(image.disk_bytes)} or more",
         )
-    with new_machine_folder(context.home, operation.verb) as staged:
-        operation.tell("make its disk")
-        record = _fill(staged, request, image)
-        if request.ephemeral:
-            journal.note(staged, "create", "give it its name")
-        operation.tell("give it its name")
-        with own_identity(context.home) as identity:
-            write_machine(staged, msgspec.structs.replace(record, id=identity.uuid, identity=identity))
-            folder = publish_machine(context.home, staged, name)
-        append_event(folder, "created", image=request.image, digest=image.digest)
-        yield folder
+    return name, image
 
 
 def _free_name(context: Context, wanted: str) -> str:
@@ -110,7 +116,7 @@ def _planned(name: str, request: CreateMachine) -> MachineStatus:
     )  # fmt: skip
 
 
-def _fill(staged: Path, request: CreateMachine, image: Image) -> MachineRecord:
+def fill(staged: Path, request: CreateMachine, image: Image) -> MachineRecord:
     """All of a machine's files but its record; that, with an identity that may not be its last one."""
     from insula.disks.layers import link_layer
     from insula.disks.overlays import create_overlay

@@ -11,18 +11,19 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
+
+import msgspec
 
 from insula.disks.layers import link_layer
 from insula.disks.overlays import create_overlay
 from insula.disks.verify import ensure_sums
 from insula.errors import AlreadyExists, HostLacks, InsulaError, UsageError, WrongState
 from insula.host.files import remove_tree
-from insula.model.identity import new_identity
 from insula.model.names import check_machine_name
 from insula.model.requests import DeleteMachine, ForkMachine
 from insula.model.status import MachineStatus
@@ -33,7 +34,8 @@ from insula.operations.capture import captured
 from insula.operations.context import Context
 from insula.operations.delete import delete
 from insula.operations.hold import hold_machine, status_of
-from insula.operations.lease import take_lease
+from insula.operations.identities import own_identity
+from insula.operations.lease import Lease, take_lease
 from insula.operations.operation import Operation, Steps
 from insula.operations.settle import settle_locked
 from insula.operations.snapshot import find_snapshot
@@ -43,6 +45,7 @@ from insula.store.events import append_event
 from insula.store.machines import (
     RECORD_VERSION,
     DiskRecord,
+    ImageUse,
     MachineRecord,
     new_machine_folder,
     publish_machine,
@@ -50,9 +53,6 @@ from insula.store.machines import (
     write_machine,
 )
 from insula.store.snapshots import SnapshotRecord, snapshot_layers
-
-if TYPE_CHECKING:
-    from insula.guest.link import Link
 
 # What a fork was seen to take before it does anything: QEMU itself, its translated code, the first pages of its own.
 _LEAST_EACH: Final = 64 * MIB
@@ -73,7 +73,7 @@ class ForkResult:
     """The machines made; for attached ones also, in the same order, the leases they live by: closing one ends its machine."""
 
     machines: list[MachineStatus]
-    leases: list[Link]
+    leases: list[Lease]
 
 
 def fork(context: Context, request: ForkMachine, operation: Operation) -> ForkResult:
@@ -166,14 +166,17 @@ def check_room(count: int) -> None:
 
 def _make_all(context: Context, request: ForkMachine, wanted: list[str], origin: Origin) -> ForkResult:
     made: list[str] = []
-    leases: dict[str, Link] = {}
+    leases: dict[str, Lease] = {}
 
     def make(name: str) -> MachineStatus:
         operation = Operation("fork", name)
         with forked(context, origin, name, operation, ephemeral=request.ephemeral) as folder:
             made.append(name)
-            launched = (lambda: leases.update({name: take_lease(folder)})) if request.attached else None
-            set_going(context, folder, origin.record, operation, request.timeout, launched)
+            lease = set_going(context, folder, origin.record, operation, request.timeout)
+            if request.attached:
+                leases[name] = lease
+            else:
+                lease.release()
             return status_of(folder)
 
     try:
@@ -191,13 +194,18 @@ def _make_all(context: Context, request: ForkMachine, wanted: list[str], origin:
 
 
 @contextlib.contextmanager
-def forked(context: Context, origin: Origin, name: str, operation: Operation, *, ephemeral: bool = False) -> Iterator[Path]:
+def forked(
+    context: Context, origin: Origin, name: str, operation: Operation, *, ephemeral: bool = False, image: ImageUse | None = None
+) -> Iterator[Path]:
     """The folder of a new machine that is to go on from ``origin``, its lock being ours. When this is left nothing needs the
     origin any more. An ephemeral one begins with a journal: until whoever makes it lets it go on, it goes when he dies."""
     with new_machine_folder(context.home, operation.verb) as staged:
-        _fill(staged, origin, ephemeral)
+        record = _fill(staged, origin, ephemeral)
         journal.note(staged, "fork", "load its state")
-        folder = publish_machine(context.home, staged, name)
+        with own_identity(context.home) as identity:
+            mine = msgspec.structs.replace(record, id=identity.uuid, identity=identity, image=image or record.image)
+            write_machine(staged, mine)
+            folder = publish_machine(context.home, staged, name)
         append_event(folder, "forked", origin=_title(context, origin), snapshot=origin.record.id)
         yield folder
 
@@ -209,8 +217,8 @@ def _title(context: Context, origin: Origin) -> str:
     return origin.machine.name if origin.folder.name.startswith(".") else f"{origin.machine.name}@{origin.folder.name}"
 
 
-def _fill(staged: Path, origin: Origin, ephemeral: bool) -> None:
-    """All of a machine's files, the record last."""
+def _fill(staged: Path, origin: Origin, ephemeral: bool) -> MachineRecord:
+    """All of a machine's files but its record, which is returned and has no identity of its own yet."""
     for place in (names.DISKS, names.LAYERS, names.ORIGIN):
         (staged / place).mkdir(mode=0o700)
     state = origin.record
@@ -224,40 +232,33 @@ def _fill(staged: Path, origin: Origin, ephemeral: bool) -> None:
         head = f"{names.DISKS}/{disk.name}-0.qcow2"
         create_overlay(staged / head, disk.size)
         disks.append(DiskRecord(name=disk.name, layers=disk.layers, head=head, size=disk.size))
-    identity = new_identity()
     record = MachineRecord(
-        version=RECORD_VERSION, id=identity.uuid, kind="vm", created=time.time(), image=state.image, spec=state.spec,
-        identity=identity, boot=state.boot, disks=disks, arch=state.arch, ephemeral=ephemeral, board=state.board,
+        version=RECORD_VERSION, id="", kind="vm", created=time.time(), image=state.image, spec=state.spec,
+        identity=state.identity, boot=state.boot, disks=disks, arch=state.arch, ephemeral=ephemeral, board=state.board,
         sums={path: state.sums[path] for path in snapshot_layers(state) if path in state.sums},
     )  # fmt: skip
     if (origin.folder / names.VARIABLES).exists():
         (staged / names.FIRMWARE).mkdir(mode=0o700)
         shutil.copyfile(origin.folder / names.VARIABLES, staged / record.variables)
-    write_machine(staged, record)
+    return record
 
 
-def set_going(
-    context: Context,
-    folder: Path,
-    state: SnapshotRecord,
-    operation: Operation,
-    timeout: float,
-    launched: Callable[[], None] | None = None,
-) -> None:
-    """Load a fork's state and let it go on as somebody else. ``launched`` is called as soon as its keeper lives."""
+def set_going(context: Context, folder: Path, state: SnapshotRecord, operation: Operation, timeout: float) -> Lease:
+    """Load a fork's state and let it go on as somebody else. Until the lease is released the machine ends with its holder:
+    none ever goes on as its own twin because a verb died."""
     record = read_machine(folder)
     assert state.memory is not None
     with Steps(operation) as steps:
         steps.begin("load its state")
         steps.undo(lambda: _end(context, folder))
         load(context, folder, record, folder / names.ORIGIN, state.memory)
+        lease = take_lease(folder)
         append_event(folder, "started", way="fork")
-        if launched is not None:
-            launched()
         remove_tree(folder / names.ORIGIN)  # QEMU has mapped what it needs
         steps.begin("tell the guest who it is")
         awaken(context, folder, record, timeout, state.identity)
     journal.clear(folder)
+    return lease
 
 
 def _end(context: Context, folder: Path) -> None:

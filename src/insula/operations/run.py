@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,17 +14,19 @@ from insula.model.spec import check_spec
 from insula.model.status import MachineStatus
 from insula.model.streams import Streams
 from insula.operations.context import Context
-from insula.operations.create import created
+from insula.operations.create import created, prepare
 from insula.operations.delete import delete
+from insula.operations.fork import Origin, forked, set_going
 from insula.operations.hold import status_of
+from insula.operations.lease import Lease, take_lease
 from insula.operations.operation import Operation
 from insula.operations.start import boot, check_memory
-from insula.store import names
-from insula.store.machines import read_machine
+from insula.store.machines import ImageUse, read_machine
+from insula.store.snapshots import SnapshotRecord
 
 if TYPE_CHECKING:
     from insula.guest.execute import ExitStatus
-    from insula.guest.link import Link
+    from insula.images.record import Image
 
 
 @dataclass
@@ -34,7 +36,7 @@ class RunResult:
 
     machine: MachineStatus
     exit: ExitStatus | None = None
-    lease: Link | None = None
+    lease: Lease | None = None
 
 
 def run(
@@ -51,12 +53,12 @@ def run(
         raise UsageError("a command needs streams beside its request", code="no_streams")
     check_spec(request.spec)
     check_memory(request.spec)  # before an image is built and a disk made for a machine that could not be started
-    lease: Link | None = None
+    lease: Lease | None = None
     made: MachineStatus | None = None
     try:
-        with created(context, _creation(request), operation) as folder:
+        with _born(context, request, operation) as (folder, state):
             made = status_of(folder)
-            lease = _start(context, request, folder, operation)
+            lease = _start(context, request, folder, state, operation)
         if open_streams is None:
             return RunResult(status_of(folder), lease=lease)
         status = _execute(context, request, made.name, operation, open_streams)
@@ -68,28 +70,60 @@ def run(
     return RunResult(made, status)
 
 
-def _creation(request: RunMachine) -> CreateMachine:
-    return CreateMachine(image=request.image, name=request.name, spec=request.spec, ephemeral=request.ephemeral)
+@contextlib.contextmanager
+def _born(context: Context, request: RunMachine, operation: Operation) -> Iterator[tuple[Path, SnapshotRecord | None]]:
+    """A new machine whose lock is ours, and the state it is to go on from: None when it is to boot."""
+    creation = CreateMachine(image=request.image, name=request.name, spec=request.spec, ephemeral=request.ephemeral)
+    origin = None
+    if not request.cold and context.engine.features.save:
+        name, image = prepare(context, creation, operation)
+        origin = _warm(context, request, image, operation)
+    if origin is None:
+        with created(context, creation, operation) as folder:
+            yield folder, None
+        return
+    use = ImageUse(name=request.image, digest=origin.record.image.digest)
+    with forked(context, origin, name, operation, ephemeral=request.ephemeral, image=use) as folder:
+        yield folder, origin.record
 
 
-def _start(context: Context, request: RunMachine, folder: Path, operation: Operation) -> Link | None:
-    """Boot, the machine's lock being ours; from the moment its keeper lives an attached machine hangs on our connection."""
-    lease: list[Link] = []
+def _warm(context: Context, request: RunMachine, image: Image, operation: Operation) -> Origin | None:
+    """The state to fork. Without one the machine boots: nobody is to be kept from it because a state could not be kept."""
+    from insula.operations.warm import warm_origin
+
+    try:
+        return warm_origin(context, request.image, image, request.spec, operation)
+    except InsulaError as cause:
+        operation.tell(f"boot, because no state of {request.image} could be kept: {cause.message}")
+        return None
+
+
+def _start(
+    context: Context, request: RunMachine, folder: Path, state: SnapshotRecord | None, operation: Operation
+) -> Lease | None:
+    """Let it go on from ``state``, or boot it, its lock being ours; an attached machine hangs on the lease from its first
+    instant on."""
+    if state is not None:
+        lease = set_going(context, folder, state, operation, request.timeout)
+        if request.attached:
+            return lease
+        lease.release()
+        return None
+    return _boot(context, request, folder, operation)
+
+
+def _boot(context: Context, request: RunMachine, folder: Path, operation: Operation) -> Lease | None:
+    lease: list[Lease] = []
 
     def attach() -> None:
         if request.attached:
-            from insula.guest.keeper import hold
-            from insula.guest.link import open_link
-
-            link = open_link(folder / names.RUN)
-            lease.append(link)
-            hold(link, "quit")
+            lease.append(take_lease(folder))
 
     try:
         boot(context, folder, read_machine(folder), operation, request.timeout, launched=attach)
     except BaseException:
-        for link in lease:
-            link.close()
+        for one in lease:
+            one.close()
         raise
     return lease[0] if lease else None
 
@@ -114,7 +148,7 @@ def _execute(
         streams.close()
 
 
-def _drop(context: Context, request: RunMachine, name: str, lease: Link | None) -> None:
+def _drop(context: Context, request: RunMachine, name: str, lease: Lease | None) -> None:
     """The end of an ephemeral machine that was only made for this command."""
     if lease is not None:
         lease.close()

@@ -75,15 +75,19 @@ def boot(
     operation: Operation,
     timeout: float,
     launched: Callable[[], None] | None = None,
+    introduce: bool = True,
 ) -> None:
-    """Boot the machine in ``folder``; the caller holds its lock. ``launched`` is called as soon as its keeper lives."""
+    """Boot the machine in ``folder``; the caller holds its lock. ``launched`` is called as soon as its keeper lives.
+
+    Without ``introduce`` the guest is not told who it is: it is to become many.
+    """
     with Steps(operation) as steps:
         steps.undo(lambda: journal.clear(folder))
         _step(steps, folder, "check its files")
         check_files(context, folder, record)
         check_memory(record.spec)
         _step(steps, folder, "choose the board")
-        record = _with_board(context, folder, record)
+        record = _with_board(context, folder, record, balloon=introduce)
         _step(steps, folder, "start QEMU")
         printed = Printed(folder)
         steps.undo(lambda: _end(context, folder))  # before, not after: Ctrl-C may come between the two
@@ -93,7 +97,7 @@ def boot(
             launched()
         if record.boot.agent and timeout > 0:
             _step(steps, folder, "wait until the guest answers")
-            _wait_ready(folder, record, timeout, printed)
+            _wait_ready(folder, record, timeout, printed, introduce)
     journal.clear(folder)
 
 
@@ -146,9 +150,12 @@ def check_memory(spec: MachineSpec) -> None:
         )
 
 
-def _with_board(context: Context, folder: Path, record: MachineRecord) -> MachineRecord:
-    """The record with the board of this start, written down when it is new."""
-    board = context.engine.choose_board(record.arch, record.board)
+def _with_board(context: Context, folder: Path, record: MachineRecord, *, balloon: bool) -> MachineRecord:
+    """The record with the board of this start, written down when it is new.
+
+    Its memory is its own, so what the guest gives back can return to the host; not so where it will be shared with forks.
+    """
+    board = msgspec.structs.replace(context.engine.choose_board(record.arch, record.board), balloon=balloon)
     if board != record.board:
         record = msgspec.structs.replace(record, board=board)
         write_machine(folder, record)
@@ -202,8 +209,10 @@ def _settle_command(home: Path, machine_id: str) -> tuple[str, ...]:
     return own_command("_ended", str(home), machine_id)
 
 
-def _wait_ready(folder: Path, record: MachineRecord, timeout: float, printed: Printed | None = None) -> None:
-    """Wait for the agent, then tell the guest who it is.
+def _wait_ready(
+    folder: Path, record: MachineRecord, timeout: float, printed: Printed | None = None, introduce: bool = True
+) -> None:
+    """Wait for the agent, then tell the guest who it is if it is to be introduced to itself.
 
     Raises MachineEnded with the last words, AgentAbsent when late, GuestError (``guest_resets``) when it boots again and again.
     """
@@ -215,7 +224,8 @@ def _wait_ready(folder: Path, record: MachineRecord, timeout: float, printed: Pr
     try:
         with open_link(folder / names.RUN) as link:
             wait_agent(link, deadline - time.monotonic())
-        identify(folder, record)
+        if introduce:
+            identify(folder, record)
         wait_hook(folder, deadline - time.monotonic())
     except (MachineEnded, GuestError) as cause:
         raise explain(folder, printed, cause, timeout) from cause

@@ -58,6 +58,9 @@ class FakeEngine:
             raise HostLacks(f"machines of architecture {arch} cannot be run yet", code="arch_unsupported")
         return former or BoardRecord("pc-fake-1.0", "fake", "1.0", "tcg")
 
+    def fingerprint(self, board: BoardRecord) -> str:
+        return repr(board)
+
     def launch(self, plan: LaunchPlan) -> None:
         if len(plan.disks) > FEATURES.most_disks or len(plan.nics) > FEATURES.most_nics:
             raise UsageError("the board has no place for so much", code="too_many_devices")

@@ -40,6 +40,11 @@ class QemuEngine:
 
         return choose(self._learn(arch), former)
 
+    def fingerprint(self, board: BoardRecord) -> str:
+        from insula.engines.qemu.probe import fingerprint
+
+        return fingerprint(self._learn("amd64").build, board)
+
     def launch(self, plan: LaunchPlan) -> None:
         from insula.engines.qemu.launch import launch
 

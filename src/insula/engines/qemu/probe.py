@@ -137,6 +137,21 @@ def choose(notes: Notes, former: BoardRecord | None) -> BoardRecord:
     return BoardRecord(former.machine, kept, notes.build.version, accelerator)
 
 
+def fingerprint(build: Build, board: BoardRecord) -> str:
+    """See `Engine.fingerprint`."""
+    status = Path(build.binary).resolve().stat()
+    words: list[object] = [build.version, status.st_size, status.st_mtime_ns, board]
+    if board.accelerator != "tcg":
+        words += _host_cpu(Path("/proc/cpuinfo").read_text())
+    return hashlib.sha256(repr(words).encode()).hexdigest()
+
+
+def _host_cpu(cpuinfo: str) -> list[str]:
+    """Pure: what says which CPU it is, of the first one in proc(5)'s cpuinfo."""
+    first = cpuinfo.split("\n\n", 1)[0].splitlines()
+    return [line for line in first if line.startswith(("vendor_id", "model", "cpu family", "stepping", "microcode", "flags"))]
+
+
 def root_plan(build: Build, keeper: Path) -> RootPlan:
     """What the jail of ``build`` must hold."""
     modules = tuple(Path(path) for path in sorted(glob.glob(_MODULES)))

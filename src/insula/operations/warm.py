@@ -1,0 +1,233 @@
+"""Warm states: an image is booted once, and its state just after boot is kept; `run` forks that.
+
+    make a machine nobody sees → boot it without telling it who it is → wait until it is idle → take its state → keep it
+
+The key of a state is a digest of all it depends on, so a state that does not fit is not found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from insula.disks.verify import ensure_sums
+from insula.errors import InsulaError
+from insula.model.identity import new_identity
+from insula.model.requests import CreateMachine, DeleteWarmStates, ListWarmStates, WarmImage
+from insula.model.spec import MachineSpec, check_spec
+from insula.model.status import WarmStatus
+from insula.operations import journal
+from insula.operations.capture import captured
+from insula.operations.context import Context
+from insula.operations.create import fill
+from insula.operations.fork import Origin
+from insula.operations.hold import Held
+from insula.operations.image import find_or_build
+from insula.operations.observe import observe
+from insula.operations.operation import Operation
+from insula.operations.settle import settle_locked
+from insula.operations.start import boot
+from insula.operations.stop import pull_plug
+from insula.operations.suspend import end_quietly
+from insula.store import names
+from insula.store.locks import only_one
+from insula.store.machines import new_machine_folder, read_machine, write_machine
+from insula.store.snapshots import SnapshotRecord, complete_snapshot, publish_snapshot, read_snapshot
+from insula.store.warm import BOOTED, publish_warm, read_warm, remove_warm, warm_snapshot, warm_states
+
+if TYPE_CHECKING:
+    from insula.images.record import Image
+
+_VERSION: Final = 1
+DAY: Final = 86400.0
+# A state's programs were started that long ago: what they read then (certificates, leases, time zones) grows old with them.
+MAX_AGE: Final = 30 * DAY
+_BOOT: Final = 300.0
+# A guest is idle when it took less than this share of a CPU for so long; one that never is, is taken as it is after a while.
+_IDLE_SHARE: Final = 0.2
+_IDLE_FOR: Final = 0.5
+_IDLE_WITHIN: Final = 20.0
+
+
+def make(context: Context, request: WarmImage, operation: Operation) -> WarmStatus:
+    """Make the warm state of an image in this shape, if there is none or with ``refresh``.
+
+    Raises what building the image and booting it raise.
+    """
+    check_spec(request.spec)
+    image = find_or_build(context, request.image, operation)
+    key = key_of(context, image, request.spec)
+    if request.refresh or _usable(context, key) is None:
+        _boot_and_keep(context, request.image, image, request.spec, key, operation, refresh=request.refresh)
+    record = read_snapshot(warm_snapshot(context.home.warm / key))
+    return _status(context, key, record)
+
+
+def warm_origin(context: Context, name: str, image: Image, spec: MachineSpec, operation: Operation) -> Origin:
+    """The state to fork for a machine of this image and shape; made now when there is none that can be used.
+
+    Raises what a boot raises.
+    """
+    key = key_of(context, image, spec)
+    record = _usable(context, key)
+    if record is None:
+        operation.tell("boot once, to keep the state: later machines of this image and shape fork it")
+        record = _boot_and_keep(context, name, image, spec, key, operation, refresh=False)
+    return Origin(context.home.warm / key, warm_snapshot(context.home.warm / key), record)
+
+
+def key_of(context: Context, image: Image, spec: MachineSpec) -> str:
+    """A digest of all that a state of ``image`` in this shape depends on."""
+    board = context.engine.choose_board(image.record.arch)
+    words = [_VERSION, image.digest, msgspec.to_builtins(spec), context.engine.fingerprint(board)]
+    return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _usable(context: Context, key: str) -> SnapshotRecord | None:
+    """The state with this key, if it is whole, unchanged and not too old; one that is not goes."""
+    folder = context.home.warm / key
+    try:
+        record = read_warm(context.home, key)
+        if record is None:
+            return None
+        ensure_sums(folder, warm_snapshot(folder), record.sums)
+        if 0 <= time.time() - record.created < MAX_AGE:
+            return record
+    except (InsulaError, OSError):
+        pass
+    remove_warm(context.home, key)
+    return None
+
+
+def _boot_and_keep(
+    context: Context, name: str, image: Image, spec: MachineSpec, key: str, operation: Operation, *, refresh: bool
+) -> SnapshotRecord:
+    """Of two commands that need the same state the second waits for the first."""
+    with only_one(context.home.host / f"warm-{key}.lock"):
+        if not refresh and (record := _usable(context, key)) is not None:
+            return record
+        with new_machine_folder(context.home, "image warm") as staged:
+            machine, identity = fill(staged, CreateMachine(image=name, spec=spec), image), new_identity()
+            write_machine(staged, msgspec.structs.replace(machine, id=identity.uuid, identity=identity))
+            _keep(context, staged, operation)
+            publish_warm(context.home, staged, key)
+    return read_snapshot(warm_snapshot(context.home.warm / key))
+
+
+def _keep(context: Context, staged: Path, operation: Operation) -> None:
+    """Boot the machine in ``staged`` and leave it ended, with its state as the snapshot `booted`."""
+    leases = []
+
+    def attach() -> None:
+        from insula.operations.lease import take_lease
+
+        leases.append(take_lease(staged))
+
+    try:
+        boot(context, staged, read_machine(staged), operation, _BOOT, launched=attach, introduce=False)
+        operation.tell("wait until it is idle")
+        wait_idle(staged, read_machine(staged).id)
+        status, record = observe(staged)
+        assert record is not None
+        with captured(context, Held(staged, record, status), operation, go_on=False) as state:
+            complete_snapshot(state.folder, state.record)
+            end_quietly(staged)
+            publish_snapshot(state.folder, staged / names.SNAPSHOTS / BOOTED)
+    finally:
+        with contextlib.suppress(InsulaError):
+            pull_plug(staged)
+        for lease in leases:
+            lease.close()
+    settle_locked(context.home, staged)
+    journal.clear(staged)
+
+
+def wait_idle(folder: Path, machine_id: str) -> None:
+    """Wait until the guest's QEMU takes next to no CPU time, some seconds at most; the guest's file systems are flushed first."""
+    from insula.guest.agent import sync
+    from insula.guest.link import open_link
+    from insula.isolation.inhabitants import inhabitants
+
+    with contextlib.suppress(InsulaError), open_link(folder / names.RUN) as link:
+        sync(link)
+    pids = list(inhabitants(folder, machine_id))
+    deadline = time.monotonic() + _IDLE_WITHIN
+    while time.monotonic() < deadline:
+        before = _cpu_seconds(pids)
+        time.sleep(_IDLE_FOR)  # what is measured is how much it takes in that time
+        if _cpu_seconds(pids) - before < _IDLE_SHARE * _IDLE_FOR:
+            return
+
+
+def _cpu_seconds(pids: list[int]) -> float:
+    """CPU time these processes took so far (proc(5), stat: user and system time in clock ticks)."""
+    import os
+
+    ticks = 0
+    for pid in pids:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def list_states(context: Context, request: ListWarmStates, operation: Operation) -> list[WarmStatus]:
+    """All warm states, the newest first."""
+    del request, operation
+    found = [_status(context, key, record) for key, record in warm_states(context.home)]
+    return sorted(found, key=lambda status: -status.created)
+
+
+def delete(context: Context, request: DeleteWarmStates, operation: Operation) -> list[WarmStatus]:
+    """Delete the states of an image, or all; returns what they were. Machines forked from them are not concerned."""
+    from insula.images.catalogue import get
+
+    wanted = get(context.home, request.image).digest if request.image else None
+    deleted = []
+    for status in list_states(context, ListWarmStates(), operation):
+        if wanted is None or status.digest == wanted:
+            remove_warm(context.home, status.key)
+            deleted.append(status)
+    return deleted
+
+
+def _status(context: Context, key: str, record: SnapshotRecord | None) -> WarmStatus:
+    folder = context.home.warm / key
+    size = _size(folder)
+    if record is None:
+        return WarmStatus(key, "", "", 0, 0, 0, 0.0, size, stale="its record cannot be read")
+    spec = record.spec
+    return WarmStatus(
+        key, record.image.name, record.image.digest, spec.cpus, spec.memory, spec.disk, record.created, size,
+        stale=_stale(context, key, record),
+    )  # fmt: skip
+
+
+def _stale(context: Context, key: str, record: SnapshotRecord) -> str | None:
+    from insula.images.catalogue import find
+
+    if time.time() - record.created >= MAX_AGE:
+        return "too old"
+    with contextlib.suppress(InsulaError, FileNotFoundError):
+        image = find(context.home, record.image.digest)
+        if image is None:
+            return "its image is gone"
+        if key_of(context, image, record.spec) != key:
+            return "made by another QEMU, or on another CPU"
+    return None
+
+
+def _size(folder: Path) -> int:
+    """Bytes on disk, without the image's own layers."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            seen = path.lstat()
+            total += seen.st_blocks * 512 if seen.st_nlink == 1 else 0
+    return total
