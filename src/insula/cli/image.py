@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from insula.cli.common import dry_run_option, json_option, perform, perform_each, quiet_option
+from insula.cli.common import dry_run_option, json_option, make_spec, perform, perform_each, quiet_option, shape_options
 from insula.cli.group import Noun
 from insula.cli.render import age, print_json, print_pairs, print_table
 from insula.cli.values import later
-from insula.errors import NotFound, UsageError
-from insula.model.requests import BuildImage, DeleteImage, ListImages, PruneImages, ShowImage
+from insula.errors import InsulaError, NotFound, UsageError
+from insula.model.requests import (
+    BuildImage,
+    DeleteImage,
+    DeleteWarmStates,
+    ListImages,
+    ListWarmStates,
+    PruneImages,
+    ShowImage,
+    WarmImage,
+)
 from insula.model.units import format_size
 
 
 @click.group(cls=Noun, epilog="Example: insula image list")
 def image() -> None:
-    """Build, list, delete and prune images."""
+    """Build, list, delete and prune images, and keep them warm."""
 
 
 @image.command(
@@ -127,3 +137,75 @@ def prune(named: bool, dry_run: bool, quiet: bool, as_json: bool) -> None:
         for entry in pruned.images:
             click.echo(f"{entry.name} {'would be deleted' if dry_run else 'deleted'} ({format_size(entry.size)})")
         click.echo(f"{'would free' if dry_run else 'freed'} {format_size(pruned.freed)}")
+
+
+@image.group(epilog="Example: insula image warm list")
+def warm() -> None:
+    """States of images just after boot, which `run` goes on from instead of booting."""
+
+
+@warm.command("list", epilog="Example: insula image warm list")
+@json_option
+def warm_list(as_json: bool) -> None:
+    """List the states that are kept. One that says why in NOTE is not used any more."""
+    states = perform(ListWarmStates())
+    if as_json:
+        print_json(states)
+        return
+    print_table(
+        ("IMAGE", "DIGEST", "CPUS", "MEMORY", "DISK", "SIZE", "AGE", "NOTE"),
+        (
+            (
+                state.image or "-",
+                state.digest[:12] or "-",
+                str(state.cpus or "-"),
+                format_size(state.memory) if state.memory else "-",
+                format_size(state.disk) if state.disk else "-",
+                format_size(state.size),
+                age(state.created) if state.created else "-",
+                state.stale or "",
+            )
+            for state in states
+        ),
+    )
+
+
+@warm.command(
+    "make",
+    short_help="Keep an image's state just after boot.",
+    epilog="Examples: insula image warm make debian  |  insula image warm make --cpus 2 --memory 2G debian",
+)
+@shape_options
+@click.option("--refresh", is_flag=True, help="Boot anew even when there is a state.")
+@quiet_option
+@json_option
+@click.argument("image", shell_complete=later("images"))
+def warm_make(image: str, refresh: bool, quiet: bool, as_json: bool, **shape: Any) -> None:
+    """Boot IMAGE once and keep its state, ahead of the first `run` of a machine of that shape."""
+    state = perform(WarmImage(image=image, spec=make_spec(shape), refresh=refresh), quiet or as_json)
+    if as_json:
+        print_json(state)
+    elif not quiet:
+        click.echo(f"{state.image} is warm ({format_size(state.size)})")
+
+
+@warm.command("delete", epilog="Examples: insula image warm delete debian  |  insula image warm delete")
+@quiet_option
+@json_option
+@click.argument("images", nargs=-1, metavar="[IMAGE...]", shell_complete=later("images"))
+def warm_delete(images: tuple[str, ...], quiet: bool, as_json: bool) -> int:
+    """Delete the states of images, or all. Machines that went on from them keep what they need."""
+    from insula.cli.main import report
+
+    deleted, status = [], 0
+    for name in dict.fromkeys(images) or ("",):
+        try:
+            deleted += perform(DeleteWarmStates(image=name))
+        except InsulaError as error:
+            status = max(status, report(error.code, error.message, error.hint, as_json, error.exit_code, cause=error))
+    if as_json:
+        print_json(deleted)
+    elif not quiet:
+        for state in deleted:
+            click.echo(f"the warm state of {state.image or state.key} deleted ({format_size(state.size)})")
+    return status
