@@ -16,7 +16,7 @@ TYPE_CHECKING = False  # as in typing, which takes long to load
 if TYPE_CHECKING:
     from typing import Any
 
-    from insula.client.sdk import ExecResult, Insula, Machine, connect, run
+    from insula.client.sdk import ExecResult, Insula, Machine, Snapshot, connect, run
     from insula.errors import (
         AgentAbsent,
         AlreadyExists,
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "connect", "run", "Insula", "Machine", "ExecResult",
+    "connect", "run", "Insula", "Machine", "Snapshot", "ExecResult",
     "InsulaError", "UsageError", "NotFound", "AlreadyExists", "WrongState", "Busy", "DamagedRecord", "HostLacks", "ChildFailed",
     "GuestError", "AgentAbsent", "MachineEnded", "Interrupted",
     "__version__",
 ]  # fmt: skip
 
-_SDK = frozenset({"connect", "run", "Insula", "Machine", "ExecResult"})
+_SDK = frozenset({"connect", "run", "Insula", "Machine", "Snapshot", "ExecResult"})
 
 
 def __getattr__(name: str) -> Any:

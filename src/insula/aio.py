@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
 
 from insula.client import sdk
 from insula.client.sdk import ExecResult, Shape
-from insula.model.status import MachineDetails, MachineStatus
+from insula.model.status import MachineDetails, MachineStatus, SnapshotDetails, SnapshotStatus, WarmStatus
 
 if TYPE_CHECKING:
     from insula.operations.image import ImageStatus
@@ -69,8 +69,8 @@ class Machine:
         """How it is right now."""
         return await self.show()
 
-    async def start(self, timeout: float = 300.0) -> None:  # noqa: ASYNC109 - the request carries it; nothing here waits
-        await _in_thread(self.sync.start, timeout)
+    async def start(self, timeout: float = 300.0, *, cold: bool = False) -> None:  # noqa: ASYNC109 - the request carries it
+        await _in_thread(self.sync.start, timeout, cold=cold)
 
     async def stop(self, *, force: bool = False, timeout: float = 60.0) -> None:  # noqa: ASYNC109 - as above
         await _in_thread(self.sync.stop, force=force, timeout=timeout)
@@ -90,6 +90,30 @@ class Machine:
     async def delete(self, *, force: bool = False) -> None:
         await _in_thread(self.sync.delete, force=force)
 
+    async def clone(self, new_name: str, *, full: bool = False) -> Machine:
+        return Machine(await _in_thread(self.sync.clone, new_name, full=full))
+
+    async def suspend(self) -> None:
+        await _in_thread(self.sync.suspend)
+
+    async def snapshot(self, name: str = "", *, description: str = "") -> Snapshot:
+        """As `insula.Machine.snapshot`."""
+        return Snapshot(await _in_thread(self.sync.snapshot, name, description=description))
+
+    async def snapshots(self) -> list[Snapshot]:
+        return [Snapshot(each) for each in await _in_thread(self.sync.snapshots)]
+
+    async def fork(
+        self,
+        count: int = 1,
+        *,
+        name: str = "",
+        timeout: float = 60.0,  # noqa: ASYNC109 - the request carries it; nothing here waits
+        progress: Callable[[Progress], None] | None = None,
+    ) -> list[Machine]:
+        """As `insula.Machine.fork`; ``progress`` is called in another thread."""
+        return [Machine(each) for each in await _in_thread(self.sync.fork, count, name=name, timeout=timeout, progress=progress)]
+
     async def put(self, source: str | Path | list[str | Path], destination: str) -> None:
         await _in_thread(self.sync.put, source, destination)
 
@@ -101,6 +125,49 @@ class Machine:
 
     async def events(self) -> list[dict[str, Any]]:
         return await _in_thread(self.sync.events)
+
+
+class Snapshot:
+    """One snapshot. ``sync`` is the same for blocking code."""
+
+    def __init__(self, snapshot: sdk.Snapshot) -> None:
+        self.sync = snapshot
+
+    @property
+    def name(self) -> str:
+        return self.sync.name
+
+    @property
+    def machine(self) -> Machine:
+        return Machine(self.sync.machine)
+
+    def __repr__(self) -> str:
+        return f"aio.{self.sync!r}"
+
+    async def show(self) -> SnapshotDetails:
+        return await _in_thread(self.sync.show)
+
+    async def status(self) -> SnapshotStatus:
+        """What `insula snapshot list` shows of it."""
+        return (await self.show()).status
+
+    async def restore(self, *, keep: bool = True) -> Machine:
+        """As `insula.Snapshot.restore`."""
+        return Machine(await _in_thread(self.sync.restore, keep=keep))
+
+    async def fork(
+        self,
+        count: int = 1,
+        *,
+        name: str = "",
+        timeout: float = 60.0,  # noqa: ASYNC109 - the request carries it; nothing here waits
+        progress: Callable[[Progress], None] | None = None,
+    ) -> list[Machine]:
+        """As `insula.Snapshot.fork`; ``progress`` is called in another thread."""
+        return [Machine(each) for each in await _in_thread(self.sync.fork, count, name=name, timeout=timeout, progress=progress)]
+
+    async def delete(self) -> None:
+        await _in_thread(self.sync.delete)
 
 
 class Insula:
@@ -115,11 +182,12 @@ class Insula:
         *,
         name: str = "",
         timeout: float = 300.0,  # noqa: ASYNC109 - the request carries it; nothing here waits
+        cold: bool = False,
         progress: Callable[[Progress], None] | None = None,
         **shape: Unpack[Shape],
     ) -> Machine:
         """As `insula.Insula.run`; ``progress`` is called in another thread."""
-        return Machine(await _in_thread(self.sync.run, image, name=name, timeout=timeout, progress=progress, **shape))
+        return Machine(await _in_thread(self.sync.run, image, name=name, timeout=timeout, cold=cold, progress=progress, **shape))
 
     async def create(self, image: str, *, name: str = "", **shape: Unpack[Shape]) -> Machine:
         return Machine(await _in_thread(self.sync.create, image, name=name, **shape))
@@ -129,6 +197,15 @@ class Insula:
 
     async def images(self) -> builtins.list[ImageStatus]:
         return await _in_thread(self.sync.images)
+
+    async def warm(self, image: str, *, refresh: bool = False, **shape: Unpack[Shape]) -> WarmStatus:
+        return await _in_thread(self.sync.warm, image, refresh=refresh, **shape)
+
+    async def warm_states(self) -> builtins.list[WarmStatus]:
+        return await _in_thread(self.sync.warm_states)
+
+    async def delete_warm(self, image: str = "") -> builtins.list[WarmStatus]:
+        return await _in_thread(self.sync.delete_warm, image)
 
     async def get(self, name: str) -> Machine:
         return Machine(await _in_thread(self.sync.get, name))
@@ -142,6 +219,6 @@ def connect(home: str | Path | None = None) -> Insula:
     return Insula(home)
 
 
-async def run(image: str, *, name: str = "", **shape: Unpack[Shape]) -> Machine:
+async def run(image: str, *, name: str = "", cold: bool = False, **shape: Unpack[Shape]) -> Machine:
     """As `insula.run`."""
-    return await connect().run(image, name=name, **shape)
+    return await connect().run(image, name=name, cold=cold, **shape)

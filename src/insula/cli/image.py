@@ -139,7 +139,7 @@ def prune(named: bool, dry_run: bool, quiet: bool, as_json: bool) -> None:
         click.echo(f"{'would free' if dry_run else 'freed'} {format_size(pruned.freed)}")
 
 
-@image.group(epilog="Example: insula image warm list")
+@image.group(cls=Noun, epilog="Example: insula image warm list")
 def warm() -> None:
     """States of images just after boot, which `run` goes on from instead of booting."""
 

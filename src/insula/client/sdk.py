@@ -7,23 +7,22 @@ with insula.run("debian") as machine:
 from __future__ import annotations
 
 import builtins
-import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from insula.client.local import LocalClient
-from insula.errors import GuestError, NotFound
+from insula.client.machine import ExecResult, Machine, Snapshot
 from insula.model import requests
 from insula.model.spec import Firmware, MachineSpec, Network
 from insula.model.units import parse_size
 
 if TYPE_CHECKING:
-    from insula.guest.link import Link
-    from insula.model.status import MachineDetails, MachineStatus
+    from insula.model.status import MachineStatus, WarmStatus
     from insula.operations.image import ImageStatus
     from insula.operations.operation import Progress
+
+__all__ = ["ExecResult", "Insula", "Machine", "Shape", "Snapshot", "connect", "make_spec", "run"]
 
 Size = int | str
 
@@ -38,169 +37,6 @@ class Shape(TypedDict, total=False):
     firmware: Firmware
 
 
-class ExecResult:
-    """How a command in a guest ended. ``code`` is as a shell tells it: 128 + n for a signal."""
-
-    __slots__ = ("argv", "code", "stderr_bytes", "stdout_bytes")
-
-    def __init__(self, argv: tuple[str, ...], code: int, stdout: bytes, stderr: bytes) -> None:
-        self.argv = argv
-        self.code = code
-        self.stdout_bytes = stdout
-        self.stderr_bytes = stderr
-
-    @property
-    def stdout(self) -> str:
-        """Standard output as text; bytes that are no UTF-8 become U+FFFD (``stdout_bytes`` has them as they were)."""
-        return self.stdout_bytes.decode(errors="replace")
-
-    @property
-    def stderr(self) -> str:
-        return self.stderr_bytes.decode(errors="replace")
-
-    def check(self) -> ExecResult:
-        """Itself. Raises GuestError (``command_failed``) when the code is not 0."""
-        if self.code != 0:
-            last = self.stderr.strip().splitlines()[-1:] or ["it said nothing"]
-            raise GuestError(f"'{self.argv[0]}' failed in the guest with code {self.code}: {last[0]}", code="command_failed")
-        return self
-
-    def __repr__(self) -> str:
-        return f"ExecResult({self.argv!r}, code={self.code})"
-
-
-class Machine:
-    """One machine, by name. As a context manager it is deleted on the way out if it was run without a name."""
-
-    def __init__(self, client: LocalClient, name: str, *, temporary: bool = False, lease: Link | None = None) -> None:
-        self._client = client
-        self._temporary = temporary
-        self._lease = lease
-        self.name = name
-
-    def __repr__(self) -> str:
-        return f"Machine({self.name!r})"
-
-    def __enter__(self) -> Machine:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        if self._temporary:
-            with contextlib.suppress(NotFound):  # it ended by itself, and was deleted then
-                self.delete(force=True)
-
-    # -- life ---------------------------------------------------------------------------------------------------------------
-    @property
-    def status(self) -> MachineStatus:
-        """How it is right now."""
-        return self.show()
-
-    @property
-    def state(self) -> str:
-        """``stopped``, ``starting``, ``running``, ``paused`` or ``broken``."""
-        return str(self.status.state)
-
-    def show(self) -> MachineDetails:
-        """All that is known of it."""
-        details: MachineDetails = self._client.do(requests.ShowMachine(name=self.name))
-        return details
-
-    def start(self, timeout: float = 300.0) -> Machine:
-        """Boot it and wait until its agent answers, ``timeout`` seconds at most."""
-        self._client.do(requests.StartMachine(name=self.name, timeout=timeout))
-        return self
-
-    def stop(self, *, force: bool = False, timeout: float = 60.0) -> Machine:
-        """Shut it down; ``force`` pulls the plug."""
-        self._client.do(requests.StopMachine(name=self.name, force=force, timeout=timeout))
-        return self
-
-    def restart(self, *, force: bool = False, timeout: float = 60.0) -> Machine:
-        self._client.do(requests.RestartMachine(name=self.name, force=force, timeout=timeout))
-        return self
-
-    def pause(self) -> Machine:
-        self._client.do(requests.PauseMachine(name=self.name))
-        return self
-
-    def resume(self) -> Machine:
-        self._client.do(requests.ResumeMachine(name=self.name))
-        return self
-
-    def rename(self, new_name: str) -> Machine:
-        self._client.do(requests.RenameMachine(name=self.name, new_name=new_name))
-        self.name = new_name
-        return self
-
-    def delete(self, *, force: bool = False) -> None:
-        """Delete it with its disks."""
-        try:
-            self._client.do(requests.DeleteMachine(name=self.name, force=force))
-        except NotFound:
-            self._drop_lease()
-            raise
-        self._drop_lease()
-
-    def _drop_lease(self) -> None:
-        if self._lease is not None:
-            self._lease.close()
-
-    # -- inside -------------------------------------------------------------------------------------------------------------
-    def exec(
-        self,
-        *argv: str,
-        input: bytes | str | None = None,  # noqa: A002 - the name that subprocess.run has taught everybody
-        env: Mapping[str, str] | None = None,
-        user: str = "",
-        cwd: str = "",
-        check: bool = False,
-    ) -> ExecResult:
-        """Run a command in the guest and keep its output.
-
-        ``check`` raises GuestError when it fails. Raises GuestError (``command_not_found`` …), AgentAbsent, WrongState.
-        """
-        from insula.client.streams import MemoryStreams
-
-        data = input.encode() if isinstance(input, str) else input
-        streams = MemoryStreams(data)
-        request = requests.ExecMachine(
-            name=self.name, argv=argv, env=tuple(f"{key}={value}" for key, value in (env or {}).items()), user=user, cwd=cwd
-        )
-        status = self._client.do(request, streams)
-        result = ExecResult(argv, status.shell_code, streams.output, streams.errors)
-        return result.check() if check else result
-
-    def put(self, source: str | Path | Iterable[str | Path], destination: str) -> None:
-        """Copy files or folders of this computer into the guest, as ``cp -r`` would."""
-        from insula.client.files import put
-
-        put(self._client, self.name, [source] if isinstance(source, (str, Path)) else list(source), destination)
-
-    def get(self, source: str | Iterable[str], destination: str | Path) -> None:
-        """Copy files or folders of the guest to this computer, as ``cp -r`` would."""
-        from insula.client.files import get
-
-        get(self._client, self.name, [source] if isinstance(source, str) else list(source), destination)
-
-    def logs(self) -> bytes:
-        """What the guest printed on its console, as far as it was kept."""
-        from insula.client.streams import MemoryStreams
-
-        streams = MemoryStreams(None)
-        self._client.do(requests.ReadLogs(name=self.name), streams)
-        return streams.output
-
-    def events(self) -> list[dict[str, Any]]:
-        """What happened to it, oldest first."""
-        import json
-
-        from insula.client.streams import MemoryStreams
-
-        streams = MemoryStreams(None)
-        self._client.do(requests.ReadEvents(name=self.name), streams)
-        return [json.loads(line) for line in streams.output.splitlines()]
-
-
 class Insula:
     """A connection to Insula on this computer. ``home`` is the state folder (default: the command line's)."""
 
@@ -213,16 +49,25 @@ class Insula:
         *,
         name: str = "",
         timeout: float = 300.0,
+        cold: bool = False,
         progress: Callable[[Progress], None] | None = None,
         **shape: Unpack[Shape],
     ) -> Machine:
         """Make a machine from ``image`` (building it if need be), start it and wait until it answers.
 
+        It goes on from a state the image has just after boot, which the first one of its shape makes; ``cold`` boots it.
+
         Without ``name`` the machine is temporary: it is deleted at the end of a ``with`` block and, at the latest, when this
         process ends. ``shape``: cpus, memory and disk (bytes, or text like ``1G``), network, firmware.
         """
         request = requests.RunMachine(
-            image=image, name=name, spec=make_spec(**shape), ephemeral=not name, attached=not name, timeout=timeout
+            image=image,
+            name=name,
+            spec=make_spec(**shape),
+            ephemeral=not name,
+            attached=not name,
+            timeout=timeout,
+            cold=cold,
         )
         result = self.client.do(request, listener=progress)
         return Machine(self.client, result.machine.name, temporary=not name, lease=result.lease)
@@ -253,6 +98,21 @@ class Insula:
         """All images, and the built-in recipes that are not built yet (their digest is empty)."""
         images: builtins.list[ImageStatus] = self.client.do(requests.ListImages())
         return images
+
+    def warm(self, image: str, *, refresh: bool = False, **shape: Unpack[Shape]) -> WarmStatus:
+        """Keep the state ``image`` has just after boot, ahead of the first `run` of this shape; ``refresh`` makes it anew."""
+        state: WarmStatus = self.client.do(requests.WarmImage(image=image, spec=make_spec(**shape), refresh=refresh))
+        return state
+
+    def warm_states(self) -> builtins.list[WarmStatus]:
+        """The states that are kept, the newest first."""
+        states: builtins.list[WarmStatus] = self.client.do(requests.ListWarmStates())
+        return states
+
+    def delete_warm(self, image: str = "") -> builtins.list[WarmStatus]:
+        """Delete the states of ``image``, or all; returns what they were."""
+        states: builtins.list[WarmStatus] = self.client.do(requests.DeleteWarmStates(image=image))
+        return states
 
 
 def make_spec(
@@ -285,8 +145,9 @@ def run(
     *,
     name: str = "",
     timeout: float = 300.0,
+    cold: bool = False,
     progress: Callable[[Progress], None] | None = None,
     **shape: Unpack[Shape],
 ) -> Machine:
     """`connect().run(…)`: make a machine, start it and wait until it answers. See `Insula.run`."""
-    return connect().run(image, name=name, timeout=timeout, progress=progress, **shape)
+    return connect().run(image, name=name, timeout=timeout, cold=cold, progress=progress, **shape)

@@ -1,0 +1,280 @@
+"""The SDK's machines and snapshots."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from insula.client.local import LocalClient
+from insula.errors import GuestError, NotFound
+from insula.model import requests
+
+if TYPE_CHECKING:
+    from insula.model.status import MachineDetails, MachineStatus, SnapshotDetails, SnapshotStatus
+    from insula.operations.lease import Lease
+    from insula.operations.operation import Progress
+
+
+class ExecResult:
+    """How a command in a guest ended. ``code`` is as a shell tells it: 128 + n for a signal."""
+
+    __slots__ = ("argv", "code", "stderr_bytes", "stdout_bytes")
+
+    def __init__(self, argv: tuple[str, ...], code: int, stdout: bytes, stderr: bytes) -> None:
+        self.argv = argv
+        self.code = code
+        self.stdout_bytes = stdout
+        self.stderr_bytes = stderr
+
+    @property
+    def stdout(self) -> str:
+        """Standard output as text; bytes that are no UTF-8 become U+FFFD (``stdout_bytes`` has them as they were)."""
+        return self.stdout_bytes.decode(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        return self.stderr_bytes.decode(errors="replace")
+
+    def check(self) -> ExecResult:
+        """Itself. Raises GuestError (``command_failed``) when the code is not 0."""
+        if self.code != 0:
+            last = self.stderr.strip().splitlines()[-1:] or ["it said nothing"]
+            raise GuestError(f"'{self.argv[0]}' failed in the guest with code {self.code}: {last[0]}", code="command_failed")
+        return self
+
+    def __repr__(self) -> str:
+        return f"ExecResult({self.argv!r}, code={self.code})"
+
+
+class Machine:
+    """One machine, by name. As a context manager it is deleted on the way out if it was run without a name."""
+
+    def __init__(self, client: LocalClient, name: str, *, temporary: bool = False, lease: Lease | None = None) -> None:
+        self._client = client
+        self._temporary = temporary
+        self._lease = lease
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"Machine({self.name!r})"
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self._temporary:
+            with contextlib.suppress(NotFound):  # it ended by itself, and was deleted then
+                self.delete(force=True)
+
+    # -- life ---------------------------------------------------------------------------------------------------------------
+    @property
+    def status(self) -> MachineStatus:
+        """How it is right now."""
+        return self.show()
+
+    @property
+    def state(self) -> str:
+        """``stopped``, ``starting``, ``running``, ``paused`` or ``broken``."""
+        return str(self.status.state)
+
+    def show(self) -> MachineDetails:
+        """All that is known of it."""
+        details: MachineDetails = self._client.do(requests.ShowMachine(name=self.name))
+        return details
+
+    def start(self, timeout: float = 300.0, *, cold: bool = False) -> Machine:
+        """Boot it and wait until its agent answers, ``timeout`` seconds at most.
+
+        A suspended one goes on where it was; with ``cold`` it boots instead, and what its memory held is lost.
+        """
+        self._client.do(requests.StartMachine(name=self.name, timeout=timeout, cold=cold))
+        return self
+
+    def stop(self, *, force: bool = False, timeout: float = 60.0) -> Machine:
+        """Shut it down; ``force`` pulls the plug."""
+        self._client.do(requests.StopMachine(name=self.name, force=force, timeout=timeout))
+        return self
+
+    def restart(self, *, force: bool = False, timeout: float = 60.0) -> Machine:
+        self._client.do(requests.RestartMachine(name=self.name, force=force, timeout=timeout))
+        return self
+
+    def pause(self) -> Machine:
+        self._client.do(requests.PauseMachine(name=self.name))
+        return self
+
+    def resume(self) -> Machine:
+        self._client.do(requests.ResumeMachine(name=self.name))
+        return self
+
+    def rename(self, new_name: str) -> Machine:
+        self._client.do(requests.RenameMachine(name=self.name, new_name=new_name))
+        self.name = new_name
+        return self
+
+    def clone(self, new_name: str, *, full: bool = False) -> Machine:
+        """Make a stopped machine from this stopped one: sharing what is on its disks now, or with ``full`` a copy of its own."""
+        status = self._client.do(requests.CloneMachine(name=self.name, new_name=new_name, full=full))
+        return Machine(self._client, status.name)
+
+    def delete(self, *, force: bool = False) -> None:
+        """Delete it with its disks."""
+        try:
+            self._client.do(requests.DeleteMachine(name=self.name, force=force))
+        except NotFound:
+            self._drop_lease()
+            raise
+        self._drop_lease()
+
+    def _drop_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.close()
+
+    # -- rewind -------------------------------------------------------------------------------------------------------------
+    def snapshot(self, name: str = "", *, description: str = "") -> Snapshot:
+        """Keep it as it is now: memory, devices and disks at one instant. Without ``name`` one is chosen.
+
+        Raises AlreadyExists (``snapshot_exists``), Busy, HostLacks (``no_space``).
+        """
+        status = self._client.do(requests.CreateSnapshot(name=self.name, snapshot=name, description=description))
+        return Snapshot(self, status.name)
+
+    def snapshots(self) -> list[Snapshot]:
+        """Its snapshots, oldest first."""
+        return [Snapshot(self, status.name) for status in self._client.do(requests.ListSnapshots(name=self.name))]
+
+    def fork(
+        self, count: int = 1, *, name: str = "", timeout: float = 60.0, progress: Callable[[Progress], None] | None = None
+    ) -> list[Machine]:
+        """Make ``count`` running machines from this running one as it is now; it goes on meanwhile.
+
+        They share memory and disks with it, copy on write, and have identities of their own. ``name`` is a pattern such as
+        ``web-{n}``, ``{n}`` counting from 1. Without it they are temporary, as those of `Insula.run` are. Each is given
+        ``timeout`` seconds to answer. When one cannot be made none is.
+
+        Raises WrongState (it does not run), HostLacks (``no_memory``: the hint says how many fit), AlreadyExists, Busy.
+        """
+        return self._fork("", count, name, timeout, progress)
+
+    def _fork(
+        self, snapshot: str, count: int, name: str, timeout: float, progress: Callable[[Progress], None] | None
+    ) -> list[Machine]:
+        temporary = not name
+        request = requests.ForkMachine(
+            name=self.name,
+            snapshot=snapshot,
+            count=count,
+            pattern=name,
+            ephemeral=temporary,
+            attached=temporary,
+            timeout=timeout,
+        )
+        made = self._client.do(request, listener=progress)
+        leases: list[Lease | None] = made.leases or [None] * count
+        return [
+            Machine(self._client, machine.name, temporary=temporary, lease=lease)
+            for machine, lease in zip(made.machines, leases, strict=True)
+        ]
+
+    def suspend(self) -> Machine:
+        """Write its memory to disk and turn it off; `start` lets it go on where it was."""
+        self._client.do(requests.SuspendMachine(name=self.name))
+        return self
+
+    # -- inside -------------------------------------------------------------------------------------------------------------
+    def exec(
+        self,
+        *argv: str,
+        input: bytes | str | None = None,  # noqa: A002 - the name that subprocess.run has taught everybody
+        env: Mapping[str, str] | None = None,
+        user: str = "",
+        cwd: str = "",
+        check: bool = False,
+    ) -> ExecResult:
+        """Run a command in the guest and keep its output.
+
+        ``check`` raises GuestError when it fails. Raises GuestError (``command_not_found`` …), AgentAbsent, WrongState.
+        """
+        from insula.client.streams import MemoryStreams
+
+        data = input.encode() if isinstance(input, str) else input
+        streams = MemoryStreams(data)
+        request = requests.ExecMachine(
+            name=self.name, argv=argv, env=tuple(f"{key}={value}" for key, value in (env or {}).items()), user=user, cwd=cwd
+        )
+        status = self._client.do(request, streams)
+        result = ExecResult(argv, status.shell_code, streams.output, streams.errors)
+        return result.check() if check else result
+
+    def put(self, source: str | Path | Iterable[str | Path], destination: str) -> None:
+        """Copy files or folders of this computer into the guest, as ``cp -r`` would."""
+        from insula.client.files import put
+
+        put(self._client, self.name, [source] if isinstance(source, (str, Path)) else list(source), destination)
+
+    def get(self, source: str | Iterable[str], destination: str | Path) -> None:
+        """Copy files or folders of the guest to this computer, as ``cp -r`` would."""
+        from insula.client.files import get
+
+        get(self._client, self.name, [source] if isinstance(source, str) else list(source), destination)
+
+    def logs(self) -> bytes:
+        """What the guest printed on its console, as far as it was kept."""
+        from insula.client.streams import MemoryStreams
+
+        streams = MemoryStreams(None)
+        self._client.do(requests.ReadLogs(name=self.name), streams)
+        return streams.output
+
+    def events(self) -> list[dict[str, Any]]:
+        """What happened to it, oldest first."""
+        import json
+
+        from insula.client.streams import MemoryStreams
+
+        streams = MemoryStreams(None)
+        self._client.do(requests.ReadEvents(name=self.name), streams)
+        return [json.loads(line) for line in streams.output.splitlines()]
+
+
+class Snapshot:
+    """One snapshot, by its machine and name."""
+
+    def __init__(self, machine: Machine, name: str) -> None:
+        self.machine = machine
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"Snapshot({f'{self.machine.name}@{self.name}'!r})"
+
+    @property
+    def status(self) -> SnapshotStatus:
+        """What `insula snapshot list` shows of it."""
+        return self.show().status
+
+    def show(self) -> SnapshotDetails:
+        """All that is known of it. Raises NotFound, DamagedRecord."""
+        details: SnapshotDetails = self.machine._client.do(requests.ShowSnapshot(name=self.machine.name, snapshot=self.name))
+        return details
+
+    def restore(self, *, keep: bool = True) -> Machine:
+        """Bring the machine back to it, in place: as it was then, running if it ran then. Returns the machine.
+
+        With ``keep``, what the machine was until now is kept as its snapshot ``before-restore``. Raises NotFound, Busy,
+        DamagedRecord (a file was changed), HostLacks (this host cannot go on from it).
+        """
+        self.machine._client.do(requests.RestoreSnapshot(name=self.machine.name, snapshot=self.name, keep=keep))
+        return self.machine
+
+    def fork(
+        self, count: int = 1, *, name: str = "", timeout: float = 60.0, progress: Callable[[Progress], None] | None = None
+    ) -> list[Machine]:
+        """Make ``count`` running machines that go on from it. Arguments and errors as for `Machine.fork`."""
+        return self.machine._fork(self.name, count, name, timeout, progress)
+
+    def delete(self) -> None:
+        """Delete it. Machines forked from it, and later snapshots, keep what they need."""
+        self.machine._client.do(requests.DeleteSnapshot(name=self.machine.name, snapshot=self.name))
