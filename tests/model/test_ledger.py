@@ -1,0 +1,172 @@
+"""The ledger's rules (docs/architecture.md, "The ledger"; docs/snapshots.md has the orders of steps), tried on a model.
+
+Nothing of Insula runs here: files, QEMUs and guests are simulated (filesystem.py, world.py), verbs are lists of the single
+steps of docs/snapshots.md (taking.py, loading.py, changing.py, recovery.py), and after every fault (faults.py) the invariants
+of checks.py must hold. That the model can find mistakes is shown by making some (mutants.py).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from tests.model.checks import check, check_lasting
+from tests.model.faults import try_everything
+from tests.model.mutants import MISTAKES, WRONG_ORDERS
+from tests.model.recovery import recover_all
+from tests.model.settings import CASES, case, legal, snapshotted, stopped
+from tests.model.steps import Mutation, Verb
+from tests.model.world import Violation
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_fault_at_any_step_breaks_a_promise(name: str) -> None:
+    assert try_everything(partial(case, name, 1)) > 50
+
+
+@pytest.mark.full
+@pytest.mark.limit(300)
+@pytest.mark.parametrize("disks", [1, 2, 3])
+@pytest.mark.parametrize("name", CASES)
+def test_nor_does_a_second_one_during_recovery(name: str, disks: int) -> None:
+    try_everything(partial(case, name, disks), deep=True)
+
+
+@pytest.mark.parametrize("name", WRONG_ORDERS)
+def test_a_wrong_order_is_found(name: str) -> None:
+    situation, mutation = WRONG_ORDERS[name]
+    with pytest.raises(Violation):
+        _try_with_any_number_of_disks(situation, mutation)
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    situation, replaced, mutation = MISTAKES[name]
+    for module, function, mistaken in replaced:
+        monkeypatch.setattr(module, function, mistaken)
+    with pytest.raises(Violation):
+        _try_with_any_number_of_disks(situation, mutation)
+
+
+def _try_with_any_number_of_disks(situation: str, mutation: Mutation | None) -> None:
+    """With another number of them other writes wait for their flush at a step."""
+    for disks in (1, 2, 3):
+        try_everything(partial(case, situation, disks), mutation)
+
+
+def test_a_layer_that_changes_is_noticed() -> None:
+    world = snapshotted(1)
+    check(world)
+    world.files.write(world.files.inode("machines/web/layers/root-image"), {7: 7})
+    with pytest.raises(Violation):
+        check(world)
+
+
+class Life(RuleBasedStateMachine):
+    """Any verbs in any order, any faults, any part of what was not fsynced lost; recovery, itself killed now and then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = stopped(2)
+
+    @rule(data=st.data(), steps=st.none() | st.integers(0, 60), fault=st.sampled_from(["kill", "power cut", "QEMU killed"]))
+    def verb(self, data: st.DataObject, steps: int | None, fault: str) -> None:
+        """A verb, which succeeds (``steps`` is None, or more than it has) or meets a fault after so many."""
+        choices = legal(self.world)
+        verb = choices[data.draw(st.sampled_from(sorted(choices)), label="verb")]()
+        if steps is None or steps >= len(verb.steps):
+            self._run(verb, data)
+            verb.finish()
+            return
+        verb.steps = verb.steps[:steps]
+        self._run(verb, data)
+        if fault == "power cut":
+            self._cut(data)
+        if fault == "QEMU killed":
+            self.world.qemus = []
+        self.world.maker_dies()
+        self._live(data)
+        self._recover(data)
+
+    @rule(data=st.data())
+    def power_cut(self, data: st.DataObject) -> None:
+        self._live(data)
+        self._cut(data)
+        self._recover(data)
+
+    @rule(data=st.data())
+    def qemu_killed(self, data: st.DataObject) -> None:
+        if self.world.qemus:
+            self.world.end(data.draw(st.sampled_from(self.world.qemus)))
+            self._recover(data)
+
+    @rule(paused=st.booleans(), data=st.data())
+    def paused_or_resumed(self, paused: bool, data: st.DataObject) -> None:
+        if self.world.qemus:
+            data.draw(st.sampled_from(self.world.qemus)).paused = paused
+
+    @rule(data=st.data())
+    def guests_live(self, data: st.DataObject) -> None:
+        self._live(data)
+
+    @invariant()
+    def promises_are_kept(self) -> None:
+        check(self.world)
+
+    def teardown(self) -> None:
+        check_lasting(self.world)
+
+    def _run(self, verb: Verb, data: st.DataObject) -> None:
+        verb.begin()
+        lives = data.draw(st.integers(0, 2 ** len(verb.steps) - 1), label="guests live after steps")
+        for index, step in enumerate(verb.steps):
+            step.do()
+            if lives >> index & 1:
+                self.world.guests_live()
+
+    def _live(self, data: st.DataObject) -> None:
+        for flushes in data.draw(st.lists(st.booleans(), max_size=4), label="guests write, flush"):
+            for qemu in self.world.qemus:
+                (self.world.guest_flushes if flushes else self.world.guest_writes)(qemu)
+
+    def _cut(self, data: st.DataObject) -> None:
+        alive = data.draw(st.integers(0, 2 ** len(self.world.files.log) - 1), label="changes that survive")
+        self.world.cut_power(lambda index: bool(alive >> index & 1))
+
+    def _recover(self, data: st.DataObject) -> None:
+        """Recover; at times the first attempt is killed, or loses power."""
+        steps = data.draw(st.none() | st.integers(0, 8), label="recovery killed after")
+        if steps is not None:
+            for _, _step in zip(range(steps), recover_all(self.world), strict=False):
+                pass
+            if data.draw(st.booleans(), label="by a power cut"):
+                self._cut(data)
+        for _ in recover_all(self.world):
+            pass
+
+
+def _live_lives(count: int, steps: int) -> None:
+    run_state_machine_as_test(
+        Life,
+        settings=settings(
+            max_examples=count,
+            stateful_step_count=steps,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            derandomize=True,
+        ),
+    )
+
+
+def test_no_life_breaks_a_promise() -> None:
+    _live_lives(60, 12)
+
+
+@pytest.mark.full
+@pytest.mark.limit(600)
+def test_no_long_life_breaks_a_promise() -> None:
+    _live_lives(1500, 40)
