@@ -73,3 +73,13 @@ def disk_usage(folder: Path) -> int:
             with contextlib.suppress(FileNotFoundError):
                 total += entry.stat(follow_symlinks=False).st_blocks * 512
     return total
+
+
+def own_usage(folder: Path) -> int:
+    """Bytes on disk of all files below ``folder`` that are nowhere else: deleting it frees them."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            seen = path.lstat()
+            total += seen.st_blocks * 512 if seen.st_nlink == 1 else 0
+    return total

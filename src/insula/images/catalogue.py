@@ -7,6 +7,7 @@ import fcntl
 import os
 import re
 import secrets
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,14 +172,29 @@ def delete_unused(home: Home, digest: str, *, named: bool) -> bool:
 
 
 def is_used(home: Home, digest: str) -> bool:
-    """Whether a file of the image has a second link, as every machine made from it holds, or it is just being given its name."""
+    """Whether a file of the image has a second link, as every machine made from it holds, or it is just being given its name.
+
+    Links of the image's own warm states do not count: they go when it goes.
+    """
     folder = home.image(digest)
+    before = _warm_links(home)
     with contextlib.suppress(FileNotFoundError):
-        if any(entry.lstat().st_nlink > 1 for entry in list(folder.iterdir()) if not entry.is_dir()):
+        seen = [entry.lstat() for entry in list(folder.iterdir()) if not entry.is_dir()]
+        warm = before & _warm_links(home)  # one that came or went meanwhile must not hide a machine's
+        if any(entry.st_nlink - warm[entry.st_ino] > 1 for entry in seen):
             return True
         with contextlib.suppress(DamagedRecord), held(build_lock(home, read_image(folder).record.key)) as free:
             return not free
     return False
+
+
+def _warm_links(home: Home) -> Counter[int]:
+    """How many links warm states hold to each inode; one that is just going is not counted."""
+    links: Counter[int] = Counter()
+    for path in home.warm.glob(f"*/{names.LAYERS}/*"):
+        with contextlib.suppress(FileNotFoundError):
+            links[path.lstat().st_ino] += 1
+    return links
 
 
 def build_lock(home: Home, key: str) -> Path:

@@ -129,6 +129,7 @@ def delete(context: Context, request: DeleteImage, operation: Operation) -> Imag
     digest, status = _what_is_there(context, request.image)
     if not request.dry_run:
         sweep(context.home)
+        _drop_warm(context, digest)
         delete_image(context.home, digest)
     return status
 
@@ -147,10 +148,31 @@ def prune(context: Context, request: PruneImages, operation: Operation) -> Prune
         names = list(entry.names)
         status = _status(entry.image, names) if entry.image else _empty(names, entry.digest, problem=str(entry.error))
         size = disk_usage(context.home.image(entry.digest))
+        warm = _warm_states(context, entry.digest)
+        size += sum(warm.values())
         if request.dry_run or delete_unused(context.home, entry.digest, named=request.named):
             pruned.append(msgspec.structs.replace(status, size=size))
+            if not request.dry_run:
+                _drop_warm(context, entry.digest)
         operation.check()
     return PrunedImages(images=pruned, freed=sum(status.size for status in pruned))
+
+
+def _warm_states(context: Context, digest: str) -> dict[str, int]:
+    """Keys of the warm states of an image, and the bytes on disk that only each of them holds."""
+    from insula.host.files import own_usage
+    from insula.store.warm import warm_states
+
+    found = (key for key, record in warm_states(context.home) if record is not None and record.image.digest == digest)
+    return {key: own_usage(context.home.warm / key) for key in found}
+
+
+def _drop_warm(context: Context, digest: str) -> None:
+    """Delete the warm states of an image that goes: they would keep its files on disk, and nobody could use them."""
+    from insula.store.warm import remove_warm
+
+    for key in _warm_states(context, digest):
+        remove_warm(context.home, key)
 
 
 def _used_digests(context: Context) -> set[str]:

@@ -18,6 +18,7 @@ import msgspec
 
 from insula.disks.verify import ensure_sums
 from insula.errors import InsulaError
+from insula.host.files import own_usage
 from insula.model.identity import new_identity
 from insula.model.requests import CreateMachine, DeleteWarmStates, ListWarmStates, WarmImage
 from insula.model.spec import MachineSpec, check_spec
@@ -199,7 +200,7 @@ def delete(context: Context, request: DeleteWarmStates, operation: Operation) ->
 
 def _status(context: Context, key: str, record: SnapshotRecord | None) -> WarmStatus:
     folder = context.home.warm / key
-    size = _size(folder)
+    size = own_usage(folder)
     if record is None:
         return WarmStatus(key, "", "", 0, 0, 0, 0.0, size, stale="its record cannot be read")
     spec = record.spec
@@ -221,13 +222,3 @@ def _stale(context: Context, key: str, record: SnapshotRecord) -> str | None:
         if key_of(context, image, record.spec) != key:
             return "made by another QEMU, or on another CPU"
     return None
-
-
-def _size(folder: Path) -> int:
-    """Bytes on disk, without the image's own layers."""
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            seen = path.lstat()
-            total += seen.st_blocks * 512 if seen.st_nlink == 1 else 0
-    return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from insula.images.catalogue import Names, images_lock, read_names, write_names
@@ -14,7 +15,9 @@ from insula.store import names
 from insula.store.machines import RECORD_VERSION, Boot, ImageUse, MachineRecord, write_machine
 from insula.store.names import Home
 from insula.store.records import write_record
+from insula.store.snapshots import SNAPSHOT_VERSION, SnapshotRecord
 from insula.store.sums import sum_file
+from insula.store.warm import warm_snapshot
 
 
 def put_image(home: Home, word: str, *, called: tuple[str, ...] = ()) -> Image:
@@ -59,3 +62,32 @@ def put_machine(home: Home, name: str, image: Image) -> Path:
     )
     write_machine(folder, record)
     return folder
+
+
+def put_warm(home: Home, key: str, image: Image, content: bytes) -> None:
+    """A warm state of ``image``: a link to its root layer, and ``content`` for memory."""
+    folder = home.warm / key
+    snapshot = warm_snapshot(folder)
+    snapshot.mkdir(parents=True)
+    (folder / names.LAYERS).mkdir()
+    os.link(image.root_layer, folder / names.LAYERS / "root")
+    (snapshot / names.MEMORY).write_bytes(content)
+    identity = new_identity()
+    record = SnapshotRecord(
+        version=SNAPSHOT_VERSION,
+        id=identity.uuid,
+        created=1.5,
+        description="",
+        state="running",
+        parent=None,
+        image=ImageUse(name="web", digest=image.digest),
+        spec=MachineSpec(),
+        identity=identity,
+        boot=Boot(kind="disk"),
+        arch="amd64",
+        board=None,
+        disks=[],
+        memory=None,
+        sums={},
+    )
+    write_record(snapshot / names.SNAPSHOT_RECORD, record)

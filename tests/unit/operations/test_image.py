@@ -16,7 +16,7 @@ from insula.operations.image import delete, prune
 from insula.operations.operation import Operation, Progress
 from insula.store import names
 from insula.store.names import Home
-from tests.unit.images.store import put_image, put_machine
+from tests.unit.images.store import put_image, put_machine, put_warm
 
 
 @pytest.mark.parametrize("harm", ["damaged", "missing"])
@@ -93,3 +93,28 @@ def test_what_is_not_built_cannot_be_deleted_and_is_not_offered_instead(tmp_path
             delete(context, DeleteImage(image=name), Operation("image delete"))
         assert (error.value.code, error.value.message) == ("image_not_found", message)
         assert error.value.hint == "to see what there is: insula image list"
+
+
+@pytest.mark.parametrize("way", ["prune", "delete"])
+def test_warm_states_go_with_their_image_and_hold_no_image(tmp_path: Path, way: str) -> None:
+    context = Context(Home(tmp_path / "home"))
+    image, other = put_image(context.home, "one"), put_image(context.home, "two", called=("two",))
+    put_warm(context.home, "key", image, bytes(1 << 20))
+    put_warm(context.home, "other", other, b"")
+    if way == "prune":
+        assert _prune(context, dry_run=True)[image.digest[:12]] > 1 << 20
+        assert (context.home.warm / "key").exists()
+        assert _prune(context)[image.digest[:12]] > 1 << 20
+    else:
+        delete(context, DeleteImage(image=image.digest), Operation("image delete"))
+    assert not image.folder.exists()
+    assert [path.name for path in context.home.warm.iterdir()] == ["other"]
+
+
+def test_a_machine_beside_a_warm_state_holds_its_image(tmp_path: Path) -> None:
+    context = Context(Home(tmp_path / "home"))
+    image = put_image(context.home, "one")
+    put_warm(context.home, "key", image, b"x")
+    os.link(image.root_layer, tmp_path / "layer")
+    assert _prune(context, named=True) == {}
+    assert (context.home.warm / "key").exists()
