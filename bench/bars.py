@@ -84,8 +84,8 @@ _ALL = (
     Bar("keeper", "memory of the keeper (PSS) beside a running machine, and who else stays", 2.0**20, 2, _resident),
     Bar("copy-in", "`insula copy` of 100 MB into a guest / `dd` from a bare port", 0.9, 10, _as_fast(copying.into)),
     Bar("copy-out", "`insula copy` of 100 MB out of a guest / `dd` to a bare port", 0.9, 10, _as_fast(copying.out_of)),
-    Bar("boot-tiny", "`insula run tiny -- CMD` until CMD answers / QEMU by hand", 1.05, 20, _at_most(boot.tiny)),
-    Bar("boot-debian", "`insula run debian -- CMD` until CMD answers / QEMU by hand", 1.05, 8, _at_most(boot.debian)),
+    Bar("boot-tiny", "`insula run --cold tiny -- CMD` until CMD answers / QEMU by hand", 1.05, 20, _at_most(boot.tiny)),
+    Bar("boot-debian", "`insula run --cold debian -- CMD` until CMD answers / QEMU by hand", 1.05, 8, _at_most(boot.debian)),
 )
 
 BARS: Final = {bar.name: bar for bar in _ALL}

@@ -31,7 +31,7 @@ def _boots(world: World, name: str, n: int) -> Pairs:
 def ours(image: str) -> float:
     """Seconds until the command's output is here. What `run` does afterwards (delete the machine) is not counted."""
     started = time.perf_counter()
-    words = [INSULA, "run", "--quiet", image, "--", *_COMMAND]
+    words = [INSULA, "run", "--quiet", "--cold", image, "--", *_COMMAND]
     with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         answer = process.stdout.readline()

@@ -42,10 +42,10 @@ class World:
 
     @contextlib.contextmanager
     def machine(self, image: str, *options: str) -> Iterator[str]:
-        """The name of a running machine."""
+        """The name of a running machine. It was booted, as those by hand are: it is no fork of a state just after boot."""
         self.image(image)
         try:
-            run_quietly(INSULA, "run", "--quiet", "--detach", "--name", _NAME, *options, image)
+            run_quietly(INSULA, "run", "--quiet", "--cold", "--detach", "--name", _NAME, *options, image)
             yield _NAME
         finally:
             with contextlib.suppress(NotFound):
