@@ -123,14 +123,14 @@ def test_what_says_nothing_true_of_its_size_is_read_to_its_end(agent: Link, gues
     report = copy_out(agent, [path, "/proc/cmdline"], tmp_path)
     assert (tmp_path / Path(path).name).read_bytes() == content
     assert report.bytes == len(content) + len(Path("/proc/cmdline").read_bytes())
-    assert copy_in(agent, [path], guest) == []
+    assert copy_in(agent, [path], str(guest)) == []
     assert (guest / Path(path).name).read_bytes() == content
 
 
 def test_what_has_no_size_and_no_end_is_refused(agent: Link, guest: Path, tmp_path: Path) -> None:
     for copy in (
         lambda: copy_out(agent, ["/proc/self/pagemap"], tmp_path),
-        lambda: copy_in(agent, ["/proc/self/pagemap"], guest),
+        lambda: copy_in(agent, ["/proc/self/pagemap"], str(guest)),
     ):
         with pytest.raises(InsulaError, match="/proc/self/pagemap") as caught:
             copy()
