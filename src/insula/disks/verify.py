@@ -43,7 +43,7 @@ def _check(folder: Path, path: str, expected: FileSum, shared: list[Stamp]) -> S
         if is_as_stamped(folder / path, stamp, expected):
             return stamp
     try:
-        found = stamp_file(folder / path)
+        found = stamp_file(folder / path, sparse=expected.sparse)
     except OSError as cause:
         raise _refusal(folder, path, "layer_missing", f"cannot be read: {cause.strerror or cause}") from cause
     if (found.size, found.sha256) != (expected.size, expected.sha256):

@@ -223,7 +223,7 @@ def _sums(folder: Path, record: MachineRecord, staged: Path) -> dict[str, FileSu
     stamps = {}
     for entry in sorted(staged.iterdir()):
         _fsync(entry)
-        stamps[entry.name] = stamp_file(entry)
+        stamps[entry.name] = stamp_file(entry, sparse=entry.name == names.MEMORY)
     fsync_folder(staged)
     for disk in record.disks:
         _fsync(folder / disk.layers[-1])
@@ -232,7 +232,7 @@ def _sums(folder: Path, record: MachineRecord, staged: Path) -> dict[str, FileSu
         if path is not None:
             stamps[path] = _stamp(folder / path, known.get(path), record.sums.get(path))
     write_stamps(staged / names.VERIFIED_LAYERS, stamps)
-    return {path: FileSum(stamp.size, stamp.sha256) for path, stamp in stamps.items()}
+    return {path: FileSum(stamp.size, stamp.sha256, path == names.MEMORY) for path, stamp in stamps.items()}
 
 
 def _stamp(path: Path, known: Stamp | None, expected: FileSum | None) -> Stamp:

@@ -157,6 +157,11 @@ def _detail(untrusted: dict[str, Any]) -> str:
     return f"status {untrusted['status']}" if untrusted.get("status") else ""
 
 
+def _worth_saying(words: str) -> str:
+    """Without what QEMU says of each page that a fork's guest gives back: that it is kept is how it is meant."""
+    return "".join(line for line in words.splitlines(keepends=True) if "Discarding RAM with readonly files" not in line)
+
+
 def read_exit(folder: Path) -> End:
     """The keeper's last record, cleaned. Without one the keeper itself was killed, or the host went down."""
     from insula.model.text import clean
@@ -171,6 +176,6 @@ def read_exit(folder: Path) -> End:
             reason=reason,
             at=path.stat().st_mtime,
             detail=clean(detail)[:500],
-            last_words=clean(str(untrusted.get("last_words", "")), lines=True)[-2000:],
+            last_words=_worth_saying(clean(str(untrusted.get("last_words", "")), lines=True))[-2000:],
         )
     return End(reason=reason, at=folder.stat().st_mtime)

@@ -35,12 +35,10 @@ from insula.store import names
 from insula.store.events import append_event
 from insula.store.machines import DiskRecord, MachineRecord, write_machine
 from insula.store.snapshots import (
-    BEFORE_RESTORE,
     PUBLISH,
     SnapshotRecord,
     complete_snapshot,
     finish_publishing,
-    remove_snapshot,
     snapshot_layers,
     sweep_snapshots,
 )
@@ -164,9 +162,6 @@ def _end_first(context: Context, held: Held, request: RestoreSnapshot, operation
         if alive:
             operation.tell("end the guest that runs")
             end_quietly(folder)
-        former = folder / names.SNAPSHOTS / BEFORE_RESTORE
-        if former.exists():
-            remove_snapshot(former)
         journal.note(folder, "restore", PUBLISH)
         finish_publishing(folder, "restore", PUBLISH)
         settle_locked(context.home, folder, keep_ephemeral=True)

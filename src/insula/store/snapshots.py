@@ -207,10 +207,12 @@ def finish_publishing(machine: Path, verb: str, step: str) -> None:
     Only what is whole is published: its record is written last.
     """
     place = {"suspend": machine / names.SUSPENDED, "restore": machine / names.SNAPSHOTS / BEFORE_RESTORE}.get(verb)
-    if place is None or step != PUBLISH or place.exists():
+    if place is None or step != PUBLISH:
         return
     for staged in (machine / names.SNAPSHOTS).glob(f"{names.NEW_PREFIX}*"):
         if (staged / names.SNAPSHOT_RECORD).exists():
+            if place.exists():
+                place.rename(staged.with_name(f"{names.GONE_PREFIX}{secrets.token_hex(8)}"))
             staged.rename(place)
             fsync_folder(place.parent)
             return

@@ -17,6 +17,7 @@ _HEADER: Final = struct.pack(">II", 0x5145564D, 3)
 _CONFIGURATION: Final = 0x07
 _SECTION_START: Final = 0x01
 _SECTION_FOOTER: Final = 0x7E
+_DESCRIPTION: Final = 0x06  # of the devices' fields, in JSON, for people who debug; a loader misses it aloud
 _SECTION_ID: Final = 0x7FFF0001  # any number that no device's section has
 _RAM_VERSION: Final = 4
 _ZERO: Final = 0x02
@@ -41,6 +42,7 @@ def compose(devices: bytes, machine: str, blocks: Sequence[tuple[str, int, Pages
     if blocks:
         parts += _ram_section(blocks)
     parts.append(devices[len(_HEADER) :])
+    parts.append(struct.pack(">BI2s", _DESCRIPTION, 2, b"{}"))
     return b"".join(parts)
 
 
