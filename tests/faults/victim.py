@@ -2,6 +2,7 @@
 
 STEP counts from 1 the steps the verb tells of; as ``c1``, ``c2``… it counts the changes it is about to make (files made,
 renamed, removed, opened for writing; programs started; connections). One that never comes: the request is done to its end.
+With an ``i`` before it (``i1``, ``ic1``) the signal is that of Ctrl-C, and the status 130 as a command line's.
 """
 
 from __future__ import annotations
@@ -45,16 +46,17 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 class _Countdown:
-    """Dies at the ``last`` call of `count`."""
+    """Gets ``number`` at the ``last`` call of `count`."""
 
-    def __init__(self, last: int) -> None:
+    def __init__(self, last: int, number: signal.Signals) -> None:
         self._left = last
+        self._number = number
 
     def count(self, what: str) -> None:
         os.write(1, f"{what}\n".encode())
         self._left -= 1
         if self._left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self._number)
 
 
 def _count_changes(countdown: _Countdown, home: Path) -> None:
@@ -73,7 +75,9 @@ def _count_changes(countdown: _Countdown, home: Path) -> None:
 
 def main() -> None:
     home, step, verb, name = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
-    countdown = _Countdown(int(step.removeprefix("c")))
+    number = signal.SIGINT if step.startswith("i") else signal.SIGKILL
+    step = step.removeprefix("i")
+    countdown = _Countdown(int(step.removeprefix("c")), number)
     if step.startswith("c"):
         _count_changes(countdown, home)
 
@@ -81,7 +85,10 @@ def main() -> None:
         if not step.startswith("c"):
             countdown.count(progress.step)
 
-    LocalClient(home).do(request_for(verb, name), listener=listener)
+    try:
+        LocalClient(home).do(request_for(verb, name), listener=listener)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

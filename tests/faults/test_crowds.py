@@ -1,0 +1,60 @@
+"""More connections than a keeper serves: who comes is told so at once, and the machine can still be ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import insula
+from insula.guest.link import Link, open_link
+from insula.store import names
+from tests.framework.doors import run_cli
+
+pytestmark = [pytest.mark.guest, pytest.mark.limit(120)]
+
+_SERVED = 64
+_AT_ONCE = 8.0  # seconds: less than a silent keeper is waited for, and enough for Python on a busy host
+
+
+@contextlib.contextmanager
+def _crowd(home: Path, name: str) -> Iterator[list[Link]]:
+    """All the connections the keeper serves, each known to be served."""
+    with contextlib.ExitStack() as stack:
+        links = [stack.enter_context(open_link(home / "machines" / name / names.RUN)) for _ in range(_SERVED)]
+        for link in links:
+            link.call("keeper.status", timeout=10)
+        yield links
+
+
+def _code(done: subprocess.CompletedProcess[bytes]) -> str:
+    code: str = json.loads(done.stderr.splitlines()[-1])["code"]
+    return code
+
+
+def test_one_command_more_than_a_keeper_serves_is_told_so_at_once(home: Path, running: str) -> None:
+    with _crowd(home, running) as links:
+        began = time.monotonic()
+        done = run_cli(home, "exec", "--json", running, "--", "true")
+        assert (done.returncode, _code(done)) == (125, "keeper_busy")
+        assert time.monotonic() - began < _AT_ONCE
+        assert insula.connect(home).get(running).state == "running"
+        assert links[0].call("ping", data=b"x", timeout=10).raw("data") == b"x"
+        links.pop().close()
+        assert run_cli(home, "exec", running, "--", "true").returncode == 0
+
+
+@pytest.mark.parametrize("words", [("stop", "--timeout", "2"), ("stop", "--force"), ("delete", "--force")])
+def test_a_crowd_keeps_nobody_from_ending_the_machine(home: Path, running: str, words: tuple[str, ...]) -> None:
+    with _crowd(home, running):
+        done = run_cli(home, *words, running, timeout=60)
+        assert done.returncode == 0, done.stderr.decode()
+    if words[0] == "stop":
+        assert insula.connect(home).get(running).state == "stopped"
+    else:
+        assert not (home / "machines" / running).exists()
