@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from insula.errors import DamagedRecord
-from insula.host.files import explain_os_error, fsync_folder
+from insula.host.files import explain_os_error, fsync, fsync_folder
 
 LAYER_MODE: Final = 0o444
 _FICLONE: Final = 0x40049409  # linux/fs.h: share all blocks of another file, where the file system can
@@ -57,7 +57,7 @@ def _copy(source: Path, target: Path) -> None:
                 shutil.copyfileobj(reader, writer, 1 << 20)
             writer.flush()
             os.fchmod(writer.fileno(), LAYER_MODE)
-            os.fsync(writer.fileno())
+            fsync(writer.fileno())
     except BaseException as cause:
         with contextlib.suppress(FileNotFoundError):
             target.unlink()

@@ -7,12 +7,34 @@ import errno
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 from insula.errors import HostLacks
 
+_FLEETING: ContextVar[bool] = ContextVar("fleeting", default=False)
+
+
+@contextlib.contextmanager
+def fleeting(whether: bool = True) -> Iterator[None]:
+    """Within, nothing is made sure to be on the disk: it is of a machine that no power cut would leave anybody to miss."""
+    token = _FLEETING.set(whether)
+    try:
+        yield
+    finally:
+        _FLEETING.reset(token)
+
+
+def fsync(descriptor: int) -> None:
+    """Return when what was written is on the disk, unless it is `fleeting`."""
+    if not _FLEETING.get():
+        os.fsync(descriptor)
+
 
 def fsync_folder(folder: Path) -> None:
+    if _FLEETING.get():
+        return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -29,7 +51,7 @@ def write_atomic(path: Path, content: bytes, mode: int = 0o600) -> None:
             with os.fdopen(descriptor, "wb") as stream:
                 stream.write(content)
                 stream.flush()
-                os.fsync(stream.fileno())
+                fsync(stream.fileno())
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):

@@ -1,6 +1,7 @@
 """Let a machine go on from a state: load it, and, once it runs, tell the guest what is different now.
 
-QEMU loads, the guest stands → cables out → it goes on → entropy, clock, and for a fork identity → cables in
+QEMU loads, the guest stands → cables out → it goes on → one request to its agent: entropy, clock, and for a fork all that two
+machines must not share → cables in → whoever else wants the agent is let in
 """
 
 from __future__ import annotations
@@ -10,21 +11,23 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from insula.errors import AgentAbsent, GuestError
-from insula.model.identity import Identity
+from insula.errors import AgentAbsent, ChildFailed, GuestError, InsulaError
+from insula.model.identity import Identity, Renewal
 from insula.operations.context import Context
-from insula.operations.identify import identify
+from insula.operations.identify import KEY_TYPE, guest_identity
 from insula.operations.start import launch_plan
 from insula.store import names
-from insula.store.machines import MachineRecord
+from insula.store.machines import MachineRecord, write_machine
 from insula.store.snapshots import MemoryState
 
 if TYPE_CHECKING:
+    from insula.guest.agent import GuestIdentity, Renewed
     from insula.guest.link import Link
+    from insula.guest.wire import Fields
 
-# Programs an image may have, run in name order in a guest that finds itself forked; see docs/images.md.
-FORK_HOOKS: Final = "/etc/insula/fork.d"
 _HOOKS_TIME: Final = 30.0
+# What a fork should have new; see model/identity.py.
+_PARTS: Final = ("entropy", "connections", "clock", "timers", "machine-id", "hostname", "network")
 
 
 def load(context: Context, folder: Path, record: MachineRecord, origin: Path, memory: MemoryState, run: str = names.RUN) -> None:
@@ -42,47 +45,111 @@ def load(context: Context, folder: Path, record: MachineRecord, origin: Path, me
 def awaken(context: Context, folder: Path, record: MachineRecord, timeout: float, former: Identity | None = None) -> None:
     """Let the loaded guest go on and tell it the time and, if it is a fork of a machine with the identity ``former``, who it is.
 
-    A guest without an agent just goes on. Raises MachineEnded, GuestError, AgentAbsent (no answer within ``timeout`` seconds).
+    Until that is done its agent answers nobody else, and when we die meanwhile a fork is ended, any other machine goes on. What
+    was made new in a fork is noted in its record. A guest without an agent just goes on.
+
+    Raises MachineEnded, GuestError, AgentAbsent (no answer within ``timeout`` seconds).
     """
-    from insula.guest.keeper import wait_agent
+    if former is None:
+        _go_on(context, folder, record, timeout)
+        return
+    renewal = _become(context, folder, record, timeout, former)
+    write_machine(folder, _with(record, renewal))
+
+
+def _with(record: MachineRecord, renewal: Renewal) -> MachineRecord:
+    from msgspec.structs import replace
+
+    return replace(record, renewed=renewal)
+
+
+def _go_on(context: Context, folder: Path, record: MachineRecord, timeout: float) -> None:
+    from insula.guest.keeper import hold
     from insula.guest.link import open_link
 
     run = folder / names.RUN
-    forked = former is not None
-    if forked:
+    if not record.boot.agent:
+        context.engine.resume(run)
+        return
+    with open_link(run) as link, hold(link, "resume", gate=True):
+        context.engine.resume(run)
+        hello = _wait(link, folder.name, timeout)
+        renamed = hello.text("hostname") != folder.name
+        _renew(link, hello, guest_identity(folder.name, record) if renamed else None)
+
+
+def _become(context: Context, folder: Path, record: MachineRecord, timeout: float, former: Identity) -> Renewal:
+    from insula.guest.keeper import hold
+    from insula.guest.link import open_link
+
+    run = folder / names.RUN
+    deadline = time.monotonic() + timeout
+    with open_link(run) as link, hold(link, "quit", gate=True):
         context.engine.set_links(run, False)
-    context.engine.resume(run)
-    if record.boot.agent:
-        deadline = time.monotonic() + timeout
-        try:
-            with open_link(run) as link:
-                wait_agent(link, timeout)
-                _renew(link)
-                if former is not None:
-                    identify(folder, record, former)
-                    _run_hooks(link, deadline - time.monotonic())
-        except GuestError as cause:
-            if cause.code != "timeout":
-                raise
-            raise AgentAbsent(f"{folder.name} did not answer within {timeout:g} s", code="agent_timeout") from cause
-    if forked:
+        context.engine.resume(run)
+        if not record.boot.agent:
+            context.engine.set_links(run, True)
+            return Renewal(["generation"], dict.fromkeys(_PARTS, "the guest has no agent"))
+        key = _host_key(folder, record, KEY_TYPE)  # while the guest comes to itself
+        hello = _wait(link, folder.name, timeout)
+        identity = guest_identity(folder.name, record, former, key)
+        renewed = _renew(link, hello, identity, hello.text("hostname"), min(deadline - time.monotonic(), _HOOKS_TIME))
         context.engine.set_links(run, True)
+    return _complete(folder, record, renewed)
 
 
-def _renew(link: Link) -> None:
-    """A guest that goes on twice must not draw the same random numbers, and has lost track of time."""
-    from insula.guest.agent import reseed, set_clock
+def _wait(link: Link, name: str, timeout: float) -> Fields:
+    from insula.guest.keeper import wait_agent
 
+    try:
+        return wait_agent(link, timeout)
+    except GuestError as cause:
+        if cause.code != "timeout":
+            raise
+        raise AgentAbsent(f"{name} did not answer within {timeout:g} s", code="agent_timeout") from cause
+
+
+def _renew(link: Link, hello: Fields, identity: GuestIdentity | None, former: str | None = None, hooks: float = 0.0) -> Renewed:
+    """One request, or as many as an agent of before needs."""
+    from insula.guest.agent import Renewed, renew, reseed, set_clock, set_identity
+
+    if "renew" in hello.texts("features"):
+        return renew(link, identity, former=former, hooks=hooks)
     reseed(link)
     set_clock(link)
+    if identity is not None:
+        set_identity(link, identity)
+    old = "the guest's agent is too old for it"
+    return Renewed(
+        ("entropy", "clock", "machine-id", "hostname", "network"), {"connections": old, "timers": old, "hooks": old}, ()
+    )
 
 
-def _run_hooks(link: Link, timeout: float) -> None:
-    """How a hook ends is its own affair; the fork is made all the same. Raises MachineEnded."""
-    try:
-        link.call("stat", path=FORK_HOOKS, timeout=max(0.0, timeout))
-    except GuestError:
-        return
-    with contextlib.suppress(GuestError):
-        argv = ("/bin/sh", "-c", f'for hook in {FORK_HOOKS}/*; do if [ -x "$hook" ]; then "$hook"; fi; done')
-        link.open("exec", argv=argv).finish(timeout=max(0.0, min(timeout, _HOOKS_TIME)))
+def _host_key(folder: Path, record: MachineRecord, kind: str) -> tuple[tuple[str, bytes], ...]:
+    """A key of its own. A directly booted guest has no SSH server, as a rule, or makes it itself."""
+    from insula.host.hostkeys import make_host_key
+
+    if record.boot.kind == "direct":
+        return ()
+    with contextlib.suppress(ChildFailed):  # then the guest makes it itself
+        return make_host_key(kind, f"root@{folder.name}", folder / names.RUN)
+    return ()
+
+
+def _complete(folder: Path, record: MachineRecord, renewed: Renewed) -> Renewal:
+    """Make the keys of slow kinds that the guest had, too. Nobody waits for that to be let in."""
+    from insula.guest.agent import GuestIdentity, set_identity
+    from insula.guest.link import open_link
+
+    left = dict(renewed.left)
+    for name in renewed.missing_keys:
+        kind = name.removeprefix("ssh_host_").removesuffix("_key")
+        try:
+            key = _host_key(folder, record, kind) if kind in ("ecdsa", "ed25519", "rsa") else ()
+            if not key:
+                raise GuestError(f"no {kind} key could be made")
+            with open_link(folder / names.RUN) as link:
+                set_identity(link, GuestIdentity(host_keys=key))
+        except InsulaError as failure:
+            left["host-keys"] = failure.message
+    return Renewal(["generation", *(part for part in renewed.done if part not in left)], left)

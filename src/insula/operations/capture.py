@@ -22,7 +22,7 @@ import msgspec
 from insula.disks.layers import LAYER_MODE, link_layer
 from insula.disks.overlays import create_overlay
 from insula.errors import InsulaError, MachineEnded
-from insula.host.files import fsync_folder, remove_tree
+from insula.host.files import fsync, fsync_folder, remove_tree
 from insula.model.status import State
 from insula.operations import journal
 from insula.operations.context import Context
@@ -245,6 +245,6 @@ def _stamp(path: Path, known: Stamp | None, expected: FileSum | None) -> Stamp:
 def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        os.fsync(descriptor)
+        fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -23,7 +23,7 @@ from insula.disks.layers import link_layer
 from insula.disks.overlays import create_overlay
 from insula.disks.verify import ensure_sums
 from insula.errors import AlreadyExists, HostLacks, InsulaError, UsageError, WrongState
-from insula.host.files import remove_tree
+from insula.host.files import fleeting, remove_tree
 from insula.model.names import check_machine_name
 from insula.model.requests import DeleteMachine, ForkMachine
 from insula.model.status import MachineStatus
@@ -199,7 +199,7 @@ def forked(
 ) -> Iterator[Path]:
     """The folder of a new machine that is to go on from ``origin``, its lock being ours. When this is left nothing needs the
     origin any more. An ephemeral one begins with a journal: until whoever makes it lets it go on, it goes when he dies."""
-    with new_machine_folder(context.home, operation.verb) as staged:
+    with fleeting(ephemeral), new_machine_folder(context.home, operation.verb) as staged:
         record = _fill(staged, origin, ephemeral)
         journal.note(staged, "fork", "load its state")
         with own_identity(context.home) as identity:

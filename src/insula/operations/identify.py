@@ -13,25 +13,33 @@ from insula.store import names
 from insula.store.machines import MachineRecord
 
 if TYPE_CHECKING:
-    from insula.guest.agent import Nic
+    from insula.guest.agent import GuestIdentity, Nic
 
 # A program an image may have; see docs/images.md.
 READY_HOOK: Final = "/usr/lib/insula/ready"
+# The kind of SSH host key that every fork with a server gets; it costs some milliseconds.
+KEY_TYPE: Final = "ed25519"
 
 
-def identify(folder: Path, record: MachineRecord, former: Identity | None = None) -> None:
+def identify(folder: Path, record: MachineRecord) -> None:
     """Give the guest its host name and machine id through its agent. Doing it twice changes nothing.
-
-    ``former``: the identity that a fork still has; its network card gets its own address too, and sshd its own keys.
 
     Raises GuestError, AgentAbsent, MachineEnded.
     """
-    from insula.guest.agent import GuestIdentity, set_identity
+    from insula.guest.agent import set_identity
     from insula.guest.link import open_link
 
-    identity = GuestIdentity(hostname=folder.name, machine_id=record.identity.machine_id, nics=_nics(record, former))
     with open_link(folder / names.RUN) as link:
-        set_identity(link, identity)
+        set_identity(link, guest_identity(folder.name, record))
+
+
+def guest_identity(
+    name: str, record: MachineRecord, former: Identity | None = None, host_keys: tuple[tuple[str, bytes], ...] = ()
+) -> GuestIdentity:
+    """Who the machine ``name`` is inside. ``former``: the identity that a fork still has; its card gets its own address, too."""
+    from insula.guest.agent import GuestIdentity
+
+    return GuestIdentity(record.identity.machine_id, name, host_keys, _nics(record, former))
 
 
 def wait_hook(folder: Path, timeout: float) -> None:

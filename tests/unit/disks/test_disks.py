@@ -12,7 +12,7 @@ import pytest
 from insula.disks.convert import raw_to_layer
 from insula.disks.layers import link_layer
 from insula.disks.overlays import create_overlay
-from insula.errors import ChildFailed, DamagedRecord
+from insula.errors import ChildFailed, DamagedRecord, UsageError
 
 
 def info(path: Path) -> dict[str, object]:
@@ -74,8 +74,16 @@ def test_an_overlay_names_no_other_file(tmp_path: Path) -> None:
     assert info(path) == found
 
 
+@pytest.mark.parametrize("size", [512, (1 << 30) + 512, 10 << 30, 64 << 40])
+def test_qemu_finds_no_fault_with_an_overlay_of_any_size(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "head.qcow2"
+    create_overlay(path, size)
+    subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", path], check=True)
+    assert info(path)["virtual-size"] == size
+
+
 def test_an_overlay_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ChildFailed):
+    with pytest.raises(UsageError):
         create_overlay(tmp_path / "head.qcow2", 1 << 62)
     with pytest.raises(FileNotFoundError):
         create_overlay(tmp_path / "absent" / "head.qcow2", 1 << 30)
