@@ -82,8 +82,8 @@ class SnapshotStatus(msgspec.Struct, frozen=True):
     """One snapshot. ``machine`` and ``name`` are what people write as ``MACHINE@NAME``; ``state`` is that of the machine at
     its instant: running, paused or stopped (then it holds no memory).
 
-    ``parent`` is the name of the snapshot the machine's state then descended from, if that still exists. ``size`` is what it holds
-    on disk, in bytes: memory, devices and the layers nobody else names. ``method`` is how memory was taken, ``pause`` how
+    ``parent`` is the name of the snapshot the machine's state then descended from, if that still exists. ``size`` is what it
+    holds on disk, in bytes: memory, devices and the layers nobody else names. ``method`` is how memory was taken, ``pause`` how
     long the guest stood still for it, in seconds. ``current``: the machine's present state descends from this one directly.
     """
 

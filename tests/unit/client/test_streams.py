@@ -392,7 +392,7 @@ def test_a_request_and_its_streams_travel_over_a_socket(agent: Link) -> None:
     thread = threading.Thread(target=call)
     thread.start()
     assert carried.opened.wait(5)
-    status = execute(agent, Command(carried.request.raws("argv")), carried)
+    status = execute(agent, Command([word.decode() for word in carried.request.raws("argv")]), carried)
     far.sendall(wire.encode_frame(wire.Frame(wire.RESULT, 1, wire.encode_fields([("code", status.code)]))))
     thread.join(5)
     carried.close()

@@ -12,7 +12,7 @@ import pytest
 from insula.disks.convert import raw_to_layer
 from insula.disks.layers import link_layer
 from insula.disks.overlays import create_overlay
-from insula.errors import ChildFailed, DamagedRecord, UsageError
+from insula.errors import DamagedRecord, UsageError
 
 
 def info(path: Path) -> dict[str, object]:

@@ -300,6 +300,11 @@ def test_a_keeper_that_sends_to_no_avail_is_not_waited_for_without_end(peer: Pee
     assert caught.value.code == "keeper_floods"
 
 
+def _flood(peer: Peer, number: int) -> None:
+    for _ in range(16):
+        peer.send(wire.DATA, number, bytes(65536), 1)
+
+
 def test_what_is_still_under_way_when_channels_end_is_no_flood(peer: Peer) -> None:
     """A window of each of their streams, as a keeper that knows nothing of our CLOSE yet may have sent it."""
     for _ in range(8):
@@ -307,9 +312,7 @@ def test_what_is_still_under_way_when_channels_end_is_no_flood(peer: Peer) -> No
         number = peer.read().channel
         channel.widen(1)
         channel.close()
-        sender = threading.Thread(
-            target=lambda number=number: [peer.send(wire.DATA, number, bytes(65536), 1) for _ in range(16)]  # type: ignore[misc]  # bound now
-        )
+        sender = threading.Thread(target=_flood, args=(peer, number))
         sender.start()
         while sender.is_alive():
             peer.link.poll(timeout=0.05)
