@@ -47,7 +47,7 @@ def web_gone(home: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("debian", "tiny", "web_gone")
 def test_every_command_shown_works(home: Path, launcher: str) -> None:
-    commands = _commands()
+    commands, first = _commands(), b""
     assert len(commands) > 10, "the README shows less than it did"
     for command in commands:
         done = subprocess.run(
@@ -57,6 +57,10 @@ def test_every_command_shown_works(home: Path, launcher: str) -> None:
         assert done.returncode == 0, f"$ {command}\n{done.stdout.decode()}{done.stderr.decode()}"
         if "tr a-z A-Z" in command:
             assert done.stdout == b"HELLO\n"
+        if command.endswith("run debian -- uname -a"):
+            first = done.stdout
+    assert first.startswith(b"Linux ")
+    assert first.count(b"\n") == 1, "something else was written where the guest's answer belongs"
 
 
 @pytest.mark.usefixtures("debian")
