@@ -300,6 +300,14 @@ def test_a_keeper_that_sends_to_no_avail_is_not_waited_for_without_end(peer: Pee
     assert caught.value.code == "keeper_floods"
 
 
+def _opened(peer: Peer) -> wire.Frame:
+    """The next OPEN, behind whatever else is on the way; a link sends only while it is called."""
+    while True:
+        peer.link.poll(timeout=0)
+        if (frame := peer.read()).type == wire.OPEN:
+            return frame
+
+
 def _flood(peer: Peer, number: int) -> None:
     for _ in range(16):
         peer.send(wire.DATA, number, bytes(65536), 1)
@@ -309,7 +317,7 @@ def test_what_is_still_under_way_when_channels_end_is_no_flood(peer: Peer) -> No
     """A window of each of their streams, as a keeper that knows nothing of our CLOSE yet may have sent it."""
     for _ in range(8):
         channel = peer.link.open("exec", argv="yes")
-        number = peer.read().channel
+        number = _opened(peer).channel
         channel.widen(1)
         channel.close()
         sender = threading.Thread(target=_flood, args=(peer, number))
@@ -320,9 +328,7 @@ def test_what_is_still_under_way_when_channels_end_is_no_flood(peer: Peer) -> No
         while peer._frames:
             peer._frames.popleft()
     channel = peer.link.open("ping")
-    while (opened := peer.read()).type != wire.OPEN:
-        pass
-    peer.result(opened.channel)
+    peer.result(_opened(peer).channel)
     channel.finish(10)
 
 
