@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +35,7 @@ _LONGEST_PAUSE: Final = 300_000
 _CONVERGE: Final = 8.0  # seconds
 _PATIENCE: Final = 600.0  # seconds for writing the memory of a large guest to a slow disk
 _DEVICES: Final = 60.0
+_TIDY: Final = 0.001  # between two looks whether QEMU has tidied up, of which there is no event
 _SMALL: Final = 16 << 20  # devices' state is a fraction of this
 
 
@@ -214,7 +216,21 @@ def _write_memory(monitor: Monitor, sets: _DescriptorSets, path: Path, mapped: b
     monitor.execute("migrate-set-parameters", parameters)
     with _capable(monitor, mapped):
         monitor.execute("migrate", {"uri": f"file:{descriptors}"})
-        return _wait_written(monitor)
+        since = _wait_written(monitor)
+        _wait_tidy(monitor)
+        return since
+
+
+def _wait_tidy(monitor: Monitor) -> None:
+    """Wait until QEMU has put away what it migrated with, which it does after it said `completed` and as its capabilities then
+    are: with multifd turned off before, the channels stay, and the next save aborts QEMU. Giving up its yank instance is the
+    last it does (migration_cleanup in QEMU's migration.c).
+    """
+    deadline = time.monotonic() + _DEVICES
+    while any(instance["type"] == "migration" for instance in monitor.execute("query-yank")):
+        if time.monotonic() > deadline:
+            raise InsulaError("QEMU does not end its migration", code="save_failed")
+        time.sleep(_TIDY)
 
 
 def _wait_written(monitor: Monitor) -> float:
