@@ -29,6 +29,7 @@ _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "delete": ("machine", "delete", "Delete machines with their disks."),
     "rename": ("machine", "rename", "Give a machine another name."),
     "snapshot": ("rewind", "snapshot", "Keep a machine as it is, and bring it back to that."),
+    "spare": ("spare", "spare", "Keep forks made ahead, so that run and fork need not wait for them."),
     "fork": ("fork", "fork", "Make running machines from a running one, or from a snapshot."),
     "suspend": ("machine", "suspend", "Write machines' memory to disk and turn them off."),
     "clone": ("machine", "clone", "Make a stopped machine from a stopped one."),
@@ -42,6 +43,7 @@ _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "doctor": ("host", "doctor", "Find out what this host can do, and mend what is missing."),
     "completion": ("host", "completion", "Print the completion script for a shell."),
     "_ended": ("host", "ended", ""),
+    "_spares": ("spare", "refill", ""),
 }
 
 _GUEST_COMMANDS: Final = frozenset({"run", "exec", "shell", "fork"})

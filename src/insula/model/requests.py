@@ -216,6 +216,24 @@ class ForkMachine(Request, frozen=True):
     timeout: float = 60.0
 
 
+class SetSpares(Request, frozen=True):
+    """Have ``count`` spares: forks made ahead of ``origin``, an image (in the shape ``spec``) or MACHINE@SNAPSHOT."""
+
+    origin: str
+    count: int
+    spec: MachineSpec = MachineSpec()
+
+
+class ListSpares(Request, frozen=True):
+    pass
+
+
+class FillSpares(Request, frozen=True):
+    """Make the spares that are missing of the state with the id ``origin``."""
+
+    origin: str
+
+
 # -- image --------------------------------------------------------------------------------------------------------------
 class BuildImage(Request, frozen=True):
     """Build from a recipe's TOML text (``text``), or from one that comes with Insula (``recipe``)."""

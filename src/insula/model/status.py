@@ -127,3 +127,11 @@ class WarmStatus(msgspec.Struct, frozen=True):
     created: float
     size: int
     stale: str | None = None
+
+
+class SpareStatus(msgspec.Struct, frozen=True):
+    """Forks made ahead of ``origin``: how many are wanted, and how many are ready to be taken."""
+
+    origin: str
+    wanted: int
+    ready: int

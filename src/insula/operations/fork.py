@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,10 +17,7 @@ from typing import Final
 
 import msgspec
 
-from insula.disks.layers import link_layer
-from insula.disks.overlays import create_overlay
-from insula.disks.verify import ensure_sums
-from insula.errors import AlreadyExists, HostLacks, InsulaError, UsageError, WrongState
+from insula.errors import AlreadyExists, HostLacks, InsulaError, UsageError
 from insula.host.files import fleeting, remove_tree
 from insula.model.names import check_machine_name
 from insula.model.requests import DeleteMachine, ForkMachine
@@ -37,35 +32,24 @@ from insula.operations.hold import hold_machine, status_of
 from insula.operations.identities import own_identity
 from insula.operations.lease import Lease, take_lease
 from insula.operations.operation import Operation, Steps
-from insula.operations.settle import settle_locked
-from insula.operations.snapshot import find_snapshot
+from insula.operations.origin import Origin, fill_fork, named_origin
+from insula.operations.settle import is_ephemeral, settle_locked
+from insula.operations.spare import give_back_memory, refill_behind, taken
 from insula.operations.stop import pull_plug
 from insula.store import names
 from insula.store.events import append_event
 from insula.store.machines import (
-    RECORD_VERSION,
-    DiskRecord,
     ImageUse,
-    MachineRecord,
     new_machine_folder,
     publish_machine,
     read_machine,
+    remove_machine_folder,
     write_machine,
 )
-from insula.store.snapshots import SnapshotRecord, snapshot_layers
 
 # What a fork was seen to take before it does anything: QEMU itself, its translated code, the first pages of its own.
 _LEAST_EACH: Final = 64 * MIB
 MOST_AT_ONCE: Final = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What is forked: the ``machine`` folder that holds the layers, the ``folder`` with memory and devices, and their record."""
-
-    machine: Path
-    folder: Path
-    record: SnapshotRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +68,7 @@ def fork(context: Context, request: ForkMachine, operation: Operation) -> ForkRe
     """
     wanted = _names(context, request)
     with _origin(context, request, operation) as origin:
-        check_room(request.count)
+        check_room(context, request.count)
         operation.tell(f"make {request.count} forks" if request.count > 1 else f"make {wanted[0]}")
         return _make_all(context, request, wanted, origin)
 
@@ -116,44 +100,22 @@ def _names(context: Context, request: ForkMachine) -> list[str]:
 def _origin(context: Context, request: ForkMachine, operation: Operation) -> Iterator[Origin]:
     """The state to fork, held until the children exist."""
     if request.snapshot:
-        with hold_machine(context, request.name, "fork snapshot") as held:
-            folder, record = find_snapshot(held.folder, request.snapshot)
-            check_loadable(context, f"{request.name}@{request.snapshot}", record)
-            ensure_sums(held.folder, folder, record.sums)
-            yield Origin(held.folder, folder, record)
+        with hold_machine(context, request.name, "fork snapshot"):
+            yield named_origin(context, request.name, request.snapshot)
         return
     with hold_machine(context, request.name, "fork") as held, captured(context, held, operation, lasting=False) as state:
         journal.clear(held.folder)
         yield Origin(held.folder, state.folder, state.record)
 
 
-def check_loadable(context: Context, name: str, record: SnapshotRecord) -> None:
-    """Raises WrongState when the snapshot holds no memory, HostLacks when this host cannot go on from it."""
-    if record.memory is None or record.board is None:
-        raise WrongState(
-            f"{name} holds no memory: the machine was stopped",
-            code="no_memory_in_snapshot",
-            hint="restore it, then start the machine",
-        )
-    here = context.engine.choose_board(record.arch, record.board)
-    for what, theirs, ours in (
-        ("accelerator", record.board.accelerator, here.accelerator),
-        ("CPU model", record.board.cpu, here.cpu),
-        ("machine type", record.board.machine, here.machine),
-    ):
-        if theirs != ours:
-            raise HostLacks(
-                f"{name} cannot go on here: its {what} is {theirs}, this host's is {ours}",
-                code="snapshot_not_loadable",
-                hint="restore its disks alone on a machine that is stopped, or use the host it was taken on",
-            )
-
-
-def check_room(count: int) -> None:
+def check_room(context: Context, count: int) -> None:
     """Raises HostLacks (``no_memory``) saying how many forks fit."""
     from insula.host.memory import available_bytes
 
     available = available_bytes()
+    if count * _LEAST_EACH > available:
+        give_back_memory(context)
+        available = available_bytes()
     if count * _LEAST_EACH > available:
         fit = available // _LEAST_EACH
         needed = format_size(count * _LEAST_EACH)
@@ -170,9 +132,8 @@ def _make_all(context: Context, request: ForkMachine, wanted: list[str], origin:
 
     def make(name: str) -> MachineStatus:
         operation = Operation("fork", name)
-        with forked(context, origin, name, operation, ephemeral=request.ephemeral) as folder:
+        with brought_up(context, origin, name, operation, request.timeout, ephemeral=request.ephemeral) as (folder, lease):
             made.append(name)
-            lease = set_going(context, folder, origin.record, operation, request.timeout)
             if request.attached:
                 leases[name] = lease
             else:
@@ -183,6 +144,7 @@ def _make_all(context: Context, request: ForkMachine, wanted: list[str], origin:
         # As many at a time as there are CPUs to make them: more would only wait for each other.
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
             machines = list(pool.map(make, wanted))
+        refill_behind(context, origin.record.id)
         return ForkResult(machines, [leases[name] for name in wanted if name in leases])
     except BaseException:
         for lease in leases.values():
@@ -194,19 +156,39 @@ def _make_all(context: Context, request: ForkMachine, wanted: list[str], origin:
 
 
 @contextlib.contextmanager
-def forked(
-    context: Context, origin: Origin, name: str, operation: Operation, *, ephemeral: bool = False, image: ImageUse | None = None
+def brought_up(
+    context: Context,
+    origin: Origin,
+    name: str,
+    operation: Operation,
+    timeout: float,
+    *,
+    ephemeral: bool = False,
+    image: ImageUse | None = None,
+) -> Iterator[tuple[Path, Lease]]:
+    """A new machine that goes on from ``origin``: its folder, whose lock is ours, and the lease it lives by until that is
+    released: none ever goes on as its own twin because a verb died. A spare is taken when there is one."""
+    with fleeting(ephemeral), taken(context, origin, name, ephemeral=ephemeral, image=image) as spare:
+        if spare is not None:
+            yield spare, _set_going(context, spare, origin, operation, timeout, loaded=True)
+            return
+        with _forked(context, origin, name, operation, ephemeral, image) as folder:
+            yield folder, _set_going(context, folder, origin, operation, timeout, loaded=False)
+
+
+@contextlib.contextmanager
+def _forked(
+    context: Context, origin: Origin, name: str, operation: Operation, ephemeral: bool, image: ImageUse | None
 ) -> Iterator[Path]:
     """The folder of a new machine that is to go on from ``origin``, its lock being ours. When this is left nothing needs the
     origin any more. An ephemeral one begins with a journal: until whoever makes it lets it go on, it goes when he dies."""
-    with fleeting(ephemeral), new_machine_folder(context.home, operation.verb) as staged:
-        record = _fill(staged, origin, ephemeral)
+    with new_machine_folder(context.home, operation.verb) as staged:
+        record = fill_fork(staged, origin, ephemeral=ephemeral)
         journal.note(staged, "fork", "load its state")
         with own_identity(context.home) as identity:
             mine = msgspec.structs.replace(record, id=identity.uuid, identity=identity, image=image or record.image)
             write_machine(staged, mine)
             folder = publish_machine(context.home, staged, name)
-        append_event(folder, "forked", origin=_title(context, origin), snapshot=origin.record.id)
         yield folder
 
 
@@ -217,44 +199,19 @@ def _title(context: Context, origin: Origin) -> str:
     return origin.machine.name if origin.folder.name.startswith(".") else f"{origin.machine.name}@{origin.folder.name}"
 
 
-def _fill(staged: Path, origin: Origin, ephemeral: bool) -> MachineRecord:
-    """All of a machine's files but its record, which is returned and has no identity of its own yet."""
-    for place in (names.DISKS, names.LAYERS, names.ORIGIN):
-        (staged / place).mkdir(mode=0o700)
-    state = origin.record
-    for path in sorted(snapshot_layers(state)):
-        link_layer(origin.machine / path, staged / path)
-    for file in (names.MEMORY, names.STATE):
-        if (origin.folder / file).exists():
-            link_layer(origin.folder / file, staged / names.ORIGIN / file)
-    disks = []
-    for disk in state.disks:
-        head = f"{names.DISKS}/{disk.name}-0.qcow2"
-        create_overlay(staged / head, disk.size)
-        disks.append(DiskRecord(name=disk.name, layers=disk.layers, head=head, size=disk.size))
-    record = MachineRecord(
-        version=RECORD_VERSION, id="", kind="vm", created=time.time(), image=state.image, spec=state.spec,
-        identity=state.identity, boot=state.boot, disks=disks, arch=state.arch, ephemeral=ephemeral, board=state.board,
-        sums={path: state.sums[path] for path in snapshot_layers(state) if path in state.sums},
-    )  # fmt: skip
-    if (origin.folder / names.VARIABLES).exists():
-        (staged / names.FIRMWARE).mkdir(mode=0o700)
-        shutil.copyfile(origin.folder / names.VARIABLES, staged / record.variables)
-    return record
-
-
-def set_going(context: Context, folder: Path, state: SnapshotRecord, operation: Operation, timeout: float) -> Lease:
-    """Load a fork's state and let it go on as somebody else. Until the lease is released the machine ends with its holder:
-    none ever goes on as its own twin because a verb died."""
-    record = read_machine(folder)
+def _set_going(context: Context, folder: Path, origin: Origin, operation: Operation, timeout: float, *, loaded: bool) -> Lease:
+    """Load a fork's state, unless that is done, and let it go on as somebody else."""
+    record, state = read_machine(folder), origin.record
     assert state.memory is not None
+    append_event(folder, "forked", origin=_title(context, origin), snapshot=state.id)
     with Steps(operation) as steps:
-        steps.begin("load its state")
         steps.undo(lambda: _end(context, folder))
-        load(context, folder, record, folder / names.ORIGIN, state.memory)
+        if not loaded:
+            steps.begin("load its state")
+            load(context, folder, record, folder / names.ORIGIN, state.memory)
+            remove_tree(folder / names.ORIGIN)  # QEMU has mapped what it needs
         lease = take_lease(folder)
         append_event(folder, "started", way="fork")
-        remove_tree(folder / names.ORIGIN)  # QEMU has mapped what it needs
         steps.begin("tell the guest who it is")
         awaken(context, folder, record, timeout, state.identity)
     journal.clear(folder)
@@ -262,5 +219,7 @@ def set_going(context: Context, folder: Path, state: SnapshotRecord, operation: 
 
 
 def _end(context: Context, folder: Path) -> None:
+    """An ephemeral one is gone after that."""
     pull_plug(folder)
-    settle_locked(context.home, folder, keep_ephemeral=True)
+    if settle_locked(context.home, folder) and is_ephemeral(folder):
+        remove_machine_folder(context.home, folder)

@@ -26,9 +26,9 @@ from insula.operations import journal
 from insula.operations.awaken import awaken, load
 from insula.operations.capture import captured
 from insula.operations.context import Context
-from insula.operations.fork import check_loadable
 from insula.operations.hold import Held, hold_machine, status_of
 from insula.operations.operation import Operation, Steps
+from insula.operations.origin import check_loadable
 from insula.operations.snapshot import find_snapshot
 from insula.operations.suspend import end_quietly, give_up, is_suspended
 from insula.store import names

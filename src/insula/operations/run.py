@@ -16,13 +16,14 @@ from insula.model.streams import Streams
 from insula.operations.context import Context
 from insula.operations.create import created, prepare
 from insula.operations.delete import delete
-from insula.operations.fork import Origin, forked, set_going
+from insula.operations.fork import brought_up
 from insula.operations.hold import status_of
 from insula.operations.lease import Lease, take_lease
 from insula.operations.operation import Operation
+from insula.operations.origin import Origin
+from insula.operations.spare import refill_behind
 from insula.operations.start import boot, check_memory
 from insula.store.machines import ImageUse, read_machine
-from insula.store.snapshots import SnapshotRecord
 
 if TYPE_CHECKING:
     from insula.guest.execute import ExitStatus
@@ -56,9 +57,9 @@ def run(
     lease: Lease | None = None
     made: MachineStatus | None = None
     try:
-        with _born(context, request, operation) as (folder, state):
+        with _born(context, request, operation) as (folder, starting):
             made = status_of(folder)
-            lease = _start(context, request, folder, state, operation)
+            lease = starting()
         if open_streams is None:
             return RunResult(status_of(folder), lease=lease)
         status = _execute(context, request, made.name, operation, open_streams)
@@ -71,8 +72,8 @@ def run(
 
 
 @contextlib.contextmanager
-def _born(context: Context, request: RunMachine, operation: Operation) -> Iterator[tuple[Path, SnapshotRecord | None]]:
-    """A new machine whose lock is ours, and the state it is to go on from: None when it is to boot."""
+def _born(context: Context, request: RunMachine, operation: Operation) -> Iterator[tuple[Path, Callable[[], Lease | None]]]:
+    """A new machine whose lock is ours, and what starts it: a fork of its image's warm state runs already."""
     creation = CreateMachine(image=request.image, name=request.name, spec=request.spec, ephemeral=request.ephemeral)
     origin = None
     if not request.cold and context.engine.features.save:
@@ -80,11 +81,21 @@ def _born(context: Context, request: RunMachine, operation: Operation) -> Iterat
         origin = _warm(context, request, image, operation)
     if origin is None:
         with created(context, creation, operation) as folder:
-            yield folder, None
+            yield folder, lambda: _boot(context, request, folder, operation)
         return
     use = ImageUse(name=request.image, digest=origin.record.image.digest)
-    with forked(context, origin, name, operation, ephemeral=request.ephemeral, image=use) as folder:
-        yield folder, origin.record
+    how = brought_up(context, origin, name, operation, request.timeout, ephemeral=request.ephemeral, image=use)
+    with how as (folder, lease):
+        yield folder, lambda: _keep(request, lease)
+    refill_behind(context, origin.record.id)
+
+
+def _keep(request: RunMachine, lease: Lease) -> Lease | None:
+    """An attached machine goes on hanging on the lease."""
+    if request.attached:
+        return lease
+    lease.release()
+    return None
 
 
 def _warm(context: Context, request: RunMachine, image: Image, operation: Operation) -> Origin | None:
@@ -98,21 +109,8 @@ def _warm(context: Context, request: RunMachine, image: Image, operation: Operat
         return None
 
 
-def _start(
-    context: Context, request: RunMachine, folder: Path, state: SnapshotRecord | None, operation: Operation
-) -> Lease | None:
-    """Let it go on from ``state``, or boot it, its lock being ours; an attached machine hangs on the lease from its first
-    instant on."""
-    if state is not None:
-        lease = set_going(context, folder, state, operation, request.timeout)
-        if request.attached:
-            return lease
-        lease.release()
-        return None
-    return _boot(context, request, folder, operation)
-
-
 def _boot(context: Context, request: RunMachine, folder: Path, operation: Operation) -> Lease | None:
+    """Boot it; from the moment its keeper lives an attached machine hangs on the lease."""
     lease: list[Lease] = []
 
     def attach() -> None:

@@ -22,9 +22,9 @@ from insula.operations import journal
 from insula.operations.awaken import awaken, load
 from insula.operations.capture import Captured, captured
 from insula.operations.context import Context
-from insula.operations.fork import check_loadable
 from insula.operations.hold import hold_machine, status_of
 from insula.operations.operation import Operation, Steps
+from insula.operations.origin import check_loadable
 from insula.operations.settle import settle_locked
 from insula.operations.stop import pull_plug
 from insula.store import names

@@ -27,11 +27,11 @@ from insula.operations import journal
 from insula.operations.capture import captured
 from insula.operations.context import Context
 from insula.operations.create import fill
-from insula.operations.fork import Origin
 from insula.operations.hold import Held
 from insula.operations.image import find_or_build
 from insula.operations.observe import observe
 from insula.operations.operation import Operation
+from insula.operations.origin import Origin
 from insula.operations.settle import settle_locked
 from insula.operations.start import boot
 from insula.operations.stop import pull_plug

@@ -9,6 +9,7 @@ The tree under ``$INSULA_HOME``::
     images/.building-TOKEN/   an image being made
     images/names.json         which names mean which digest
     warm/KEY/                 an image just after boot: a machine folder that never runs, with one snapshot
+    spares/ORIGIN/TOKEN/      a fork made ahead: a machine that is loaded and stands, and has no name yet
     host/                     what was found out about this computer, and jail roots; may be deleted at any time
 """
 
@@ -116,11 +117,12 @@ class Home:
         self.images = root / "images"
         self.host = root / "host"
         self.warm = root / "warm"
+        self.spares = root / "spares"
 
     def prepare(self) -> None:
         """Make the folders. Raises HostLacks (``no_home``) when that cannot be."""
         try:
-            for folder in (self.root, self.machines, self.images, self.host, self.warm):
+            for folder in (self.root, self.machines, self.images, self.host, self.warm, self.spares):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as cause:
             raise HostLacks(

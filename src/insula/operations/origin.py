@@ -1,0 +1,84 @@
+"""What is forked: a state on disk, and the folder of a machine that is to go on from it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from insula.disks.layers import link_layer
+from insula.disks.overlays import create_overlay
+from insula.disks.verify import ensure_sums
+from insula.errors import HostLacks, WrongState
+from insula.operations.context import Context
+from insula.operations.snapshot import find_snapshot
+from insula.store import names
+from insula.store.machines import RECORD_VERSION, DiskRecord, MachineRecord, machine_folder
+from insula.store.snapshots import SnapshotRecord, snapshot_layers
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What is forked: the ``machine`` folder that holds the layers, the ``folder`` with memory and devices, and their record."""
+
+    machine: Path
+    folder: Path
+    record: SnapshotRecord
+
+
+def named_origin(context: Context, machine: str, snapshot: str) -> Origin:
+    """The state ``machine@snapshot``, verified. Raises NotFound, DamagedRecord, WrongState, HostLacks."""
+    folder = machine_folder(context.home, machine)
+    place, record = find_snapshot(folder, snapshot)
+    check_loadable(context, f"{machine}@{snapshot}", record)
+    ensure_sums(folder, place, record.sums)
+    return Origin(folder, place, record)
+
+
+def check_loadable(context: Context, name: str, record: SnapshotRecord) -> None:
+    """Raises WrongState when the snapshot holds no memory, HostLacks when this host cannot go on from it."""
+    if record.memory is None or record.board is None:
+        raise WrongState(
+            f"{name} holds no memory: the machine was stopped",
+            code="no_memory_in_snapshot",
+            hint="restore it, then start the machine",
+        )
+    here = context.engine.choose_board(record.arch, record.board)
+    for what, theirs, ours in (
+        ("accelerator", record.board.accelerator, here.accelerator),
+        ("CPU model", record.board.cpu, here.cpu),
+        ("machine type", record.board.machine, here.machine),
+    ):
+        if theirs != ours:
+            raise HostLacks(
+                f"{name} cannot go on here: its {what} is {theirs}, this host's is {ours}",
+                code="snapshot_not_loadable",
+                hint="restore its disks alone on a machine that is stopped, or use the host it was taken on",
+            )
+
+
+def fill_fork(staged: Path, origin: Origin, *, ephemeral: bool) -> MachineRecord:
+    """All of a machine's files but its record, which is returned and has no identity of its own yet."""
+    for place in (names.DISKS, names.LAYERS, names.ORIGIN):
+        (staged / place).mkdir(mode=0o700)
+    state = origin.record
+    for path in sorted(snapshot_layers(state)):
+        link_layer(origin.machine / path, staged / path)
+    for file in (names.MEMORY, names.STATE):
+        if (origin.folder / file).exists():
+            link_layer(origin.folder / file, staged / names.ORIGIN / file)
+    disks = []
+    for disk in state.disks:
+        head = f"{names.DISKS}/{disk.name}-0.qcow2"
+        create_overlay(staged / head, disk.size)
+        disks.append(DiskRecord(name=disk.name, layers=disk.layers, head=head, size=disk.size))
+    record = MachineRecord(
+        version=RECORD_VERSION, id="", kind="vm", created=time.time(), image=state.image, spec=state.spec,
+        identity=state.identity, boot=state.boot, disks=disks, arch=state.arch, ephemeral=ephemeral, board=state.board,
+        sums={path: state.sums[path] for path in snapshot_layers(state) if path in state.sums},
+    )  # fmt: skip
+    if (origin.folder / names.VARIABLES).exists():
+        (staged / names.FIRMWARE).mkdir(mode=0o700)
+        shutil.copyfile(origin.folder / names.VARIABLES, staged / record.variables)
+    return record
