@@ -77,9 +77,10 @@ def _killed_recoveries(world: World) -> Iterator[tuple[str, World]]:
     stage = world.copy()
     for step in recover_all(stage):
         yield step, stage.copy()
-        lost = stage.copy()
-        lost.cut_power(lambda _: False)
-        yield f"{step}, power cut", lost
+        for index in range(-1, len(stage.files.log)):
+            lost = stage.copy()
+            lost.cut_power(partial(ne, index) if index >= 0 else lambda _: False)
+            yield f"{step}, power cut, {f'all but {index}' if index >= 0 else 'nothing'} surviving", lost
 
 
 def try_everything(setting: Setting, mutation: Mutation | None = None, deep: bool = False) -> int:

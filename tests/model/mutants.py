@@ -107,7 +107,7 @@ def _freeze_only(world: World, folder: str) -> None:
 # What is wrong: the case, functions of the model replaced by mistaken ones (module, name, by what), a mutation of the steps.
 MISTAKES: dict[str, tuple[str, list[tuple[Any, str, Any]], Mutation | None]] = {
     "recovery leaves QEMU on the old heads": ("snapshot of a running machine", [(recovery, "_is_named", lambda *_: True)], None),
-    "recovery builds upon names that may not last": ("clone", [(recovery, "_make_last", lambda *_: None)], None),
+    "recovery builds upon names that may not last": ("clone", [(recovery, "make_last", lambda *_: None)], None),
     "recovery leaves what a suspend kept": ("start after suspend", [(recovery, "_give_up", _nothing)], None),
     "recovery finishes every suspend": ("suspend", [(recovery, "_journal", lambda *_: ("suspend", "publish"))], None),
     "recovery does not look for a second QEMU": ("restore", [(recovery, "_second_qemu", _nothing)], None),

@@ -11,13 +11,13 @@ from tests.model.world import JOURNAL, MANIFEST, Manifest, Qemu, Violation, Worl
 
 def recover_all(world: World) -> Iterator[str]:
     """Sweep the home, recover every machine. Yields after each step, where it may be killed too."""
-    for name in world.files.names("machines"):
-        if name.startswith("."):
-            inode = world.files.find(f"machines/{name}/run")
-            for qemu in [one for one in world.qemus if one.run == inode]:
-                world.end(qemu)
-            world.files.remove_tree(f"machines/{name}")
-            yield f"{name} swept"
+    hidden = [name for name in world.files.names("machines") if name.startswith(".")]
+    if hidden:
+        make_last(world, ["machines"])  # else a power cut may undo the rename of what was removed
+    for name in hidden:
+        world.end(world.qemu(f"machines/{name}"))
+        world.files.remove_tree(f"machines/{name}")
+        yield f"{name} swept"
     for machine in world.files.names("machines"):
         yield from recover(world, machine)
 
@@ -27,7 +27,7 @@ def recover(world: World, machine: str) -> Iterator[str]:
     files = world.files
     world.record(folder)
     if files.exists(f"{folder}/{JOURNAL}"):
-        _make_last(world, folder)
+        make_last(world, ["machines", folder, *(f"{folder}/{part}" for part in ("disks", "layers", "firmware", "snapshots"))])
         yield "folders fsynced"
     for name in files.names(folder):
         if name.startswith(".") and name.endswith(".new"):
@@ -49,9 +49,9 @@ def recover(world: World, machine: str) -> Iterator[str]:
     yield "journal cleared"
 
 
-def _make_last(world: World, folder: str) -> None:
-    """A name that a dead verb gave may be seen and not be on the disk: what is built upon it must not outlive it."""
-    for path in ("machines", folder, *(f"{folder}/{part}" for part in ("disks", "layers", "firmware", "snapshots"))):
+def make_last(world: World, folders: list[str]) -> None:
+    """What a dead verb renamed may be seen so and not be so on the disk: what is built upon it would outlive it."""
+    for path in folders:
         if (inode := world.files.find(path)) is not None:
             world.files.fsync(inode)
 

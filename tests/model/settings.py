@@ -151,6 +151,8 @@ def legal(world: World) -> dict[str, Callable[[], Verb]]:
                 found[f"clone {machine} {free}"] = partial(clone, world, machine, free)
         else:
             found[f"suspend {machine}"] = partial(suspend, world, machine)
+            for switched in (False, True):
+                found[f"fail {machine} {switched}"] = partial(failed_snapshot, world, machine, switched=switched)
             if free:
                 found[f"fork {machine} {free}"] = partial(fork_running, world, machine, free)
     return found
