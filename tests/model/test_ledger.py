@@ -7,10 +7,11 @@ of checks.py must hold. That the model can find mistakes is shown by making some
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
@@ -157,7 +158,8 @@ class Life(RuleBasedStateMachine):
             pass
 
 
-def _live_lives(count: int, steps: int) -> None:
+def _live_lives(count: int, steps: int, phases: Sequence[Phase] = tuple(Phase)) -> None:
+    """The same lives each time: a failure is found again."""
     run_state_machine_as_test(
         Life,
         settings=settings(
@@ -166,12 +168,22 @@ def _live_lives(count: int, steps: int) -> None:
             deadline=None,
             suppress_health_check=list(HealthCheck),
             derandomize=True,
+            database=None,
+            phases=phases,
         ),
     )
 
 
 def test_no_life_breaks_a_promise() -> None:
     _live_lives(150, 15)
+
+
+@pytest.mark.parametrize("name", ["a sweep forgets what snapshots name", "an undo that does not ask QEMU"])
+def test_lives_find_mistakes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, function, mistaken in MISTAKES[name][1]:
+        monkeypatch.setattr(module, function, mistaken)
+    with pytest.raises(Violation):
+        _live_lives(400, 30, phases=[Phase.generate])
 
 
 @pytest.mark.full
