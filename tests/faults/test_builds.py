@@ -110,6 +110,19 @@ def test_an_interrupted_build_leaves_nothing_at_once(home: Home, step: str) -> N
     assert left(home) == set()
 
 
+def test_an_interruption_while_the_room_is_cleared_leaves_nothing(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ordinary user may not remove by himself what packages made."""
+
+    def interrupt(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    seen: list[str] = []
+    monkeypatch.setattr("insula.images.room.remove_handed_over", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        build(load_recipe("tiny"), home, Watcher(lambda progress: seen.append(progress.step), lambda: "getting packages" in seen))
+    assert left(home) == set()
+
+
 def test_a_build_told_to_stop_stops_and_the_next_succeeds(home: Home) -> None:
     seen: list[str] = []
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from insula.host.watch import Watch
@@ -14,28 +15,24 @@ from insula.store import names
 
 
 def processes_of(folder: Path) -> dict[str, int]:
-    """The pids of a machine's ``qemu``, ``keeper`` and ``porter``.
+    """The pids of a machine's ``qemu``, ``keeper`` and ``porter``: each has QEMU's words on its command line.
 
-    All three hold files in the machine's folder open or were started by one that does: the keeper and QEMU are found by
-    their descriptors, the porter as the keeper's parent.
+    What they hold open is not asked: of a program that may not be dumped the kernel shows that to root alone.
     """
+    uuid = json.loads((folder / names.RECORD).read_bytes())["identity"]["uuid"].encode()
     found: dict[str, int] = {}
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
         with contextlib.suppress(OSError):
-            if any(str(folder) in target for target in _open_files(entry)):
-                name = (entry / "comm").read_text().strip()
-                found["qemu" if name.startswith("qemu") else "keeper" if "keeper" in name else name] = int(entry.name)
-    if "keeper" in found:
-        found["porter"] = int(Path(f"/proc/{found['keeper']}/stat").read_text().rpartition(")")[2].split()[1])
+            words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
+            if uuid in words and (kind := _kind(words)):
+                found[kind] = int(entry.name)
     return found
 
 
-def _open_files(process: Path) -> Iterator[str]:
-    for link in (process / "fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # it was just closed; the others are open still
-            yield os.readlink(link)
+def _kind(words: list[bytes]) -> str | None:
+    if os.path.basename(words[0]).startswith(b"qemu-system-"):
+        return "qemu"
+    return {b"inner": "keeper", b"porter": "porter"}.get(words[1])
 
 
 def inhabitants(folder: Path) -> list[int]:

@@ -14,7 +14,8 @@ import insula
 from insula.store import events
 from tests.framework.processes import processes_of
 
-pytestmark = [pytest.mark.full, pytest.mark.limit(1200)]
+# Root: what a keeper has open, and its memory, the kernel shows to nobody else.
+pytestmark = [pytest.mark.full, pytest.mark.root, pytest.mark.limit(1200)]
 
 ROUNDS = 30
 EXECS = 200

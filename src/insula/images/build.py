@@ -24,6 +24,7 @@ from typing import Final
 from insula.disks.convert import raw_to_layer
 from insula.errors import HostLacks, UsageError
 from insula.host.files import explain_os_error, free_bytes, fsync_folder, remove_tree
+from insula.host.namespaces import remove_handed_over
 from insula.host.native import native_digest, native_path
 from insula.images.catalogue import Names, build_lock, find_built, images_lock, read_names, sweep, write_names
 from insula.images.layout import Built, guest_digest, sha256
@@ -207,6 +208,7 @@ def _staging(home: Home) -> Iterator[Path]:
     try:
         yield staging
     finally:
+        remove_handed_over(staging / names.BUILD_ROOM)  # it is there when Ctrl-C came while the room was being cleared
         remove_tree(staging)
         os.close(descriptor)
 
