@@ -49,11 +49,13 @@ def name(request: pytest.FixtureRequest, home: Path) -> Iterator[str]:
     _delete(home, chosen)
 
 
-@pytest.fixture(scope="module")
-def shared(home: Path, tiny: str) -> Iterator[str]:
-    """A running tiny machine that the tests of a module share, none of them stopping it."""
-    chosen = f"shared-{next(_numbers)}"
-    insula.connect(home).run(tiny, name=chosen, memory="128M", network="none")
+@pytest.fixture(scope="module", params=["booted", "forked", "restored"])
+def shared(request: pytest.FixtureRequest, home: Path, tiny: str) -> Iterator[str]:
+    """A running tiny machine that the tests of a module share, none of them stopping it; whatever brought it to life."""
+    chosen = f"{request.param}-{next(_numbers)}"
+    machine = insula.connect(home).run(tiny, name=chosen, memory="128M", network="none", cold=request.param == "booted")
+    if request.param == "restored":
+        machine.snapshot("here").restore(keep=False)
     yield chosen
     _delete(home, chosen)
 
