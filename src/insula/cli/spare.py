@@ -58,3 +58,14 @@ def refill(home: Path, origin: str) -> None:
     from insula.model.requests import FillSpares
 
     LocalClient(home).do(FillSpares(origin=origin))
+
+
+@click.command(hidden=True)
+@click.argument("home", type=click.Path(path_type=Path))
+@click.argument("key")
+def rewarm(home: Path, key: str) -> None:
+    """Called behind a command that used a warm state which has become old."""
+    from insula.client.local import LocalClient
+    from insula.model.requests import RefreshWarmState
+
+    LocalClient(home).do(RefreshWarmState(key=key))

@@ -45,7 +45,8 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is asked for. ``boot``: ``disk`` (a machine that boots itself) or ``direct`` (we hand the kernel to QEMU)."""
+    """What is asked for. ``boot``: ``disk`` (a machine that boots itself) or ``direct`` (we hand the kernel to QEMU). ``warm``:
+    whether `run` may fork a state the image has just after boot, so that machines share what is where in memory."""
 
     name: str
     suite: str
@@ -57,6 +58,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: tuple[File, ...] = ()
     commands: tuple[str, ...] = ()
     disk: str = "10G"
+    warm: bool = True
     date: datetime.date = datetime.date(2025, 1, 1)
 
     @property

@@ -285,3 +285,9 @@ class DeleteWarmStates(Request, frozen=True):
     """Delete the warm states of an image, or of all images when ``image`` is empty."""
 
     image: str = ""
+
+
+class RefreshWarmState(Request, frozen=True):
+    """Make the warm state with this key anew, because it has become old."""
+
+    key: str

@@ -54,17 +54,17 @@ def create(context: Context, request: CreateMachine, operation: Operation) -> Ma
     if request.dry_run:
         check_spec(request.spec)
         return _planned(_free_name(context, request.name), request)
-    with created(context, request, operation) as folder:
+    name, image = prepare(context, request, operation)
+    with created(context, request, name, image, operation) as folder:
         return status_of(folder)
 
 
 @contextlib.contextmanager
-def created(context: Context, request: CreateMachine, operation: Operation) -> Iterator[Path]:
-    """Make a machine and hold its lock from its first instant on. Raises as `create`.
+def created(context: Context, request: CreateMachine, name: str, image: Image, operation: Operation) -> Iterator[Path]:
+    """Make the machine that was prepared and hold its lock from its first instant on. Raises as `create`.
 
     An ephemeral machine begins with a journal: until whoever makes it has started it, it goes when he dies.
     """
-    name, image = prepare(context, request, operation)
     with new_machine_folder(context.home, operation.verb) as staged:
         operation.tell("make its disk")
         record = fill(staged, request, image)

@@ -36,6 +36,7 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "SuspendMachine": ("suspend", "suspend", "suspend"),
     "CloneMachine": ("clone", "clone", "clone"),
     "WarmImage": ("warm", "make", "image warm make"),
+    "RefreshWarmState": ("warm", "refresh", "image warm"),
     "ListWarmStates": ("warm", "list_states", "image warm list"),
     "DeleteWarmStates": ("warm", "delete", "image warm delete"),
     "SetSpares": ("spare", "set_count", "spare set"),

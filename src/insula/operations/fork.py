@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -155,6 +155,13 @@ def _make_all(context: Context, request: ForkMachine, wanted: list[str], origin:
         raise
 
 
+class Newborn(NamedTuple):
+    """A fork that runs: its folder, whose lock is ours, and the lease it lives by until that is released."""
+
+    folder: Path
+    lease: Lease
+
+
 @contextlib.contextmanager
 def brought_up(
     context: Context,
@@ -165,15 +172,15 @@ def brought_up(
     *,
     ephemeral: bool = False,
     image: ImageUse | None = None,
-) -> Iterator[tuple[Path, Lease]]:
-    """A new machine that goes on from ``origin``: its folder, whose lock is ours, and the lease it lives by until that is
-    released: none ever goes on as its own twin because a verb died. A spare is taken when there is one."""
+) -> Iterator[Newborn]:
+    """A new machine that goes on from ``origin``; a spare is taken when there is one. It lives by a lease, so that none ever goes
+    on as its own twin because a verb died."""
     with fleeting(ephemeral), taken(context, origin, name, ephemeral=ephemeral, image=image) as spare:
         if spare is not None:
-            yield spare, _set_going(context, spare, origin, operation, timeout, loaded=True)
+            yield Newborn(spare, _set_going(context, spare, origin, operation, timeout, loaded=True))
             return
         with _forked(context, origin, name, operation, ephemeral, image) as folder:
-            yield folder, _set_going(context, folder, origin, operation, timeout, loaded=False)
+            yield Newborn(folder, _set_going(context, folder, origin, operation, timeout, loaded=False))
 
 
 @contextlib.contextmanager

@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from insula.errors import InsulaError, MachineEnded, UsageError
+from insula.errors import DamagedRecord, InsulaError, MachineEnded, UsageError
 from insula.model.requests import CreateMachine, DeleteMachine, ExecMachine, Execution, RunMachine
 from insula.model.spec import check_spec
 from insula.model.status import MachineStatus
@@ -16,7 +16,7 @@ from insula.model.streams import Streams
 from insula.operations.context import Context
 from insula.operations.create import created, prepare
 from insula.operations.delete import delete
-from insula.operations.fork import brought_up
+from insula.operations.fork import Newborn, brought_up
 from insula.operations.hold import status_of
 from insula.operations.lease import Lease, take_lease
 from insula.operations.operation import Operation
@@ -28,6 +28,8 @@ from insula.store.machines import ImageUse, read_machine
 if TYPE_CHECKING:
     from insula.guest.execute import ExitStatus
     from insula.images.record import Image
+
+_TRIES: Final = 2
 
 
 @dataclass
@@ -75,19 +77,32 @@ def run(
 def _born(context: Context, request: RunMachine, operation: Operation) -> Iterator[tuple[Path, Callable[[], Lease | None]]]:
     """A new machine whose lock is ours, and what starts it: a fork of its image's warm state runs already."""
     creation = CreateMachine(image=request.image, name=request.name, spec=request.spec, ephemeral=request.ephemeral)
-    origin = None
-    if not request.cold and context.engine.features.save:
-        name, image = prepare(context, creation, operation)
-        origin = _warm(context, request, image, operation)
-    if origin is None:
-        with created(context, creation, operation) as folder:
+    name, image = prepare(context, creation, operation)
+    with contextlib.ExitStack() as stack:
+        warm = _fork(context, request, name, image, operation, stack)
+        if warm is None:
+            folder = stack.enter_context(created(context, creation, name, image, operation))
             yield folder, lambda: _boot(context, request, folder, operation)
-        return
-    use = ImageUse(name=request.image, digest=origin.record.image.digest)
-    how = brought_up(context, origin, name, operation, request.timeout, ephemeral=request.ephemeral, image=use)
-    with how as (folder, lease):
-        yield folder, lambda: _keep(request, lease)
-    refill_behind(context, origin.record.id)
+        else:
+            yield warm.folder, lambda: _keep(request, warm.lease)
+
+
+def _fork(
+    context: Context, request: RunMachine, name: str, image: Image, operation: Operation, stack: contextlib.ExitStack
+) -> Newborn | None:
+    """A fork of the image's warm state, on ``stack``; None when it is to boot."""
+    if request.cold or context.cold or not image.record.recipe.warm or not context.engine.features.save:
+        return None
+    use = ImageUse(name=request.image, digest=image.digest)
+    for _ in range(_TRIES):
+        origin = _warm(context, request, image, operation)
+        if origin is None:
+            return None
+        stack.callback(refill_behind, context, origin.record.id)
+        with contextlib.suppress(DamagedRecord):  # it was replaced by a younger one while we linked its files
+            how = brought_up(context, origin, name, operation, request.timeout, ephemeral=request.ephemeral, image=use)
+            return stack.enter_context(how)
+    return None
 
 
 def _keep(request: RunMachine, lease: Lease) -> Lease | None:

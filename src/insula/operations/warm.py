@@ -19,8 +19,10 @@ import msgspec
 from insula.disks.verify import ensure_sums
 from insula.errors import InsulaError
 from insula.host.files import own_usage
+from insula.host.process import spawn
+from insula.host.program import own_command
 from insula.model.identity import new_identity
-from insula.model.requests import CreateMachine, DeleteWarmStates, ListWarmStates, WarmImage
+from insula.model.requests import CreateMachine, DeleteWarmStates, ListWarmStates, RefreshWarmState, WarmImage
 from insula.model.spec import MachineSpec, check_spec
 from insula.model.status import WarmStatus
 from insula.operations import journal
@@ -49,6 +51,7 @@ _VERSION: Final = 1
 DAY: Final = 86400.0
 # A state's programs were started that long ago: what they read then (certificates, leases, time zones) grows old with them.
 MAX_AGE: Final = 30 * DAY
+REFRESH_AGE: Final = 7 * DAY  # it is made anew behind a command that used it
 _BOOT: Final = 300.0
 # A guest is idle when it took less than this share of a CPU for so long; one that never is, is taken as it is after a while.
 _IDLE_SHARE: Final = 0.2
@@ -80,7 +83,20 @@ def warm_origin(context: Context, name: str, image: Image, spec: MachineSpec, op
     if record is None:
         operation.tell("boot once, to keep the state: later machines of this image and shape fork it")
         record = _boot_and_keep(context, name, image, spec, key, operation, refresh=False)
+    elif time.time() - record.created > REFRESH_AGE:
+        words = own_command("_warm", str(context.home.root), key)
+        spawn(["nice", "-n", "10", *words], detached=True)
     return Origin(context.home.warm / key, warm_snapshot(context.home.warm / key), record)
+
+
+def refresh(context: Context, request: RefreshWarmState, operation: Operation) -> None:
+    """Make a state anew, unless somebody just did; until then the old one is used."""
+    from insula.images.catalogue import find
+
+    record = _usable(context, request.key)
+    image = find(context.home, record.image.digest) if record is not None else None
+    if record is not None and image is not None and time.time() - record.created > REFRESH_AGE:
+        _boot_and_keep(context, record.image.name, image, record.spec, request.key, operation, refresh=True)
 
 
 def key_of(context: Context, image: Image, spec: MachineSpec) -> str:
