@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from insula.disks.layers import LAYER_MODE
 from insula.errors import ChildFailed, HostLacks
 from insula.host.process import run
+from insula.store import names
 
 
 def raw_to_layer(raw: Path, layer: Path) -> None:
@@ -25,7 +25,7 @@ def raw_to_layer(raw: Path, layer: Path) -> None:
                 f"no space left on the disk that holds {layer.parent}", code="no_space", hint="free some space"
             ) from cause
         raise
-    layer.chmod(LAYER_MODE)
+    layer.chmod(names.LAYER_MODE)
     descriptor = os.open(layer, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

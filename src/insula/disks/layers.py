@@ -12,8 +12,8 @@ from typing import Final
 
 from insula.errors import DamagedRecord
 from insula.host.files import explain_os_error, fsync, fsync_folder
+from insula.store import names
 
-LAYER_MODE: Final = 0o444
 _FICLONE: Final = 0x40049409  # linux/fs.h: share all blocks of another file, where the file system can
 
 
@@ -56,7 +56,7 @@ def _copy(source: Path, target: Path) -> None:
             except OSError:
                 shutil.copyfileobj(reader, writer, 1 << 20)
             writer.flush()
-            os.fchmod(writer.fileno(), LAYER_MODE)
+            os.fchmod(writer.fileno(), names.LAYER_MODE)
             fsync(writer.fileno())
     except BaseException as cause:
         with contextlib.suppress(FileNotFoundError):

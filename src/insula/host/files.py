@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -30,6 +31,15 @@ def fsync(descriptor: int) -> None:
     """Return when what was written is on the disk, unless it is `fleeting`."""
     if not _FLEETING.get():
         os.fsync(descriptor)
+
+
+def fsync_file(path: Path) -> None:
+    """As `fsync`, for a regular file by its name; never follows a link."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -60,6 +70,11 @@ def write_atomic(path: Path, content: bytes, mode: int = 0o600) -> None:
         fsync_folder(path.parent)
     except OSError as cause:
         raise explain_os_error(cause, path) from cause
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file called so is what a `write_atomic` that died left behind."""
+    return re.fullmatch(r"\.[^/]+\.[0-9a-f]{8}", name) is not None
 
 
 def explain_os_error(cause: OSError, path: Path) -> Exception:

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from insula.disks.layers import LAYER_MODE, link_layer
+from insula.disks.layers import link_layer
 from insula.disks.overlays import create_overlay
 from insula.errors import InsulaError, MachineEnded
-from insula.host.files import fsync, fsync_folder, remove_tree
+from insula.host.files import fsync_file, fsync_folder, remove_tree
 from insula.model.status import State
 from insula.operations import journal
 from insula.operations.context import Context
@@ -57,9 +57,10 @@ def captured(
 ) -> Iterator[Captured]:
     """Take the state of the machine whose lock the caller holds. What is not given a name by the end of the context is removed.
 
-    With ``go_on`` false a running guest is left standing, and goes on when the context fails. ``lasting``: false for a state that
-    nobody keeps: it is neither summed nor made sure to be on the disk. When this fails the machine is as it was, but perhaps
-    for one layer more. Raises HostLacks (``no_space``), MachineEnded, InsulaError.
+    With ``go_on`` false a running guest is left standing, and goes on when the context fails. ``lasting``: false for a state
+    that nobody keeps: it is neither summed nor made sure to be on the disk, but for the layers, on which machines will rest.
+    When this fails the machine is as it was, but perhaps for one layer more. Raises HostLacks (``no_space``), MachineEnded,
+    InsulaError.
     """
     folder, former = held.folder, held.record
     journal.note(folder, operation.verb, "take its state")
@@ -166,9 +167,13 @@ def _copy_variables(folder: Path, record: MachineRecord, staged: Path) -> None:
 
 
 def _freeze(folder: Path, former: MachineRecord, record: MachineRecord) -> None:
-    """The former heads are layers now: nobody writes them, and they have one name in this folder."""
+    """The former heads are layers now: nobody writes them, and they have one name in this folder.
+
+    Their content is on the disk before their mode says so: a QEMU that died, or ran unsafe, flushed nothing.
+    """
     for old, new in zip(former.disks, record.disks, strict=True):
-        (folder / new.layers[-1]).chmod(LAYER_MODE)
+        fsync_file(folder / new.layers[-1])
+        (folder / new.layers[-1]).chmod(names.LAYER_MODE)
         with contextlib.suppress(FileNotFoundError):
             (folder / old.head).unlink()
 
@@ -222,11 +227,9 @@ def _sums(folder: Path, record: MachineRecord, staged: Path) -> dict[str, FileSu
     known = read_stamps(folder / names.VERIFIED_LAYERS)
     stamps = {}
     for entry in sorted(staged.iterdir()):
-        _fsync(entry)
+        fsync_file(entry)
         stamps[entry.name] = stamp_file(entry, sparse=entry.name == names.MEMORY)
     fsync_folder(staged)
-    for disk in record.disks:
-        _fsync(folder / disk.layers[-1])
     layers = [layer for disk in record.disks for layer in disk.layers]
     for path in (*layers, record.boot.kernel, record.boot.initrd):
         if path is not None:
@@ -240,11 +243,3 @@ def _stamp(path: Path, known: Stamp | None, expected: FileSum | None) -> Stamp:
     if known is not None and expected is not None and is_as_stamped(path, known, expected):
         return known
     return stamp_file(path)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -56,6 +56,7 @@ def create(context: Context, request: CreateMachine, operation: Operation) -> Ma
         return _planned(_free_name(context, request.name), request)
     name, image = prepare(context, request, operation)
     with created(context, request, name, image, operation) as folder:
+        journal.clear(folder)
         return status_of(folder)
 
 
@@ -68,8 +69,7 @@ def created(context: Context, request: CreateMachine, name: str, image: Image, o
     with new_machine_folder(context.home, operation.verb) as staged:
         operation.tell("make its disk")
         record = fill(staged, request, image)
-        if request.ephemeral:
-            journal.note(staged, "create", "give it its name")
+        journal.note(staged, "create", "give it its name")
         operation.tell("give it its name")
         with own_identity(context.home) as identity:
             write_machine(staged, msgspec.structs.replace(record, id=identity.uuid, identity=identity))

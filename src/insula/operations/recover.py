@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from insula.errors import InsulaError, NotFound
-from insula.host.files import remove_tree
+from insula.host.files import fsync_folder, is_temporary, remove_tree
 from insula.model.requests import SettleMachine
 from insula.model.status import State
 from insula.operations import journal
@@ -28,6 +28,7 @@ from insula.store.snapshots import finish_publishing, sweep_snapshots
 # Verbs that bring a machine to life: an ephemeral one whose verb died meanwhile is nobody's.
 _BIRTHS: Final = frozenset({"create", "start", "fork"})
 _PATIENCE: Final = 120.0
+_PLACES: Final = (names.SNAPSHOTS, names.DISKS, names.LAYERS, names.FIRMWARE)
 
 
 def settle(context: Context, request: SettleMachine, operation: Operation) -> None:
@@ -53,6 +54,8 @@ def recover(context: Context, folder: Path) -> bool:
     if entry is not None and entry.verb in _BIRTHS and is_ephemeral(folder):
         _discard(context.home, folder)
         return False
+    if entry is not None:
+        _make_sure(folder)
     _end_next(folder)
     if not settle_locked(context.home, folder):
         return False
@@ -81,6 +84,13 @@ def sweep(context: Context) -> None:
             # Busy: its verb is at work, not dead.
             with contextlib.suppress(InsulaError), machine_lock(folder / names.LOCK, name, "recover"):
                 recover(context, folder)
+
+
+def _make_sure(folder: Path) -> None:
+    """A dead verb may have been killed between giving a name and making sure of it; what is built on it must not outlive it."""
+    for path in (folder.parent, folder, *(folder / name for name in _PLACES)):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            fsync_folder(path)
 
 
 def _discard(home: Home, folder: Path) -> None:
@@ -115,6 +125,9 @@ def _rejoin(context: Context, folder: Path) -> None:
 def _sweep_files(folder: Path) -> None:
     with contextlib.suppress(InsulaError, FileNotFoundError):
         sweep_snapshots(folder, read_machine(folder))
+    for temporary in folder.iterdir():
+        if is_temporary(temporary.name):
+            temporary.unlink(missing_ok=True)
 
 
 def _finish_start(folder: Path) -> bool:

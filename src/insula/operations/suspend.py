@@ -15,7 +15,7 @@ import msgspec
 
 from insula.disks.verify import ensure_sums
 from insula.errors import DamagedRecord, InsulaError, WrongState
-from insula.host.files import fsync_folder, remove_tree
+from insula.host.files import fsync_file, fsync_folder, remove_tree
 from insula.model.requests import SuspendMachine
 from insula.model.status import MachineStatus
 from insula.operations import journal
@@ -30,7 +30,7 @@ from insula.operations.stop import pull_plug
 from insula.store import names
 from insula.store.events import append_event
 from insula.store.machines import MachineRecord
-from insula.store.snapshots import PUBLISH, SnapshotRecord, complete_snapshot, finish_publishing, read_snapshot
+from insula.store.snapshots import PUBLISH, SnapshotRecord, complete_snapshot, finish_publishing, read_snapshot, sweep_snapshots
 
 _OBEDIENCE = 8.0
 
@@ -50,6 +50,8 @@ def suspend(context: Context, request: SuspendMachine, operation: Operation) -> 
             _complete(state)
             operation.tell("end QEMU")
             end_quietly(held.folder)
+            if (held.folder / held.record.variables).exists():
+                fsync_file(held.folder / held.record.variables)
             journal.note(held.folder, "suspend", PUBLISH)
             settle_locked(context.home, held.folder)
             finish_publishing(held.folder, "suspend", PUBLISH)
@@ -97,6 +99,7 @@ def wake(context: Context, folder: Path, record: MachineRecord, operation: Opera
         append_event(folder, "started", way="suspended")
         awaken(context, folder, record, timeout)
     remove_tree(gone)
+    sweep_snapshots(folder, record)
     journal.clear(folder)
 
 
@@ -109,8 +112,8 @@ def give_up(folder: Path) -> Path:
 
 
 def _check(context: Context, folder: Path, record: MachineRecord, state: SnapshotRecord) -> None:
-    ours = [(disk.name, disk.layers, disk.head) for disk in record.disks]
-    if ours != [(disk.name, disk.layers, disk.head) for disk in state.disks]:
+    # By the heads alone: layers may have been merged since.
+    if [(disk.name, disk.head) for disk in record.disks] != [(disk.name, disk.head) for disk in state.disks]:
         raise DamagedRecord(
             f"the memory that {folder.name} was suspended with does not belong to its disks",
             code="suspended_stale",

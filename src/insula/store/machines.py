@@ -16,7 +16,7 @@ import msgspec
 
 from insula.errors import AlreadyExists, DamagedRecord, NotFound
 from insula.host.files import fsync_folder, remove_tree
-from insula.model.identity import Identity
+from insula.model.identity import Identity, Renewal
 from insula.model.names import LONGEST_SHOWN, nearest
 from insula.model.spec import MachineSpec
 from insula.model.text import clean
@@ -76,6 +76,7 @@ class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``sums``: what each immutable file of the machine (path relative to its folder) must be. Version 1 did not have it.
     ``variables``: the file of its UEFI variables. ``parent``: the id of the snapshot its present state descends from.
+    ``renewed``: of a fork, what was made new in it.
     """
 
     version: int
@@ -93,6 +94,7 @@ class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sums: dict[str, FileSum] = {}
     variables: str = f"{names.FIRMWARE}/{names.VARIABLES}"
     parent: str | None = None
+    renewed: Renewal | None = None
 
 
 def machine_folder(home: Home, name: str) -> Path:
@@ -245,7 +247,10 @@ def sweep_machines(home: Home) -> list[str]:
     """Remove what dead commands left half-made or half-deleted; returns the names of the folders removed."""
     removed = []
     with contextlib.suppress(FileNotFoundError), os.scandir(home.machines) as entries:
-        for entry in list(entries):
+        found = [entry for entry in entries if entry.name.startswith((names.GONE_PREFIX, names.NEW_PREFIX))]
+        if found:  # or a power cut could bring back the name of a machine that is half deleted
+            fsync_folder(home.machines)
+        for entry in found:
             if entry.name.startswith(names.GONE_PREFIX):
                 remove_tree(Path(entry.path))
                 removed.append(entry.name)

@@ -78,6 +78,8 @@ ON_COPY: Final[dict[str, OnCopy]] = {
     ORIGIN: OnCopy.SKIP,
 }
 
+LAYER_MODE: Final = 0o444  # of a layer whose content is on the disk for good
+
 # -- a snapshot's folder ---------------------------------------------------------------------------------------------------
 SNAPSHOT_RECORD: Final = "snapshot.json"
 MEMORY: Final = "memory"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -179,12 +180,27 @@ def sweep_snapshots(machine: Path, record: MachineRecord) -> None:
             needed |= snapshot_layers(read_snapshot(machine / names.SUSPENDED))
     except (InsulaError, OSError):
         return
+    fsync_folder(machine)  # what is removed now must not be named by a record that a power cut brings back
+    for path in needed_layers(record):
+        settle_layer(machine / path)
     for folder in (names.LAYERS, names.DISKS, names.FIRMWARE):
         with contextlib.suppress(FileNotFoundError), os.scandir(machine / folder) as entries:
             for entry in list(entries):
                 if f"{folder}/{entry.name}" not in needed and entry.is_file(follow_symlinks=False):
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(entry.path)
+
+
+def settle_layer(path: Path) -> None:
+    """Make sure of a layer that was a head until its verb died: its content first, then the mode that says so."""
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_IMODE(path.lstat().st_mode) != names.LAYER_MODE:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                os.fsync(descriptor)
+                os.fchmod(descriptor, names.LAYER_MODE)
+            finally:
+                os.close(descriptor)
 
 
 def needed_layers(record: MachineRecord) -> set[str]:
