@@ -2,7 +2,8 @@
 
 Nothing a jailed process says is asked or believed. The porter stands outside the jail and is subreaper, so all of the machine
 stays below it, and its own words (proc(5), ``cmdline``) say which machine it is for. Should the porter have been killed,
-the jailed are those in another pid namespace who hold files of the machine's folder open.
+the jailed are those in another pid namespace who hold files of the machine's folder open. What a keeper holds, the kernel shows
+to root alone: an ordinary user's keeper is known by its words as well, and one that lies about them ends nobody but itself.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ def inhabitants(folder: Path, machine_id: str) -> dict[int, str]:
     ``machine_id`` may be empty when nobody knows it any more; then only who holds files of ``folder`` is found.
     """
     parents = {pid: _parent(pid) for pid in _pids()}
-    found = {pid for pid in parents if machine_id and _is_porter(pid, machine_id)}
+    found = {pid for pid in parents if machine_id and _is_keeper(pid, b"porter", machine_id)}
     porters = set(found)
     while more := {pid for pid, parent in parents.items() if parent in found and pid not in found}:
         found |= more
-    found = (found - porters) or {pid for pid in parents if _holds(pid, folder)}
+    found -= porters
+    if not found:
+        found = {pid for pid in parents if _holds(pid, folder) or (machine_id and _is_keeper(pid, b"inner", machine_id))}
     return {pid: _name(pid) for pid in sorted(found)}
 
 
@@ -68,13 +71,20 @@ def _pids() -> list[int]:
     return [int(name) for name in os.listdir(_PROC) if name.isdecimal()]
 
 
-def _is_porter(pid: int, machine_id: str) -> bool:
+def _is_keeper(pid: int, half: bytes, machine_id: str) -> bool:
+    """Whether it runs as us and says it is that half of the machine's keeper: ``porter`` or ``inner``."""
     with contextlib.suppress(OSError):
         entry = _PROC / str(pid)
         words = (entry / "cmdline").read_bytes().split(b"\0")
-        ours = entry.stat().st_uid == os.geteuid()
-        return ours and words[0].endswith(b"insula-keeper") and words[1:2] == [b"porter"] and os.fsencode(machine_id) in words
+        named = words[0].endswith(b"insula-keeper") and words[1:2] == [half] and os.fsencode(machine_id) in words
+        return named and _user(entry) == os.geteuid()
     return False
+
+
+def _user(entry: Path) -> int:
+    """Its effective user. Format: proc(5), status; the folder of one that may not be dumped belongs to root whoever it is."""
+    lines = (entry / "status").read_text(errors="replace").splitlines()
+    return next(int(line.split()[2]) for line in lines if line.startswith("Uid:"))
 
 
 def _parent(pid: int) -> int:
