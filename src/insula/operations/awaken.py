@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from insula.guest.wire import Fields
 
 _HOOKS_TIME: Final = 30.0
+_NAMELESS: Final = "spare"
 # What a fork should have new; see model/identity.py.
 _PARTS: Final = ("entropy", "connections", "clock", "timers", "machine-id", "hostname", "network")
 
@@ -57,6 +58,18 @@ def awaken(context: Context, folder: Path, record: MachineRecord, timeout: float
     write_machine(folder, _with(record, renewal))
 
 
+def rehearse(context: Context, folder: Path, record: MachineRecord, timeout: float, former: Identity) -> None:
+    """Let a loaded fork come to itself and stand again, before it has a name: when it gets one, what remains to be done was done
+    once before, so that an emulated guest's code for it is translated and in its caches. Hooks are left for then.
+
+    Raises as `awaken`.
+    """
+    if record.boot.agent:
+        _become(context, folder, record, timeout, former, rehearsal=True)
+        context.engine.pause(folder / names.RUN)
+        context.engine.set_links(folder / names.RUN, False)
+
+
 def _with(record: MachineRecord, renewal: Renewal) -> MachineRecord:
     from msgspec.structs import replace
 
@@ -78,7 +91,9 @@ def _go_on(context: Context, folder: Path, record: MachineRecord, timeout: float
         _renew(link, hello, guest_identity(folder.name, record) if renamed else None)
 
 
-def _become(context: Context, folder: Path, record: MachineRecord, timeout: float, former: Identity) -> Renewal:
+def _become(
+    context: Context, folder: Path, record: MachineRecord, timeout: float, former: Identity, *, rehearsal: bool = False
+) -> Renewal:
     from insula.guest.keeper import hold
     from insula.guest.link import open_link
 
@@ -92,8 +107,9 @@ def _become(context: Context, folder: Path, record: MachineRecord, timeout: floa
             return Renewal(["generation"], dict.fromkeys(_PARTS, "the guest has no agent"))
         key = _host_key(folder, record, KEY_TYPE)  # while the guest comes to itself
         hello = _wait(link, folder.name, timeout)
-        identity = guest_identity(folder.name, record, former, key)
-        renewed = _renew(link, hello, identity, hello.text("hostname"), min(deadline - time.monotonic(), _HOOKS_TIME))
+        identity = guest_identity(_NAMELESS if rehearsal else folder.name, record, former, key)
+        hooks = 0.0 if rehearsal else min(deadline - time.monotonic(), _HOOKS_TIME)
+        renewed = _renew(link, hello, identity, hello.text("hostname"), hooks)
         context.engine.set_links(run, True)
     return _complete(folder, record, renewed)
 

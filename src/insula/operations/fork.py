@@ -207,7 +207,7 @@ def _title(context: Context, origin: Origin) -> str:
 
 
 def _set_going(context: Context, folder: Path, origin: Origin, operation: Operation, timeout: float, *, loaded: bool) -> Lease:
-    """Load a fork's state, unless that is done, and let it go on as somebody else."""
+    """Load a fork's state and let it go on as somebody else; a spare is loaded, and somebody else, already."""
     record, state = read_machine(folder), origin.record
     assert state.memory is not None
     append_event(folder, "forked", origin=_title(context, origin), snapshot=state.id)
@@ -220,7 +220,7 @@ def _set_going(context: Context, folder: Path, origin: Origin, operation: Operat
         lease = take_lease(folder)
         append_event(folder, "started", way="fork")
         steps.begin("tell the guest who it is")
-        awaken(context, folder, record, timeout, state.identity)
+        awaken(context, folder, record, timeout, record.identity if loaded else state.identity)
     journal.clear(folder)
     return lease
 

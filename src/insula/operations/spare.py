@@ -24,7 +24,7 @@ from insula.model.names import split_snapshot
 from insula.model.requests import FillSpares, ListSpares, SetSpares
 from insula.model.status import SpareStatus
 from insula.operations import journal
-from insula.operations.awaken import load
+from insula.operations.awaken import load, rehearse
 from insula.operations.context import Context
 from insula.operations.identities import own_identity
 from insula.operations.lease import take_lease
@@ -48,6 +48,7 @@ from insula.store.spares import (
 MOST: Final = 64
 _VERSION: Final = 1
 _POLITE: Final = "10"
+_PATIENCE: Final = 60.0  # seconds for a guest to come to itself
 
 
 def set_count(context: Context, request: SetSpares, operation: Operation) -> SpareStatus:
@@ -108,7 +109,7 @@ def _make(context: Context, origin: Origin) -> None:
         load(context, staged, record, staged / names.ORIGIN, origin.record.memory)
         lease = take_lease(staged)  # until it has its place: nobody would find it where it is
         remove_tree(staged / names.ORIGIN)
-        context.engine.set_links(staged / names.RUN, False)
+        rehearse(context, staged, record, _PATIENCE, origin.record.identity)
         staged.rename(context.home.spares / origin.record.id / secrets.token_hex(8))
         lease.release()
 
