@@ -10,14 +10,15 @@ import click
 from insula.cli.render import ProgressLine, print_json
 from insula.client.local import LocalClient
 from insula.errors import InsulaError
-from insula.model.requests import BuildImage, CreateMachine, Request, RestartMachine, StartMachine, WarmImage
+from insula.model.requests import BuildImage, CreateMachine, ImportSnapshot, Request, RestartMachine, StartMachine, WarmImage
 from insula.operations.dispatch import begin
 
 if TYPE_CHECKING:
     from insula.model.spec import MachineSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
-_NEED_PACKAGES = (BuildImage, CreateMachine, RestartMachine, StartMachine, WarmImage)  # all others work with what runs already
+# All others work with what runs already.
+_NEED_PACKAGES = (BuildImage, CreateMachine, ImportSnapshot, RestartMachine, StartMachine, WarmImage)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; errors become one JSON line on standard error.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Do not tell what is being done.")

@@ -18,6 +18,7 @@ _NEEDS: Final[dict[type[requests.Request], tuple[Purpose, ...]]] = {
     requests.BuildImage: (Purpose.MACHINE, Purpose.IMAGE),
     requests.WarmImage: (Purpose.MACHINE, Purpose.IMAGE),
     requests.StartMachine: (Purpose.MACHINE,),
+    requests.ImportSnapshot: (Purpose.MACHINE,),
     requests.RestartMachine: (Purpose.MACHINE,),
 }
 

@@ -13,7 +13,15 @@ from insula.cli.render import age, print_json, print_pairs, print_table
 from insula.cli.values import later
 from insula.errors import UsageError
 from insula.model.names import split_snapshot
-from insula.model.requests import CreateSnapshot, DeleteSnapshot, ListSnapshots, RestoreSnapshot, ShowSnapshot
+from insula.model.requests import (
+    CreateSnapshot,
+    DeleteSnapshot,
+    ExportSnapshot,
+    ImportSnapshot,
+    ListSnapshots,
+    RestoreSnapshot,
+    ShowSnapshot,
+)
 from insula.model.units import format_size
 
 if TYPE_CHECKING:
@@ -159,3 +167,61 @@ def restore(name: str, discard: bool, quiet: bool, as_json: bool) -> None:
 def delete(names: tuple[str, ...], quiet: bool, as_json: bool) -> int:
     """Delete snapshots. Machines forked from them, and the snapshots below them, keep what they need."""
     return perform_each(names, lambda name: DeleteSnapshot(**_of(name)), as_json, quiet, "deleted")
+
+
+_PASSPHRASE_FILE = click.option(
+    "--passphrase-file",
+    metavar="FILE",
+    help="Read the passphrase from FILE (its first line); /dev/fd/N is descriptor N.",
+)
+
+
+@snapshot.command(
+    short_help="Write a snapshot to one file, for another computer.",
+    epilog="Examples: insula snapshot export web@before web.snapshot  |  insula snapshot export --encrypt web@before -",
+)
+@click.option("--encrypt", is_flag=True, help="Encrypt it with a passphrase, asked on the terminal without --passphrase-file.")
+@_PASSPHRASE_FILE
+@quiet_option
+@json_option
+@click.argument("name", metavar="NAME@SNAP", shell_complete=later("snapshots"))
+@click.argument("file", metavar="FILE")
+def export(name: str, file: str, encrypt: bool, passphrase_file: str | None, quiet: bool, as_json: bool) -> None:
+    """Write a snapshot, memory included (so also keys and passwords the guest held there), to FILE (`-`: standard output)."""
+    from insula.cli.passphrase import new_passphrase
+    from insula.client.parcels import outgoing
+    from insula.model.transfer import Transfer
+
+    passphrase = new_passphrase(passphrase_file) if encrypt or passphrase_file is not None else None
+    with outgoing(file) as stream:
+        done = perform(ExportSnapshot(**_of(name)), quiet or as_json, Transfer(stream, passphrase))
+    if as_json:
+        print_json(done)
+    elif not quiet and file != "-":
+        click.echo(f"{name} is in {file}{', encrypted' if done.encrypted else ''}")
+
+
+@snapshot.command(
+    "import",
+    short_help="Take in a snapshot that was exported.",
+    epilog="Examples: insula snapshot import web.snapshot web  |  insula snapshot import - web@moved < web.snapshot",
+)
+@_PASSPHRASE_FILE
+@quiet_option
+@json_option
+@click.argument("file", metavar="FILE")
+@click.argument("name", metavar="NAME[@SNAP]", shell_complete=later("machines"))
+def import_(file: str, name: str, passphrase_file: str | None, quiet: bool, as_json: bool) -> None:
+    """Take in an exported snapshot from FILE (`-`: standard input) as one of machine NAME, made stopped if there is none."""
+    from insula.cli.passphrase import known_passphrase
+    from insula.client.parcels import incoming
+    from insula.model.transfer import Transfer
+
+    machine, chosen = split_snapshot(name)
+    with incoming(file) as stream:
+        transfer = Transfer(stream, known_passphrase(passphrase_file))
+        taken = perform(ImportSnapshot(name=machine, snapshot=chosen), quiet or as_json, transfer)
+    if as_json:
+        print_json(taken)
+    elif not quiet:
+        click.echo(f"{taken.machine}@{taken.name}")

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from insula.client.local import LocalClient
 from insula.errors import GuestError, NotFound
@@ -274,6 +274,17 @@ class Snapshot:
     ) -> list[Machine]:
         """Make ``count`` running machines that go on from it. Arguments and errors as for `Machine.fork`."""
         return self.machine._fork(self.name, count, name, timeout, progress)
+
+    def export(self, file: str | Path | BinaryIO, *, passphrase: str | bytes | None = None) -> None:
+        """Write it, memory included, to a new file (or an open one), for `Insula.import_snapshot`; encrypted with a passphrase.
+
+        Raises AlreadyExists (``file_exists``), DamagedRecord, Busy, HostLacks (``no_space``).
+        """
+        from insula.client.parcels import outgoing, transfer
+
+        with outgoing(file) as stream:
+            request = requests.ExportSnapshot(name=self.machine.name, snapshot=self.name)
+            self.machine._client.do(request, transfer(stream, passphrase))
 
     def delete(self) -> None:
         """Delete it. Machines forked from it, and later snapshots, keep what they need."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, BinaryIO, TypedDict, Unpack
 
 from insula.client.local import LocalClient
 from insula.client.machine import ExecResult, Machine, Snapshot
@@ -98,6 +98,27 @@ class Insula:
         """All images, and the built-in recipes that are not built yet (their digest is empty)."""
         images: builtins.list[ImageStatus] = self.client.do(requests.ListImages())
         return images
+
+    def import_snapshot(
+        self,
+        file: str | Path | BinaryIO,
+        name: str,
+        *,
+        snapshot: str = "",
+        passphrase: str | bytes | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Snapshot:
+        """Take in what `Snapshot.export` wrote as a snapshot of the machine ``name``, made stopped if there is none.
+
+        Raises DamagedRecord (the file), UsageError (``passphrase_needed``, ``wrong_passphrase``), HostLacks
+        (``snapshot_not_loadable``, ``no_space``), AlreadyExists, WrongState (``snapshot_does_not_fit``).
+        """
+        from insula.client.parcels import incoming, transfer
+
+        with incoming(file) as stream:
+            request = requests.ImportSnapshot(name=name, snapshot=snapshot)
+            status = self.client.do(request, transfer(stream, passphrase), listener=progress)
+        return Snapshot(Machine(self.client, status.machine), status.name)
 
     def warm(self, image: str, *, refresh: bool = False, **shape: Unpack[Shape]) -> WarmStatus:
         """Keep the state ``image`` has just after boot, ahead of the first `run` of this shape; ``refresh`` makes it anew."""

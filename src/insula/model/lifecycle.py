@@ -23,6 +23,8 @@ _ALLOWED: Final[dict[str, frozenset[State]]] = {
     "restore": frozenset({State.STOPPED, State.SUSPENDED, State.STARTING, State.RUNNING, State.PAUSED}),
     "fork": frozenset({State.RUNNING, State.PAUSED}),
     "fork snapshot": frozenset({State.STOPPED, State.SUSPENDED, State.STARTING, State.RUNNING, State.PAUSED}),
+    "export": frozenset({State.STOPPED, State.SUSPENDED, State.STARTING, State.RUNNING, State.PAUSED}),
+    "import": frozenset({State.STOPPED, State.SUSPENDED, State.STARTING, State.RUNNING, State.PAUSED}),
     "suspend": frozenset({State.RUNNING, State.PAUSED}),
     "clone": frozenset({State.STOPPED}),
 }

@@ -200,6 +200,21 @@ class DeleteSnapshot(Request, frozen=True):
     snapshot: str
 
 
+class ExportSnapshot(Request, frozen=True):
+    """Write a snapshot, memory included, to the file that flows beside (model/transfer.py), sealed if that knows a passphrase."""
+
+    name: str
+    snapshot: str
+
+
+class ImportSnapshot(Request, frozen=True):
+    """Take in the snapshot that flows beside as one of the machine ``name``, which is made if there is none. An empty
+    ``snapshot``: under the name it had."""
+
+    name: str
+    snapshot: str = ""
+
+
 class ForkMachine(Request, frozen=True):
     """Make ``count`` running machines from a snapshot, or from a running machine as it is now (``snapshot`` empty).
 

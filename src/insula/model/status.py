@@ -115,6 +115,15 @@ class SnapshotDetails(msgspec.Struct, frozen=True):
     accelerator: str
 
 
+class ExportStatus(msgspec.Struct, frozen=True):
+    """A snapshot that was exported; ``data`` are the bytes of its files, holes aside."""
+
+    machine: str
+    name: str
+    data: int
+    encrypted: bool
+
+
 class WarmStatus(msgspec.Struct, frozen=True):
     """A warm state: an image just after boot. ``age`` in seconds, ``size`` in bytes; ``stale``: why it is not used any more."""
 

@@ -182,7 +182,7 @@ def _describe(
     held: Held, record: MachineRecord, saved: Saved | None, staged: Path, description: str, lasting: bool
 ) -> SnapshotRecord:
     identifier = str(uuid.uuid4())
-    _protect(staged, identifier)
+    protect(staged, identifier)
     sums = _sums(held.folder, record, staged) if lasting else {}
     return SnapshotRecord(
         version=SNAPSHOT_VERSION,
@@ -209,7 +209,7 @@ def _state(state: State) -> Literal["running", "paused", "stopped"]:
     return "paused" if state is State.PAUSED else "running"
 
 
-def _protect(staged: Path, identifier: str) -> None:
+def protect(staged: Path, identifier: str) -> None:
     """Nobody writes these files again, and no other machine than those that load them may read them."""
     from insula.isolation.uids import jail_ids
 

@@ -32,6 +32,8 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "ShowSnapshot": ("snapshot", "show", "snapshot show"),
     "DeleteSnapshot": ("snapshot", "delete", "snapshot delete"),
     "RestoreSnapshot": ("restore", "restore", "restore"),
+    "ExportSnapshot": ("export", "export", "snapshot export"),
+    "ImportSnapshot": ("importing", "import_snapshot", "snapshot import"),
     "ForkMachine": ("fork", "fork", "fork"),
     "SuspendMachine": ("suspend", "suspend", "suspend"),
     "CloneMachine": ("clone", "clone", "clone"),

@@ -125,7 +125,9 @@ def _exchange(
         append_event(folder, "started", way="restored")
         if state.state == "running":
             operation.tell("let it go on")
-            awaken(context, folder, record, _ANSWER)
+            # A snapshot that came from elsewhere may be of a machine that is another one here.
+            former = state.identity if state.identity.uuid != record.identity.uuid else None
+            awaken(context, folder, record, _ANSWER, former)
 
 
 @contextlib.contextmanager

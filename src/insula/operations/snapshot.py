@@ -88,6 +88,11 @@ def list_snapshots(context: Context, request: ListSnapshots, operation: Operatio
     return sorted(_look(folder, snapshot_names(folder)), key=lambda status: (status.created, status.name))
 
 
+def look_at(folder: Path, name: str) -> SnapshotStatus:
+    """One snapshot of the machine in ``folder``, as `list_snapshots` shows it."""
+    return next(_look(folder, [name]))
+
+
 def _look(folder: Path, wanted: list[str]) -> Iterator[SnapshotStatus]:
     present = _present(folder)
     records = dict(readable_snapshots(folder))
@@ -120,7 +125,7 @@ def delete(context: Context, request: DeleteSnapshot, operation: Operation) -> S
     """Delete a snapshot and the layers nobody else names; returns what it was. Machines forked from it are not concerned."""
     with hold_machine(context, request.name, "snapshot delete") as held:
         folder = snapshot_folder(held.folder, request.snapshot)
-        (was,) = _look(held.folder, [request.snapshot])
+        was = look_at(held.folder, request.snapshot)
         operation.tell("delete its files")
         remove_snapshot(folder)
         sweep_snapshots(held.folder, held.record)

@@ -1,0 +1,75 @@
+"""A closed room for one short-lived tool that reads what a guest may have written: qemu-img on somebody's disk.
+
+It sees this system's public programs and the files it is handed, nothing else: no other path, no process, no network. As root it
+runs as a user of its own. bubblewrap itself keeps root's rights until it has mounted the files, which lie in folders that nobody
+else may walk through; the tool gives up the rest before it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+# Mounted by path: all that a program of the host needs to be loaded. On systems without a merged /usr these are folders.
+_PLACES: Final = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+READABLE: Final = "/r"
+WRITABLE: Final = "/w"
+_MEMORY: Final = 4 << 30  # bytes of address space
+_NAMESPACES: Final = ("ipc", "pid", "net", "uts")
+
+
+def tool_argv(
+    command: Sequence[str],
+    *,
+    readable: Sequence[Path] = (),
+    writable: Sequence[Path] = (),
+    uid: int | None = None,
+    seconds: int,
+    largest: int | None = None,
+) -> list[str]:
+    """The words that run ``command`` in its room.
+
+    ``readable`` files are ``/r/0``, ``/r/1``… inside, ``writable`` ones ``/w/0``…; a ``uid`` of its own must be let use
+    them by their modes. ``seconds`` of CPU time are granted, and files up to ``largest`` bytes.
+    """
+    words = [
+        "bwrap",
+        *(f"--unshare-{name}" for name in _NAMESPACES),
+        "--unshare-cgroup-try",
+        "--die-with-parent",
+        "--new-session",
+    ]
+    words += ["--clearenv", "--setenv", "PATH", "/usr/sbin:/usr/bin:/sbin:/bin", "--setenv", "LC_ALL", "C.UTF-8"]
+    words += ["--cap-drop", "ALL", "--hostname", "insula", "--chdir", "/", *_system()]
+    for folder in ("/dev", READABLE, WRITABLE):
+        words += ["--perms", "0755", "--dir", folder]
+    words += ["--dev-bind", "/dev/null", "/dev/null"]
+    for index, path in enumerate(readable):
+        words += ["--ro-bind", str(path), f"{READABLE}/{index}"]
+    for index, path in enumerate(writable):
+        words += ["--bind", str(path), f"{WRITABLE}/{index}"]
+    limits = ["prlimit", "--core=0", "--nofile=512", f"--as={_MEMORY}", f"--cpu={seconds}"]
+    if largest is not None:
+        limits.append(f"--fsize={largest}")
+    return [*words, *_identity(uid), *limits, "--", *command]
+
+
+def _identity(uid: int | None) -> list[str]:
+    """Who the tool is: nobody else's user for root, the caller himself, in a user namespace, for others."""
+    if uid is None:
+        return ["--unshare-user", "--"]
+    rights = [word for name in ("SETUID", "SETGID", "SETPCAP") for word in ("--cap-add", f"CAP_{name}")]
+    dropped = [f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"]
+    return [*rights, "--", "setpriv", *dropped, "--no-new-privs", "--"]
+
+
+def _system() -> list[str]:
+    words = ["--ro-bind", "/usr", "/usr"]
+    for name in _PLACES:
+        path = Path("/") / name
+        if path.is_symlink():
+            words += ["--symlink", str(path.readlink()), str(path)]
+        elif path.is_dir():
+            words += ["--ro-bind", str(path), str(path)]
+    return words
