@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
-from bench import boot, copying, quick, residents
+from bench import boot, copying, quick, residents, rewind
 from bench.pairs import Pairs, Statistic, difference, estimate, ratio, speed
 from bench.report import Row, shown
 from bench.world import World
@@ -75,6 +75,22 @@ def _resident(bar: Bar, world: World, n: int) -> Row:
     return Row(bar.name, bar.what, promise, measured, kib, "-", n, most < bar.limit and not others)
 
 
+def _pause(bar: Bar, world: World, n: int) -> Row:
+    """Seconds, the median of ``n`` snapshots."""
+    found = sorted(rewind.pause(world, n))
+    middle, longest = (f"{value * _MS:.0f} ms" for value in (median(found), found[-1]))
+    return Row(
+        bar.name,
+        bar.what,
+        f"≤ {bar.limit * _MS:g} ms",
+        f"{middle}, at most {longest}",
+        middle,
+        "-",
+        n,
+        median(found) <= bar.limit,
+    )
+
+
 _ALL = (
     Bar("noop", "`insula --version` / a Python process that imports click", 1.2, 60, _at_most(quick.noop)),
     Bar("list", "`insula list` of 1000 machines, above `insula --version`", 0.150, 30, _above(quick.list_thousand)),
@@ -85,6 +101,13 @@ _ALL = (
     Bar("copy-in", "`insula copy` of 100 MB into a guest / `dd` from a bare port", 0.9, 10, _as_fast(copying.into)),
     Bar("copy-out", "`insula copy` of 100 MB out of a guest / `dd` to a bare port", 0.9, 10, _as_fast(copying.out_of)),
     Bar("boot-tiny", "`insula run --cold tiny -- CMD` until CMD answers / QEMU by hand", 1.05, 20, _at_most(boot.tiny)),
+    Bar("run-warm", "`insula run debian -- true` of a warm state / the same with `--cold`", 15.0, 6, _as_fast(rewind.run_warm)),
+    Bar(
+        "fork", "fork of a snapshot until its first command ended / the same state loaded by hand", 1.3, 20, _at_most(rewind.fork)
+    ),
+    Bar("fork-spare", "the same with a spare / without", 0.5, 20, _at_most(rewind.fork_spare)),
+    Bar("restore", "restore in place until it answers / the same state loaded by hand", 1.2, 20, _at_most(rewind.restore)),
+    Bar("snapshot-pause", "how long a guest dirtying its memory stands still for a snapshot", 0.040, 20, _pause),
     Bar("boot-debian", "`insula run --cold debian -- CMD` until CMD answers / QEMU by hand", 1.05, 8, _at_most(boot.debian)),
 )
 

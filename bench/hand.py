@@ -57,46 +57,13 @@ def qemu_command(folder: Path, image: Image, board: BoardRecord) -> list[str]:
     return words
 
 
-class HandMachine:
-    """A running machine; ``folder`` must be empty. A context manager: at its end QEMU is killed."""
+class AgentClient:
+    """A bare client of a guest's agent, at the other end of ``connection``."""
 
-    def __init__(self, folder: Path, image: Image, board: BoardRecord) -> None:
-        self._folder = folder
-        disk = str(folder / "disk.qcow2")
-        backing = ("-b", str(image.root_layer), "-F", "qcow2")
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *backing, disk, str(_SIZE)], check=True)
-        self._qemu = subprocess.Popen(qemu_command(folder, image, board), stdin=subprocess.DEVNULL)
+    def __init__(self, connection: socket.socket) -> None:
+        self._agent = connection
         self._reader = FrameReader()
         self._last = 0
-        try:
-            self._agent = self._connect("agent")
-            self.bare = self._connect("bare")
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> HandMachine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._qemu.kill()
-        self._qemu.wait()
-
-    def _connect(self, name: str) -> socket.socket:
-        """Connect as soon as QEMU listens."""
-        path = str(self._folder / f"{name}.sock")
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.settimeout(_PATIENCE)
-        deadline = time.monotonic() + _PATIENCE
-        while self._qemu.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
-                connection.connect(path)
-                return connection
-            time.sleep(0.002)  # nothing tells when the socket is there
-        raise AssertionError(f"QEMU by hand does not listen on {path}")
 
     def greet(self) -> None:
         """Begin a life: what is sent lies in the socket until the agent opens its port."""
@@ -143,3 +110,43 @@ class HandMachine:
         data = self._agent.recv(262_144)
         assert data, "QEMU by hand ended"
         return data
+
+
+class HandMachine(AgentClient):
+    """A running machine; ``folder`` must be empty. A context manager: at its end QEMU is killed."""
+
+    def __init__(self, folder: Path, image: Image, board: BoardRecord) -> None:
+        self._folder = folder
+        disk = str(folder / "disk.qcow2")
+        backing = ("-b", str(image.root_layer), "-F", "qcow2")
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *backing, disk, str(_SIZE)], check=True)
+        self._qemu = subprocess.Popen(qemu_command(folder, image, board), stdin=subprocess.DEVNULL)
+        try:
+            super().__init__(self._connect("agent"))
+            self.bare = self._connect("bare")
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> HandMachine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._qemu.kill()
+        self._qemu.wait()
+
+    def _connect(self, name: str) -> socket.socket:
+        """Connect as soon as QEMU listens."""
+        path = str(self._folder / f"{name}.sock")
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(_PATIENCE)
+        deadline = time.monotonic() + _PATIENCE
+        while self._qemu.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+                connection.connect(path)
+                return connection
+            time.sleep(0.002)  # nothing tells when the socket is there
+        raise AssertionError(f"QEMU by hand does not listen on {path}")
