@@ -48,14 +48,44 @@ bool write_all(int fd, const void *bytes, size_t length)
     return true;
 }
 
+static bool flush_at_once = true;
+
+void files_flush_at_once(bool wanted)
+{
+    flush_at_once = wanted;
+}
+
 static int write_new(const char *path, int flags, const void *bytes, size_t length, mode_t mode)
 {
     int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | flags, mode);
     if (fd < 0)
         return errno;
     int error = 0;
-    if (!write_all(fd, bytes, length) || fchmod(fd, mode) < 0 || fsync(fd) < 0)
+    if (!write_all(fd, bytes, length) || fchmod(fd, mode) < 0 || (flush_at_once && fsync(fd) < 0))
         error = errno;
+    close(fd);
+    return error;
+}
+
+static bool is_so(const char *path, const void *bytes, size_t length, mode_t mode)
+{
+    char held[4096];
+    struct stat status;
+    if (length >= sizeof held - 1 || lstat(path, &status) < 0 || !S_ISREG(status.st_mode))
+        return false;
+    if ((size_t)status.st_size != length || (status.st_mode & 07777) != mode)
+        return false;
+    return read_text(path, held, sizeof held) == (ssize_t)length && memcmp(held, bytes, length) == 0;
+}
+
+int rewrite_file(const char *path, const void *bytes, size_t length, mode_t mode)
+{
+    if (is_so(path, bytes, length, mode))
+        return 0;
+    int fd = open(path, O_WRONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0)
+        return replace_file(path, bytes, length, mode);
+    int error = write_all(fd, bytes, length) && ftruncate(fd, (off_t)length) == 0 ? 0 : errno;
     close(fd);
     return error;
 }
@@ -63,6 +93,8 @@ static int write_new(const char *path, int flags, const void *bytes, size_t leng
 int replace_file(const char *path, const void *bytes, size_t length, mode_t mode)
 {
     char temporary[PATH_MAX];
+    if (is_so(path, bytes, length, mode))
+        return 0;
     if (snprintf(temporary, sizeof temporary, "%s.insula-new", path) >= (int)sizeof temporary)
         return ENAMETOOLONG;
     unlink(temporary);

@@ -3,7 +3,6 @@
 #include <ctype.h>
 #include <errno.h>
 #include <limits.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,18 +11,16 @@
 #include <unistd.h>
 
 #include "files.h"
+#include "hostkeys.h"
 #include "netlink.h"
 
 enum { HOSTS_MAX = 65536, RESOLV_MAX = 2048 };
 
-/* What went wrong first. Everything else is done all the same: a half new identity is worse than a message. */
-struct outcome {
-    int error;
-    char path[PATH_MAX];
-};
-
+/* Everything is tried whatever went wrong: a half new identity is worse than a message. */
 static void note(struct outcome *outcome, int error, const char *path)
 {
+    if (error && outcome->errors[outcome->part] == 0)
+        outcome->errors[outcome->part] = error;
     if (error == 0 || outcome->error)
         return;
     outcome->error = error;
@@ -37,6 +34,22 @@ static bool is_machine_id(const char *text)
     return strlen(text) == 32 && strspn(text, "0123456789abcdef") == 32;
 }
 
+/* journald names its folder after the machine id and goes on writing to the one it knows, journalctl looks for the new one.
+ * Under the former name there stays a link. */
+static void move_journals(const char *id)
+{
+    static const char *const roots[] = { "/run/log/journal", "/var/log/journal" };
+    char former[64], old[128], new[256];
+    if (!read_line("/etc/machine-id", former, sizeof former) || !is_machine_id(former) || strcmp(former, id) == 0)
+        return;
+    for (size_t i = 0; i < sizeof roots / sizeof *roots; i++) {
+        snprintf(old, sizeof old, "%s/%s", roots[i], former);
+        snprintf(new, sizeof new, "%s/%s", roots[i], id);
+        if (rename(old, new) == 0)
+            symlink(id, old);
+    }
+}
+
 static void set_machine_id(const char *id, struct outcome *outcome)
 {
     static const char dbus[] = "/var/lib/dbus/machine-id"; /* mostly a link to the other */
@@ -47,9 +60,10 @@ static void set_machine_id(const char *id, struct outcome *outcome)
         return;
     }
     snprintf(line, sizeof line, "%.32s\n", id);
-    note(outcome, replace_file("/etc/machine-id", line, 33, 0444), "/etc/machine-id");
+    move_journals(id);
+    note(outcome, rewrite_file("/etc/machine-id", line, 33, 0444), "/etc/machine-id");
     if (lstat(dbus, &status) == 0 && S_ISREG(status.st_mode))
-        note(outcome, replace_file(dbus, line, 33, 0444), dbus);
+        note(outcome, rewrite_file(dbus, line, 33, 0444), dbus);
 }
 
 static bool is_host_name(const char *name)
@@ -95,38 +109,8 @@ static void set_host_name(const char *name, struct outcome *outcome)
     if (sethostname(name, strlen(name)) < 0)
         note(outcome, errno, "hostname");
     int length = snprintf(line, sizeof line, "%s\n", name);
-    note(outcome, replace_file("/etc/hostname", line, (size_t)length, 0644), "/etc/hostname");
+    note(outcome, rewrite_file("/etc/hostname", line, (size_t)length, 0644), "/etc/hostname");
     rename_in_hosts(name, outcome);
-}
-
-/* ---- host keys ---- */
-
-/* `file name NUL content`; a plain name only. */
-static void set_host_key(const struct wire_field *field, struct outcome *outcome)
-{
-    const uint8_t *end = memchr(field->bytes, 0, field->length);
-    char path[PATH_MAX];
-    size_t name = end ? (size_t)(end - field->bytes) : 0;
-    if (name == 0 || name > NAME_MAX || field->bytes[0] == '.' || memchr(field->bytes, '/', name)) {
-        note(outcome, EINVAL, "host_key");
-        return;
-    }
-    mkdir("/etc/ssh", 0755);
-    snprintf(path, sizeof path, "/etc/ssh/%s", (const char *)field->bytes);
-    bool public = name > 4 && memcmp(end - 4, ".pub", 4) == 0;
-    note(outcome, replace_file(path, end + 1, field->length - name - 1, public ? 0644 : 0600), path);
-}
-
-/* A server that runs keeps the keys it began with until it is told. */
-static void tell_ssh_server(void)
-{
-    char text[64], path[64];
-    if (!read_line("/run/sshd.pid", text, sizeof text))
-        return;
-    int pid = atoi(text);
-    snprintf(path, sizeof path, "/proc/%d/comm", pid);
-    if (pid > 1 && read_line(path, text, sizeof text) && strcmp(text, "sshd") == 0)
-        kill(pid, SIGHUP);
 }
 
 /* ---- network ---- */
@@ -147,11 +131,36 @@ static void choose_nic(struct nic *nic, const char *text, struct outcome *outcom
     note(outcome, error, text);
 }
 
+/* The link-local address that follows from a MAC: the lower half is its EUI-64 with the universal bit turned (RFC 4291). */
+static void link_local(const uint8_t mac[MAC_BYTES], int index, struct ip_address *address)
+{
+    const uint8_t bytes[16] = {
+        0xFE, 0x80, 0, 0, 0, 0, 0, 0, mac[0] ^ 2, mac[1], mac[2], 0xFF, 0xFE, mac[3], mac[4], mac[5]
+    };
+    *address = (struct ip_address){ .family = AF_INET6, .index = index, .prefix = 64 };
+    memcpy(address->bytes, bytes, sizeof bytes);
+}
+
+/* The kernel makes it only when a card comes up, and this one stayed so. */
+static void renew_link_local(const struct nic *nic, const uint8_t mac[MAC_BYTES])
+{
+    struct ip_address former, new;
+    link_local(nic->link.mac, nic->link.index, &former);
+    link_local(mac, nic->link.index, &new);
+    if (address_delete(&former) == 0)
+        address_add(&new);
+}
+
 static void set_mac(struct nic *nic, const char *text, struct outcome *outcome)
 {
     uint8_t mac[MAC_BYTES];
     if (!mac_parse(text, mac)) {
         note(outcome, EINVAL, text);
+        return;
+    }
+    /* A card that is taken down loses its routes, and who set them may not be there to set them again. */
+    if (link_set_mac(nic->link.index, mac) == 0) {
+        renew_link_local(nic, mac);
         return;
     }
     if (nic->link.up)
@@ -175,6 +184,11 @@ static void collect(const struct ip_address *address, void *context)
         flush->old[flush->count++] = *address;
 }
 
+static bool is_same(const struct ip_address *one, const struct ip_address *other)
+{
+    return one->prefix == other->prefix && memcmp(one->bytes, other->bytes, one->family == AF_INET ? 4 : 16) == 0;
+}
+
 /* The first new address of a family replaces all old ones; link-local ones stay. */
 static void add_address(struct nic *nic, const char *text, struct outcome *outcome)
 {
@@ -188,9 +202,11 @@ static void add_address(struct nic *nic, const char *text, struct outcome *outco
     if (!*flushed) {
         struct flush flush = { .family = address.family, .index = address.index };
         addresses_each(collect, &flush);
+        *flushed = 1;
+        if (nic->link.up && flush.count == 1 && is_same(&flush.old[0], &address))
+            return;
         for (size_t i = 0; i < flush.count; i++)
             address_delete(&flush.old[i]);
-        *flushed = 1;
     }
     if (!nic->link.up)
         note(outcome, link_set_up(nic->link.index, true), text);
@@ -226,11 +242,32 @@ static void add_dns(char *lines, const char *text, struct outcome *outcome)
 
 /* ---- the verb ---- */
 
+static const struct {
+    uint16_t tag;
+    enum identity_part part;
+} parts[] = {
+    { TAG_MACHINE_ID, IDENTITY_MACHINE_ID }, { TAG_HOSTNAME, IDENTITY_HOSTNAME }, { TAG_HOST_KEY, IDENTITY_HOST_KEYS },
+    { TAG_MAC, IDENTITY_NETWORK }, { TAG_NEW_MAC, IDENTITY_NETWORK }, { TAG_ADDRESS, IDENTITY_NETWORK },
+    { TAG_GATEWAY, IDENTITY_NETWORK }, { TAG_DNS, IDENTITY_NETWORK },
+};
+
+/* Whether it is part of an identity at all. */
+static bool choose_part(uint16_t tag, struct outcome *outcome)
+{
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        if (parts[i].tag == tag) {
+            outcome->part = parts[i].part;
+            outcome->tried[outcome->part] = true;
+            return true;
+        }
+    return false;
+}
+
 static void apply(const struct wire_field *field, struct nic *nic, char *dns, struct outcome *outcome)
 {
     char text[128];
     if (field->tag == TAG_HOST_KEY) {
-        set_host_key(field, outcome);
+        note(outcome, host_key_set(field), "host_key");
         return;
     }
     if (!wire_field_text(field, text, sizeof text))
@@ -251,23 +288,27 @@ static void apply(const struct wire_field *field, struct nic *nic, char *dns, st
         set_gateway(nic, text, outcome);
 }
 
-void identity_run(const struct request *request)
+void identity_apply(const struct request *request, struct outcome *outcome)
 {
     static char dns[RESOLV_MAX];
-    struct outcome outcome = { 0 };
     struct nic nic = { 0 };
     struct wire_cursor cursor;
     struct wire_field field;
-    bool keys = false;
     dns[0] = 0;
     wire_cursor_init(&cursor, request->fields, request->length);
-    while (wire_field_next(&cursor, &field) == WIRE_GOT) {
-        apply(&field, &nic, dns, &outcome);
-        keys |= field.tag == TAG_HOST_KEY;
-    }
-    set_dns(dns, &outcome);
-    if (keys)
-        tell_ssh_server();
+    while (wire_field_next(&cursor, &field) == WIRE_GOT)
+        if (choose_part(field.tag, outcome))
+            apply(&field, &nic, dns, outcome);
+    outcome->part = IDENTITY_NETWORK;
+    set_dns(dns, outcome);
+    if (outcome->tried[IDENTITY_HOST_KEYS])
+        host_keys_tell_server();
+}
+
+void identity_run(const struct request *request)
+{
+    struct outcome outcome = { 0 };
+    identity_apply(request, &outcome);
     if (outcome.error)
         answer_errno(request, outcome.error, outcome.path);
     else

@@ -36,6 +36,22 @@ struct nl_route {
     uint8_t family, to_prefix, from_prefix, tos, table, protocol, scope, type;
     uint32_t flags;
 };
+/* sock_diag(7) */
+struct nl_socket {
+    uint16_t port, peer_port; /* big-endian */
+    uint8_t address[16], peer[16];
+    uint32_t interface, cookie[2];
+};
+struct nl_socket_request {
+    uint8_t family, protocol, extensions, pad;
+    uint32_t states;
+    struct nl_socket id;
+};
+struct nl_socket_found {
+    uint8_t family, state, timer, retransmits;
+    struct nl_socket id;
+    uint32_t expires, receive_queue, send_queue, uid, inode;
+};
 enum {
     NL_REQUEST = 1, NL_ACK = 4, NL_REPLACE = 0x100, NL_DUMP = 0x300, NL_CREATE = 0x400,
     NL_ERROR = 2, NL_DONE = 3,
@@ -46,6 +62,7 @@ enum {
     NL_TABLE_MAIN = 254, NL_PROTOCOL_STATIC = 4, NL_ROUTE_UNICAST = 1, NL_SCOPE_LINK = 253,
     NL_LINK_UP = 1, NL_LINK_LOOPBACK = 8,
     NL_KOBJECT_UEVENT = 15,
+    NL_SOCKETS = 4, NL_SOCKET_FIND = 20, NL_SOCKET_DESTROY = 21,
 };
 
 #endif

@@ -67,10 +67,10 @@ static int take(const uint8_t *reply, size_t length, void (*each)(const struct n
     return 1;
 }
 
-static int talk(struct message *message, void (*each)(const struct nl_header *, const uint8_t *, size_t, void *), void *context)
+static int talk_to(int family, struct message *message, void (*each)(const struct nl_header *, const uint8_t *, size_t, void *), void *context)
 {
     static uint8_t reply[REPLY];
-    int result = 1, fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, 0);
+    int result = 1, fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, family);
     if (fd < 0)
         return errno;
     if (send(fd, message, message->header.length, 0) < 0)
@@ -82,6 +82,11 @@ static int talk(struct message *message, void (*each)(const struct nl_header *, 
     }
     close(fd);
     return -result;
+}
+
+static int talk(struct message *message, void (*each)(const struct nl_header *, const uint8_t *, size_t, void *), void *context)
+{
+    return talk_to(0, message, each, context);
 }
 
 /* ---- reading ---- */
@@ -251,6 +256,62 @@ int gateway_set(const struct ip_address *gateway, int index)
     attach(&message, NL_ROUTE_GATEWAY, gateway->bytes, gateway->family == AF_INET ? 4 : 16);
     attach(&message, NL_ROUTE_OIF, &link, sizeof link);
     return talk(&message, NULL, NULL);
+}
+
+/* ---- connections ---- */
+
+enum { TCP_PEERED = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11 | 1 << 12, UDP_PEERED = 1 << 1 };
+
+struct gathering {
+    struct connection *to;
+    size_t room, count;
+    uint8_t protocol;
+};
+
+static bool is_loopback(uint8_t family, const uint8_t *address)
+{
+    static const uint8_t mapped[12] = { [10] = 0xFF, [11] = 0xFF }, one[16] = { [15] = 1 };
+    if (family == AF_INET)
+        return address[0] == 127;
+    return memcmp(address, one, sizeof one) == 0 || (memcmp(address, mapped, sizeof mapped) == 0 && address[12] == 127);
+}
+
+static void gather(const struct nl_header *header, const uint8_t *body, size_t length, void *context)
+{
+    struct gathering *gathering = context;
+    struct nl_socket_found found;
+    if (header->type != NL_SOCKET_FIND || length < sizeof found || gathering->count == gathering->room)
+        return;
+    memcpy(&found, body, sizeof found);
+    size_t bytes = found.family == AF_INET ? 4 : 16;
+    bool inner = is_loopback(found.family, found.id.peer) || memcmp(found.id.peer, found.id.address, bytes) == 0;
+    if (inner)
+        return;
+    struct connection *connection = &gathering->to[gathering->count++];
+    *connection = (struct connection){ .family = found.family, .protocol = gathering->protocol };
+    memcpy(connection->id, &found.id, sizeof found.id);
+}
+
+int connections_find(uint8_t family, uint8_t protocol, struct connection *to, size_t room, size_t *count)
+{
+    struct gathering gathering = { .to = to, .room = room, .protocol = protocol };
+    struct nl_socket_request head = {
+        .family = family, .protocol = protocol, .states = protocol == IPPROTO_TCP ? TCP_PEERED : UDP_PEERED
+    };
+    struct message message;
+    begin(&message, NL_SOCKET_FIND, NL_DUMP, &head, sizeof head);
+    int error = talk_to(NL_SOCKETS, &message, gather, &gathering);
+    *count = gathering.count;
+    return error;
+}
+
+int connection_destroy(const struct connection *connection)
+{
+    struct nl_socket_request head = { .family = connection->family, .protocol = connection->protocol, .states = ~0u };
+    struct message message;
+    memcpy(&head.id, connection->id, sizeof head.id);
+    begin(&message, NL_SOCKET_DESTROY, NL_ACK, &head, sizeof head);
+    return talk_to(NL_SOCKETS, &message, NULL, NULL);
 }
 
 /* ---- text ---- */

@@ -23,6 +23,15 @@ struct ip_address {
 int links_each(void (*found)(const struct link_info *link, void *context), void *context);
 int addresses_each(void (*found)(const struct ip_address *address, void *context), void *context);
 
+/* A connection, as the kernel's own tables have it. */
+struct connection {
+    uint8_t family, protocol;
+    uint8_t id[48];
+};
+/* Connections of one family and protocol whose peer is not in this machine itself; at most `room`, their number in `count`. */
+int connections_find(uint8_t family, uint8_t protocol, struct connection *to, size_t room, size_t *count);
+int connection_destroy(const struct connection *connection);
+
 int link_find(const uint8_t mac[MAC_BYTES], struct link_info *link);
 int link_set_up(int index, bool up);
 int link_set_mac(int index, const uint8_t mac[MAC_BYTES]);

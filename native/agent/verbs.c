@@ -1,9 +1,5 @@
 /* The verbs of the agent. docs/wire.md says what each takes and answers. */
 #include <errno.h>
-#include <fcntl.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "channels.h"
@@ -11,8 +7,8 @@
 #include "exec.h"
 #include "freeze.h"
 #include "identity.h"
-#include "kernel.h"
 #include "power.h"
+#include "renew.h"
 #include "task.h"
 
 static void ping_run(const struct request *request)
@@ -28,35 +24,20 @@ static void ping_run(const struct request *request)
 
 static void clock_run(const struct request *request)
 {
-    uint64_t now = wire_find_u64(request->fields, request->length, TAG_TIME_NS, 0);
-    struct timespec time = { .tv_sec = (time_t)(now / 1000000000), .tv_nsec = (long)(now % 1000000000) };
-    if (now == 0)
-        answer_errno(request, EINVAL, NULL);
-    else if (clock_settime(CLOCK_REALTIME, &time) < 0)
-        answer_errno(request, errno, NULL);
+    int error = clock_set(wire_find_u64(request->fields, request->length, TAG_TIME_NS, 0));
+    if (error)
+        answer_errno(request, error, NULL);
     else
         answer_done(request);
 }
 
-/* The kernel counts what is added as entropy, and with the second call uses it from now on. */
 static void reseed_run(const struct request *request)
 {
-    struct random_pool pool = { 0 };
     struct wire_field data;
-    if (!wire_find(request->fields, request->length, TAG_DATA, &data) || data.length < 32 || data.length > sizeof pool.data) {
-        answer_errno(request, EINVAL, NULL);
-        return;
-    }
-    memcpy(pool.data, data.bytes, data.length);
-    pool.bytes = (int32_t)data.length;
-    pool.entropy_bits = pool.bytes * 8;
-    int fd = open("/dev/urandom", O_RDWR | O_CLOEXEC);
-    int error = fd < 0 || ioctl(fd, KERNEL_RNDADDENTROPY, &pool) < 0 || ioctl(fd, KERNEL_RNDRESEEDCRNG) < 0 ? errno : 0;
-    explicit_bzero(&pool, sizeof pool);
-    if (fd >= 0)
-        close(fd);
+    bool given = wire_find(request->fields, request->length, TAG_DATA, &data);
+    int error = given ? generator_reseed(data.bytes, data.length) : EINVAL;
     if (error)
-        answer_errno(request, error, "/dev/urandom");
+        answer_errno(request, error, error == EINVAL ? NULL : "/dev/urandom");
     else
         answer_done(request);
 }
@@ -88,6 +69,7 @@ const struct verb verbs[] = {
     { "clock", clock_run },
     { "reseed", reseed_run },
     { "identity", identity_run },
+    { "renew", renew_run },
     { "addresses", addresses_run },
     { "freeze", freeze_run },
     { "thaw", thaw_run },

@@ -30,6 +30,7 @@ _VERBS = (
     "clock",
     "reseed",
     "identity",
+    "renew",
     "addresses",
     "freeze",
     "thaw",

@@ -76,7 +76,37 @@ def reseed(link: Link) -> None:
     link.call("reseed", data=secrets.token_bytes(64), timeout=_PATIENCE)
 
 
+class Renewed(msgspec.Struct, frozen=True):
+    """What `renew` did. ``done`` and ``left`` as in `Renewal`; ``missing_keys``: SSH host keys (file names) that the guest had
+    and that nothing replaced."""
+
+    done: tuple[str, ...]
+    left: dict[str, str]
+    missing_keys: tuple[str, ...]
+
+
+def renew(link: Link, identity: GuestIdentity | None = None, *, former: str | None = None, hooks: float = _PATIENCE) -> Renewed:
+    """All that a guest must do that goes on from a state, in one request: new entropy, the time, and if given an identity.
+
+    ``former``, the host name it had, makes it somebody else: its connections are cut, late timers are passed over, and its hooks
+    run, which may take ``hooks`` seconds altogether.
+    """
+    fields = _identity_fields(identity) if identity else []
+    if former is not None:
+        fields += [("former", former), ("wait_ms", round(max(0.0, hooks) * 1000))]
+    fields += [("data", secrets.token_bytes(64)), ("time_ns", time.time_ns())]
+    untrusted = link.call("renew", fields, timeout=_PATIENCE + max(0.0, hooks))
+    left = dict(clean(text, longest=400).partition(": ")[::2] for text in untrusted.texts("left"))
+    done = tuple(clean(text, longest=64) for text in untrusted.texts("done"))
+    keys = tuple(clean(path, longest=300).rpartition("/")[2] for path in untrusted.raws("path"))
+    return Renewed(done, left, keys)
+
+
 def set_identity(link: Link, identity: GuestIdentity) -> None:
+    link.call("identity", _identity_fields(identity), timeout=_PATIENCE)
+
+
+def _identity_fields(identity: GuestIdentity) -> list[tuple[str, Value]]:
     fields: list[tuple[str, Value]] = []
     if identity.machine_id:
         fields.append(("machine_id", identity.machine_id))
@@ -85,7 +115,7 @@ def set_identity(link: Link, identity: GuestIdentity) -> None:
     fields += (("host_key", name.encode() + b"\0" + content) for name, content in identity.host_keys)
     for nic in identity.nics:
         fields += _nic_fields(nic)
-    link.call("identity", fields, timeout=_PATIENCE)
+    return fields
 
 
 def _nic_fields(nic: Nic) -> list[tuple[str, Value]]:

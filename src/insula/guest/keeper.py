@@ -88,7 +88,7 @@ def hold(link: Link, on_drop: str, *, gate: bool = False) -> Hold:
     The guest can thus be paused without fear that it stays so. With ``gate`` its agent answers nobody but this link until the
     hold is released. Raises as `Link.call`.
     """
-    channel = link.open("keeper.hold", on_drop=on_drop, gate=int(gate))
+    channel = link.open("keeper.hold", on_drop=on_drop, gate=1 if gate else None)
     # A hold is not answered. Frames of a connection are served in order, so another request's answer shows it was seen.
     link.call("keeper.status", timeout=10.0)
     if channel.result is not None:

@@ -21,6 +21,18 @@ class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mac: str
 
 
+class Renewal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What became of a fork's former identity: parts that are ``done``, and those ``left`` as they were, with the reason.
+
+    The parts are ``generation`` (the kernel was told of the fork by VMGENID), ``entropy``, ``connections``, ``clock``,
+    ``timers``, ``machine-id``, ``hostname``, ``host-keys``, ``network`` (MAC and what follows from it) and ``hooks``. One that is
+    in neither has no meaning in this guest.
+    """
+
+    done: list[str] = []
+    left: dict[str, str] = {}
+
+
 def new_identity() -> Identity:
     own = uuid.uuid4()
     return Identity(uuid=str(own), generation=str(uuid.uuid4()), machine_id=own.hex, mac=_new_mac())

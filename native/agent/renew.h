@@ -1,0 +1,13 @@
+/* renew: all that a guest must do that goes on from a state, in one request. */
+#ifndef INSULA_RENEW_H
+#define INSULA_RENEW_H
+
+#include "channels.h"
+
+void renew_run(const struct request *request);
+
+/* Parts of it that are verbs of their own, too. 0 or an errno. */
+int clock_set(uint64_t now);
+int generator_reseed(const uint8_t *bytes, size_t length);
+
+#endif

@@ -1,0 +1,14 @@
+/* systemd's timers that a jump of the clock would make late, all at once. */
+#ifndef INSULA_TIMERS_H
+#define INSULA_TIMERS_H
+
+#include <stdint.h>
+
+/* Stop the timers that would elapse before `now` (nanoseconds since 1970), the clock being about to be set to that. Without
+ * systemd nothing is done. 0 or an errno. */
+int timers_stop_late(uint64_t now);
+
+/* The clock is set: start them again, as if each had just elapsed. */
+int timers_start_again(void);
+
+#endif
