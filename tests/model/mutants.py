@@ -33,8 +33,8 @@ WRONG_ORDERS: dict[str, tuple[str, Mutation]] = {
     "no fresh heads for a stopped machine": ("snapshot of a crashed machine", drop("record")),
     "an undo that sweeps before the record": ("failed snapshot", move("files nobody names", before="record written aside")),
     # -- suspending
-    "a suspend published while its guest could go on": ("suspend", move("QEMU ended", before="run folder")),
-    "a suspend's end noted before it": ("suspend", move("journal: suspend", before="QEMU ended")),
+    "a suspend noted while its guest could go on": ("suspend", move("journal: suspend", before="keeper lets go")),
+    "a suspend published while its guest could go on": ("suspend", move("keeper lets go", before="run folder")),
     "a suspend's name not fsynced": ("suspend", drop("publication fsynced")),
     "a suspend's own variables not fsynced": ("suspend", drop("live variables")),
     "a suspend's memory not fsynced": ("suspend", drop("memory fsynced")),

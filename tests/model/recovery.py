@@ -57,14 +57,16 @@ def make_last(world: World, folders: list[str]) -> None:
 
 
 def _finish_suspend(world: World, folder: str) -> Iterator[str]:
-    """Its QEMU had ended: what it wrote is what the guest was."""
+    """Its QEMU had ended, or stands for good: what it wrote is what the guest was."""
     files = world.files
-    if _journal(world, folder) != ("suspend", "publish") or world.qemu(folder):
+    if _journal(world, folder) != ("suspend", "publish"):
         return
     for name in files.names(f"{folder}/snapshots"):
         staged = f"{folder}/snapshots/{name}"
         whole = files.exists(f"{staged}/{MANIFEST}") and isinstance(files.read(f"{staged}/{MANIFEST}").get("json"), Manifest)
         if name.startswith(".new-") and whole:
+            world.end(world.qemu(folder))
+            yield "standing QEMU ended"
             for disk in world.manifest(staged).disks:
                 inode = world.open(folder, disk.layers[-1])
                 world.frozen[inode] = dict(files.content(inode))

@@ -145,7 +145,7 @@ def create_snapshot(world: World, machine: str, snapshot: str) -> Verb:
 
 
 def suspend(world: World, machine: str) -> Verb:
-    """The same without step 8; published only once QEMU has ended."""
+    """The same without step 8; published only once nobody lets the guest go on and QEMU has ended."""
     take = Take(world, machine, goes_on=False)
     qemu = take.qemu
     assert qemu is not None
@@ -153,12 +153,16 @@ def suspend(world: World, machine: str) -> Verb:
     def kept() -> None:
         world.suspended[machine] = take.token
 
+    def let_go() -> None:
+        qemu.when_maker_dies = "stay"
+
     steps = [
         *take.steps(),
         *take.manifest_steps(),
         fsynced(world, "live variables fsynced", f"{take.folder}/{take.before.variables}"),
-        Step("QEMU ended", lambda: world.end(qemu)),
+        Step("keeper lets go", let_go),
         noted(world, take.folder, "suspend", "publish"),
+        Step("QEMU ended", lambda: world.end(qemu)),
         *take.published(f"{take.folder}/suspended", take.folder),
         Step("run folder removed", lambda: world.files.remove_tree(f"{take.folder}/run")),
         cleared(world, take.folder),

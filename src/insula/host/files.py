@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -54,22 +54,34 @@ def fsync_folder(folder: Path) -> None:
 
 def write_atomic(path: Path, content: bytes, mode: int = 0o600) -> None:
     """Replace ``path`` by ``content``; on return it is on the disk. Raises HostLacks (``no_space``) when the disk is full."""
+    with staged(path, content, mode) as replace:
+        replace()
+
+
+@contextlib.contextmanager
+def staged(path: Path, content: bytes, mode: int = 0o600) -> Iterator[Callable[[], None]]:
+    """Write what is to replace ``path``; calling what is yielded does it, and on its return that is on the disk.
+
+    Raises HostLacks (``no_space``) when the disk is full; the replacing needs no room any more.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+    def replace() -> None:
+        os.replace(temporary, path)
+        fsync_folder(path.parent)
+
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(content)
-                stream.flush()
-                fsync(stream.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
-            raise
-        fsync_folder(path.parent)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            fsync(stream.fileno())
+        yield replace
     except OSError as cause:
         raise explain_os_error(cause, path) from cause
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
 
 
 def is_temporary(name: str) -> bool:

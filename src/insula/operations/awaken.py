@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -31,16 +32,24 @@ _NAMELESS: Final = "spare"
 _PARTS: Final = ("entropy", "connections", "clock", "timers", "machine-id", "hostname", "network")
 
 
-def load(context: Context, folder: Path, record: MachineRecord, origin: Path, memory: MemoryState, run: str = names.RUN) -> None:
-    """Start a QEMU for the machine in ``folder`` that has loaded the state in the folder ``origin``; the guest stands.
+@contextlib.contextmanager
+def loaded(
+    context: Context, folder: Path, record: MachineRecord, origin: Path, memory: MemoryState, run: str = names.RUN
+) -> Iterator[None]:
+    """Start a QEMU for the machine in ``folder`` that has loaded the state in the folder ``origin``; the guest stands. Within the
+    context its keeper ends it when we die.
 
     Raises as `Engine.launch`, and MachineEnded (``load_failed``).
     """
     from insula.engines.base import LoadPlan
+    from insula.guest.keeper import hold
+    from insula.guest.link import open_link
 
     mapped = memory.offset is not None
     plan = LoadPlan(origin / names.STATE, origin / names.MEMORY if mapped else None, memory.offset or 0)
     context.engine.launch(launch_plan(folder, record, plan, run))
+    with open_link(folder / run) as link, hold(link, "quit"):
+        yield
 
 
 def awaken(context: Context, folder: Path, record: MachineRecord, timeout: float, former: Identity | None = None) -> None:

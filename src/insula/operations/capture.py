@@ -12,7 +12,7 @@ import secrets
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -30,7 +30,7 @@ from insula.operations.hold import Held
 from insula.operations.operation import Operation
 from insula.store import names
 from insula.store.machines import DiskRecord, MachineRecord, write_machine
-from insula.store.snapshots import SNAPSHOT_VERSION, DiskState, MemoryState, SnapshotRecord, stage_snapshot
+from insula.store.snapshots import PUBLISH, SNAPSHOT_VERSION, DiskState, MemoryState, SnapshotRecord, stage_snapshot
 from insula.store.sums import FileSum, Stamp, is_as_stamped, read_stamps, stamp_file, write_stamps
 
 if TYPE_CHECKING:
@@ -44,11 +44,12 @@ _STATE_MODE = 0o400
 @dataclass(frozen=True, slots=True)
 class Captured:
     """A state in ``folder``, complete and on the disk, and the ``record`` that makes a snapshot of it; ``machine`` is the
-    machine's own record since then."""
+    machine's own record since then. ``let_go``: from then on a guest that was left standing stays so, even when we die."""
 
     folder: Path
     record: SnapshotRecord
     machine: MachineRecord
+    let_go: Callable[[], None]
 
 
 @contextlib.contextmanager
@@ -63,8 +64,9 @@ def captured(
     InsulaError.
     """
     folder, former = held.folder, held.record
-    journal.note(folder, operation.verb, "take its state")
+    journal.note(folder, "capture", "take its state", stands=held.status.state is State.PAUSED)
     staged = stage_snapshot(folder)
+    holding = contextlib.ExitStack()
     try:
         operation.tell("make new heads")
         record = _with_new_heads(folder, former)
@@ -72,19 +74,30 @@ def captured(
         saved = None
         if held.status.state.has_process:
             operation.tell("write its memory")
+            holding.enter_context(_resumed_if_we_die(held))
             saved = _save(context, held, record, staged, go_on)
+            if go_on:
+                holding.close()
         elif former.spec.firmware == "uefi":
             _copy_variables(folder, former, staged)
         operation.tell("make sure of it")
         _freeze(folder, former, record)
-        yield Captured(staged, _describe(held, record, saved, staged, description, lasting), record)
+        yield Captured(staged, _describe(held, record, saved, staged, description, lasting), record, holding.close)
     except BaseException:
-        if not go_on and held.status.state is State.RUNNING:
+        if not go_on and held.status.state is State.RUNNING and not _is_kept(folder):
             with contextlib.suppress(InsulaError):
                 context.engine.resume(folder / names.RUN)
         raise
     finally:
-        remove_tree(staged)
+        holding.close()
+        if not _is_kept(folder):
+            remove_tree(staged)
+
+
+def _is_kept(folder: Path) -> bool:
+    """Whether the journal says that the state is to get its name, so that only recovery may finish it from here on."""
+    entry = journal.pending(folder)
+    return entry is not None and entry.step == PUBLISH
 
 
 def _with_new_heads(folder: Path, former: MachineRecord) -> MachineRecord:
@@ -122,8 +135,7 @@ def _save(context: Context, held: Held, record: MachineRecord, staged: Path, go_
         go_on=go_on,
     )
     try:
-        with _resumed_if_we_die(held):
-            return context.engine.save(folder / names.RUN, order)
+        return context.engine.save(folder / names.RUN, order)
     except MachineEnded:
         raise
     except BaseException as cause:
@@ -140,8 +152,13 @@ def _resumed_if_we_die(held: Held) -> Iterator[None]:
     if held.status.state is State.PAUSED:
         yield
         return
-    with open_link(held.folder / names.RUN) as link, hold(link, "resume"):
-        yield
+    with open_link(held.folder / names.RUN) as link:
+        one = hold(link, "resume")
+        try:
+            yield
+        finally:
+            with contextlib.suppress(InsulaError):  # its QEMU may have ended meanwhile, as it was meant to
+                one.release()
 
 
 def _go_back(folder: Path, former: MachineRecord, record: MachineRecord) -> None:

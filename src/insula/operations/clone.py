@@ -35,7 +35,6 @@ def clone(context: Context, request: CloneMachine, operation: Operation) -> Mach
         if context.home.machine(request.new_name).exists():
             raise AlreadyExists(f"the name '{request.new_name}' is taken", code="name_taken", hint="choose another")
         with captured(context, held, operation, lasting=False) as state, new_machine_folder(context.home, "clone") as staged:
-            journal.clear(held.folder)
             operation.tell("copy its layers" if request.full else "link its layers")
             record = _fill(staged, held.folder, state.machine, full=request.full)
             operation.tell("give it its name")
@@ -43,7 +42,8 @@ def clone(context: Context, request: CloneMachine, operation: Operation) -> Mach
                 write_machine(staged, msgspec.structs.replace(record, id=identity.uuid, identity=identity))
                 folder = publish_machine(context.home, staged, request.new_name)
             append_event(folder, "cloned", origin=request.name)
-            return status_of(folder)
+        journal.clear(held.folder)
+        return status_of(folder)
 
 
 def _fill(staged: Path, source: Path, record: MachineRecord, *, full: bool) -> MachineRecord:

@@ -24,7 +24,7 @@ from insula.model.requests import DeleteMachine, ForkMachine
 from insula.model.status import MachineStatus
 from insula.model.units import MIB, format_size
 from insula.operations import journal
-from insula.operations.awaken import awaken, load
+from insula.operations.awaken import awaken, loaded
 from insula.operations.capture import captured
 from insula.operations.context import Context
 from insula.operations.delete import delete
@@ -33,7 +33,7 @@ from insula.operations.identities import own_identity
 from insula.operations.lease import Lease, take_lease
 from insula.operations.operation import Operation, Steps
 from insula.operations.origin import Origin, fill_fork, named_origin
-from insula.operations.settle import is_ephemeral, settle_locked
+from insula.operations.settle import settle_locked
 from insula.operations.spare import give_back_memory, refill_behind, taken
 from insula.operations.stop import pull_plug
 from insula.store import names
@@ -103,9 +103,10 @@ def _origin(context: Context, request: ForkMachine, operation: Operation) -> Ite
         with hold_machine(context, request.name, "fork snapshot"):
             yield named_origin(context, request.name, request.snapshot)
         return
-    with hold_machine(context, request.name, "fork") as held, captured(context, held, operation, lasting=False) as state:
+    with hold_machine(context, request.name, "fork") as held:
+        with captured(context, held, operation, lasting=False) as state:
+            yield Origin(held.folder, state.folder, state.record)
         journal.clear(held.folder)
-        yield Origin(held.folder, state.folder, state.record)
 
 
 def check_room(context: Context, count: int) -> None:
@@ -174,13 +175,13 @@ def brought_up(
     image: ImageUse | None = None,
 ) -> Iterator[Newborn]:
     """A new machine that goes on from ``origin``; a spare is taken when there is one. It lives by a lease, so that none ever goes
-    on as its own twin because a verb died."""
+    on as its own twin because a verb died. When it cannot be set going there is none."""
     with fleeting(ephemeral), taken(context, origin, name, ephemeral=ephemeral, image=image) as spare:
         if spare is not None:
-            yield Newborn(spare, _set_going(context, spare, origin, operation, timeout, loaded=True))
+            yield Newborn(spare, _set_going(context, spare, origin, operation, timeout, ready=True))
             return
         with _forked(context, origin, name, operation, ephemeral, image) as folder:
-            yield Newborn(folder, _set_going(context, folder, origin, operation, timeout, loaded=False))
+            yield Newborn(folder, _set_going(context, folder, origin, operation, timeout, ready=False))
 
 
 @contextlib.contextmanager
@@ -206,27 +207,28 @@ def _title(context: Context, origin: Origin) -> str:
     return origin.machine.name if origin.folder.name.startswith(".") else f"{origin.machine.name}@{origin.folder.name}"
 
 
-def _set_going(context: Context, folder: Path, origin: Origin, operation: Operation, timeout: float, *, loaded: bool) -> Lease:
-    """Load a fork's state and let it go on as somebody else; a spare is loaded, and somebody else, already."""
+def _set_going(context: Context, folder: Path, origin: Origin, operation: Operation, timeout: float, *, ready: bool) -> Lease:
+    """Load a fork's state, and let it go on as somebody else; a spare is loaded, and somebody else, already: it is ``ready``."""
     record, state = read_machine(folder), origin.record
     assert state.memory is not None
     append_event(folder, "forked", origin=_title(context, origin), snapshot=state.id)
     with Steps(operation) as steps:
         steps.undo(lambda: _end(context, folder))
-        if not loaded:
+        if not ready:
             steps.begin("load its state")
-            load(context, folder, record, folder / names.ORIGIN, state.memory)
+            with loaded(context, folder, record, folder / names.ORIGIN, state.memory):
+                lease = take_lease(folder)
             remove_tree(folder / names.ORIGIN)  # QEMU has mapped what it needs
-        lease = take_lease(folder)
+        else:
+            lease = take_lease(folder)
         append_event(folder, "started", way="fork")
         steps.begin("tell the guest who it is")
-        awaken(context, folder, record, timeout, record.identity if loaded else state.identity)
+        awaken(context, folder, record, timeout, record.identity if ready else state.identity)
     journal.clear(folder)
     return lease
 
 
 def _end(context: Context, folder: Path) -> None:
-    """An ephemeral one is gone after that."""
     pull_plug(folder)
-    if settle_locked(context.home, folder) and is_ephemeral(folder):
+    if settle_locked(context.home, folder):
         remove_machine_folder(context.home, folder)

@@ -17,15 +17,17 @@ from insula.store.records import read_record, write_record
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The last step begun by a verb. ``version`` is the journal's format."""
+    """The last step begun by a verb. ``version`` is the journal's format. ``stands``: the guest is to stand afterwards, too; one
+    that stands when its verb has died goes on otherwise."""
 
     verb: str
     step: str
     version: int = 1
+    stands: bool = False
 
 
-def note(folder: Path, verb: str, step: str) -> None:
-    write_record(folder / names.JOURNAL, Entry(verb=verb, step=step))
+def note(folder: Path, verb: str, step: str, *, stands: bool = False) -> None:
+    write_record(folder / names.JOURNAL, Entry(verb=verb, step=step, stands=stands))
 
 
 def clear(folder: Path) -> None:

@@ -20,10 +20,11 @@ from insula.operations.operation import Operation
 from insula.operations.settle import end_by_force, find_by_id, is_ephemeral, settle_locked
 from insula.store import names
 from insula.store.events import append_event
-from insula.store.locks import machine_lock
+from insula.store.locks import machine_lock, sweep_locks
 from insula.store.machines import machine_names, read_machine, remove_machine_folder, sweep_machines
 from insula.store.names import Home
-from insula.store.snapshots import finish_publishing, sweep_snapshots
+from insula.store.snapshots import PUBLISH, finish_publishing, sweep_snapshots, unpublished
+from insula.store.warm import sweep_warm
 
 # Verbs that bring a machine to life: an ephemeral one whose verb died meanwhile is nobody's.
 _BIRTHS: Final = frozenset({"create", "start", "fork"})
@@ -51,33 +52,51 @@ def recover(context: Context, folder: Path) -> bool:
     take the place of another has no guest that ever ran, and goes.
     """
     entry = journal.pending(folder)
-    if entry is not None and entry.verb in _BIRTHS and is_ephemeral(folder):
+    if entry is None:
+        _end_next(folder)
+        return settle_locked(context.home, folder)
+    if entry.verb in _BIRTHS and is_ephemeral(folder):
         _discard(context.home, folder)
         return False
-    if entry is not None:
-        _make_sure(folder)
+    _make_sure(folder)
     _end_next(folder)
+    if is_alive(folder) and _is_to_end(folder, entry):
+        end_by_force(folder)
     if not settle_locked(context.home, folder):
         return False
-    if entry is None:
-        return True
-    if is_alive(folder):
-        _rejoin(context, folder)
-        done = entry.verb not in _BIRTHS or _finish_start(folder)
-    else:
-        finish_publishing(folder, entry.verb, entry.step)
-        done = True
-    _sweep_files(folder)
-    if done:
+    if _finish(context, folder, entry):
         append_event(folder, "recovered", verb=entry.verb, step=entry.step)
         journal.clear(folder)
     return True
 
 
+def _is_to_end(folder: Path, entry: journal.Entry) -> bool:
+    """Whether the QEMU that a dead verb left is nobody's: it stands for good because its state is kept, is a fork that may not
+    know who it is, or was loaded from a state that still waits to be loaded."""
+    if entry.step == PUBLISH:
+        return unpublished(folder) is not None
+    return entry.verb == "fork" or (entry.verb == "wake" and (folder / names.SUSPENDED).exists())
+
+
+def _finish(context: Context, folder: Path, entry: journal.Entry) -> bool:
+    """Finish or undo what ``entry`` began; whether that is done."""
+    done = True
+    if is_alive(folder):
+        done = _rejoin(context, folder, goes_on=not entry.stands) and (entry.verb not in _BIRTHS or _finish_start(folder))
+    else:
+        finish_publishing(folder, entry.verb, entry.step)
+    if done:
+        _sweep_files(folder)
+    return done
+
+
 def sweep(context: Context) -> None:
-    """Remove what dead commands left: half-made and half-deleted machines, and ephemeral ones they never came to own."""
+    """Remove what dead commands left: half-made and half-deleted machines and warm states, locks of work that nobody does any
+    more, and ephemeral machines they never came to own."""
     home = context.home
-    sweep_machines(home)
+    sweep_machines(home, end=_end_half_made)
+    sweep_warm(home)
+    sweep_locks(home.host)
     for name in machine_names(home):
         folder = home.machine(name)
         if (folder / names.JOURNAL).exists() and is_ephemeral(folder):
@@ -91,6 +110,12 @@ def _make_sure(folder: Path) -> None:
     for path in (folder.parent, folder, *(folder / name for name in _PLACES)):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             fsync_folder(path)
+
+
+def _end_half_made(folder: Path) -> None:
+    """A machine without a name that was started ends by its keeper, unless that was not told in time."""
+    if (folder / names.RUN).exists():
+        end_by_force(folder)
 
 
 def _discard(home: Home, folder: Path) -> None:
@@ -112,22 +137,32 @@ def _end_next(folder: Path) -> None:
         remove_tree(run)
 
 
-def _rejoin(context: Context, folder: Path) -> None:
-    """Let a QEMU whose verb died before its disks switched follow the machine's record. Its keeper let the guest run on."""
+def _rejoin(context: Context, folder: Path, *, goes_on: bool) -> bool:
+    """Let a QEMU whose verb died before its disks switched follow the machine's record, and a guest that stands because of that
+    verb run on, if its keeper did not. Whether both is so now."""
     from insula.operations.capture import new_heads
 
-    with contextlib.suppress(InsulaError):
+    run = folder / names.RUN
+    try:
         record = read_machine(folder)
         if all(disk.layers for disk in record.disks):
-            context.engine.switch_heads(folder / names.RUN, new_heads(folder, record))
+            context.engine.switch_heads(run, new_heads(folder, record))
+        if goes_on:
+            context.engine.resume(run)
+    except InsulaError:
+        return False
+    return True
 
 
 def _sweep_files(folder: Path) -> None:
+    remove_tree(folder / names.ORIGIN)
     with contextlib.suppress(InsulaError, FileNotFoundError):
         sweep_snapshots(folder, read_machine(folder))
-    for temporary in folder.iterdir():
-        if is_temporary(temporary.name):
-            temporary.unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if path.name.startswith(names.GONE_PREFIX):
+            remove_tree(path)
+        elif is_temporary(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _finish_start(folder: Path) -> bool:

@@ -23,17 +23,18 @@ from insula.host.files import fsync_folder, remove_tree
 from insula.model.requests import RestoreSnapshot
 from insula.model.status import MachineStatus
 from insula.operations import journal
-from insula.operations.awaken import awaken, load
+from insula.operations.awaken import awaken, loaded
 from insula.operations.capture import captured
 from insula.operations.context import Context
 from insula.operations.hold import Held, hold_machine, status_of
 from insula.operations.operation import Operation, Steps
 from insula.operations.origin import check_loadable
+from insula.operations.recover import recover
 from insula.operations.snapshot import find_snapshot
 from insula.operations.suspend import end_quietly, give_up, is_suspended
 from insula.store import names
 from insula.store.events import append_event
-from insula.store.machines import DiskRecord, MachineRecord, write_machine
+from insula.store.machines import DiskRecord, MachineRecord, staged_machine
 from insula.store.snapshots import (
     PUBLISH,
     SnapshotRecord,
@@ -59,9 +60,9 @@ def restore(context: Context, request: RestoreSnapshot, operation: Operation) ->
         operation.tell("check its files")
         ensure_sums(held.folder, place, state.sums)
         with Steps(operation) as steps:
+            steps.undo(lambda: recover(context, held.folder))
             journal.note(held.folder, "restore", "make fresh heads")
             record = _with_fresh_heads(held, state, place)
-            steps.undo(lambda: _take_back(held))
             _exchange(context, held, request, operation, record, place, state)
         append_event(held.folder, "restored", name=request.snapshot)
         sweep_snapshots(held.folder, record)
@@ -88,18 +89,6 @@ def _with_fresh_heads(held: Held, state: SnapshotRecord, place: Path) -> Machine
     )  # fmt: skip
 
 
-def _take_back(held: Held) -> None:
-    """Before the record names them the fresh heads are nobody's."""
-    sweep_snapshots(held.folder, _current(held))
-    journal.clear(held.folder)
-
-
-def _current(held: Held) -> MachineRecord:
-    from insula.store.machines import read_machine
-
-    return read_machine(held.folder)
-
-
 def _exchange(
     context: Context,
     held: Held,
@@ -111,17 +100,21 @@ def _exchange(
 ) -> None:
     folder = held.folder
     with contextlib.ExitStack() as stack:
+        waiting = contextlib.ExitStack()
         if state.memory is not None:
             operation.tell("load its memory")
             stack.enter_context(_second(folder))
-            load(context, folder, record, place, state.memory, names.RUN_NEXT)
-        _end_first(context, held, request, operation)
+            stack.enter_context(waiting)
+            waiting.enter_context(loaded(context, folder, record, place, state.memory, names.RUN_NEXT))
+        replace = stack.enter_context(staged_machine(folder, record))  # while there is a way back if the disk is full
+        _end_first(context, held, request, operation, stands=state.state == "paused")
         if is_suspended(folder):
             stack.callback(remove_tree, give_up(folder))
-        write_machine(folder, record)
+        replace()
         if state.memory is None:
             return
         (folder / names.RUN_NEXT).rename(folder / names.RUN)
+        waiting.close()
         append_event(folder, "started", way="restored")
         if state.state == "running":
             operation.tell("let it go on")
@@ -147,12 +140,14 @@ def _second(folder: Path) -> Iterator[None]:
         raise
 
 
-def _end_first(context: Context, held: Held, request: RestoreSnapshot, operation: Operation) -> None:
-    """End the guest that runs, if one does, and keep what the machine was if that is wanted."""
+def _end_first(context: Context, held: Held, request: RestoreSnapshot, operation: Operation, *, stands: bool) -> None:
+    """End the guest that runs, if one does, and keep what the machine was if that is wanted. ``stands``: whether the next one
+    is to stand."""
     from insula.operations.settle import settle_locked
 
     folder, alive = held.folder, held.status.state.has_process
     if not request.keep:
+        journal.note(folder, "restore", "end the guest that runs", stands=stands)
         if alive:
             end_quietly(folder)
             settle_locked(context.home, folder, keep_ephemeral=True)
@@ -163,7 +158,9 @@ def _end_first(context: Context, held: Held, request: RestoreSnapshot, operation
         complete_snapshot(was.folder, was.record)
         if alive:
             operation.tell("end the guest that runs")
+        was.let_go()
+        journal.note(folder, "restore", PUBLISH, stands=stands)  # from here on recovery ends QEMU, too
+        if alive:
             end_quietly(folder)
-        journal.note(folder, "restore", PUBLISH)
         finish_publishing(folder, "restore", PUBLISH)
         settle_locked(context.home, folder, keep_ephemeral=True)

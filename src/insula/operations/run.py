@@ -49,8 +49,8 @@ def run(
 
     ``open_streams`` is called when the guest is ready for the command: until then the terminal and its Ctrl-C are the user's.
 
-    When it fails before the command ran, an ephemeral machine is gone again; a named one stays, stopped or running, for
-    its owner to look at.
+    When it fails before the command ran, an ephemeral machine is gone again; a named one that was booted stays, stopped or
+    running, for its owner to look at.
     """
     if open_streams is None and (request.argv or request.shell):
         raise UsageError("a command needs streams beside its request", code="no_streams")

@@ -24,7 +24,7 @@ from insula.model.names import split_snapshot
 from insula.model.requests import FillSpares, ListSpares, SetSpares
 from insula.model.status import SpareStatus
 from insula.operations import journal
-from insula.operations.awaken import load, rehearse
+from insula.operations.awaken import loaded, rehearse
 from insula.operations.context import Context
 from insula.operations.identities import own_identity
 from insula.operations.lease import take_lease
@@ -106,8 +106,8 @@ def _make(context: Context, origin: Origin) -> None:
         with own_identity(context.home) as identity:
             record = msgspec.structs.replace(record, id=identity.uuid, identity=identity)
             write_machine(staged, record)
-        load(context, staged, record, staged / names.ORIGIN, origin.record.memory)
-        lease = take_lease(staged)  # until it has its place: nobody would find it where it is
+        with loaded(context, staged, record, staged / names.ORIGIN, origin.record.memory):
+            lease = take_lease(staged)  # until it has its place: nobody would find it where it is
         remove_tree(staged / names.ORIGIN)
         rehearse(context, staged, record, _PATIENCE, origin.record.identity)
         staged.rename(context.home.spares / origin.record.id / secrets.token_hex(8))

@@ -19,12 +19,13 @@ from insula.host.files import fsync_file, fsync_folder, remove_tree
 from insula.model.requests import SuspendMachine
 from insula.model.status import MachineStatus
 from insula.operations import journal
-from insula.operations.awaken import awaken, load
+from insula.operations.awaken import awaken, loaded
 from insula.operations.capture import Captured, captured
 from insula.operations.context import Context
 from insula.operations.hold import hold_machine, status_of
 from insula.operations.operation import Operation, Steps
 from insula.operations.origin import check_loadable
+from insula.operations.recover import recover
 from insula.operations.settle import settle_locked
 from insula.operations.stop import pull_plug
 from insula.store import names
@@ -46,13 +47,15 @@ def suspend(context: Context, request: SuspendMachine, operation: Operation) -> 
             return held.status
         if held.record.ephemeral:
             raise WrongState(f"{request.name} is deleted when it ends, so it cannot be suspended", code="ephemeral")
-        with captured(context, held, operation, go_on=False) as state:
+        with Steps(operation) as steps, captured(context, held, operation, go_on=False) as state:
+            steps.undo(lambda: recover(context, held.folder))
             _complete(state)
             operation.tell("end QEMU")
-            end_quietly(held.folder)
             if (held.folder / held.record.variables).exists():
                 fsync_file(held.folder / held.record.variables)
-            journal.note(held.folder, "suspend", PUBLISH)
+            state.let_go()
+            journal.note(held.folder, "suspend", PUBLISH)  # from here on recovery ends QEMU, too
+            end_quietly(held.folder)
             settle_locked(context.home, held.folder)
             finish_publishing(held.folder, "suspend", PUBLISH)
         append_event(held.folder, "suspended")
@@ -93,11 +96,16 @@ def wake(context: Context, folder: Path, record: MachineRecord, operation: Opera
         steps.begin("load its memory")
         journal.note(folder, "wake", "load its memory")
         steps.undo(lambda: _end(context, folder))
-        load(context, folder, record, place, state.memory)
-        steps.begin("let it go on")
-        gone = give_up(folder)
-        append_event(folder, "started", way="suspended")
+        with loaded(context, folder, record, place, state.memory):
+            steps.begin("let it go on")
+            gone = give_up(folder)
+    append_event(folder, "started", way="suspended")
+    try:
         awaken(context, folder, record, timeout)
+    except BaseException:
+        with contextlib.suppress(Exception):  # there is no way back: whatever is wrong with its agent, the guest goes on
+            recover(context, folder)
+        raise
     remove_tree(gone)
     sweep_snapshots(folder, record)
     journal.clear(folder)

@@ -150,3 +150,11 @@ def only_one(lock: Path) -> Iterator[None]:
         with contextlib.suppress(FileNotFoundError):
             lock.unlink()  # while we hold it: who opened it meanwhile sees that it is gone
         os.close(descriptor)
+
+
+def sweep_locks(folder: Path) -> None:
+    """Remove the files of `only_one` in ``folder`` whose work nobody does any more: who did it died."""
+    for lock in folder.glob("*.lock"):
+        with held(lock) as free:
+            if free:
+                lock.unlink(missing_ok=True)  # while we hold it, as above

@@ -8,7 +8,7 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,7 @@ from insula.model.text import clean
 from insula.store import names
 from insula.store.locks import held, sign
 from insula.store.names import Home
-from insula.store.records import read_record, read_version, write_record
+from insula.store.records import read_record, read_version, staged_record, write_record
 from insula.store.sums import FileSum
 
 RECORD_VERSION = 2
@@ -175,6 +175,16 @@ def write_machine(folder: Path, record: MachineRecord) -> None:
 
 
 @contextlib.contextmanager
+def staged_machine(folder: Path, record: MachineRecord) -> Iterator[Callable[[], None]]:
+    """Write a machine's next record beside the present one; what is yielded puts it in its place, which takes no room.
+
+    Raises HostLacks (``no_space``).
+    """
+    with staged_record(folder / names.RECORD, msgspec.structs.replace(record, version=RECORD_VERSION)) as replace:
+        yield replace
+
+
+@contextlib.contextmanager
 def new_machine_folder(home: Home, verb: str = "create") -> Iterator[Path]:
     """A staging folder, locked by us for ``verb`` until the exit, also once it is published; what is staged then is removed."""
     home.prepare()
@@ -243,8 +253,11 @@ def remove_machine_folder(home: Home, folder: Path) -> None:
     remove_tree(gone)
 
 
-def sweep_machines(home: Home) -> list[str]:
-    """Remove what dead commands left half-made or half-deleted; returns the names of the folders removed."""
+def sweep_machines(home: Home, end: Callable[[Path], None]) -> list[str]:
+    """Remove what dead commands left half-made or half-deleted; returns the names of the folders removed.
+
+    ``end`` ends what runs in a half-made one. Raises what it raises.
+    """
     removed = []
     with contextlib.suppress(FileNotFoundError), os.scandir(home.machines) as entries:
         found = [entry for entry in entries if entry.name.startswith((names.GONE_PREFIX, names.NEW_PREFIX))]
@@ -257,6 +270,7 @@ def sweep_machines(home: Home) -> list[str]:
             elif entry.name.startswith(names.NEW_PREFIX):
                 with held(Path(entry.path) / names.LOCK) as free:
                     if free:
+                        end(Path(entry.path))
                         remove_tree(Path(entry.path))
                         removed.append(entry.name)
     return removed

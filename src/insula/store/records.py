@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from insula.errors import DamagedRecord
-from insula.host.files import write_atomic
+from insula.host.files import staged, write_atomic
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 
 def write_record(path: Path, record: msgspec.Struct, mode: int = 0o600) -> None:
     """Replace the record at ``path``; on return it is on the disk. Raises HostLacks (``no_space``)."""
-    write_atomic(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n", mode)
+    write_atomic(path, _encode(record), mode)
+
+
+def staged_record(path: Path, record: msgspec.Struct) -> contextlib.AbstractContextManager[Callable[[], None]]:
+    """See `insula.host.files.staged`."""
+    return staged(path, _encode(record))
+
+
+def _encode(record: msgspec.Struct) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"
 
 
 class _Versioned(msgspec.Struct, frozen=True):

@@ -222,13 +222,17 @@ def finish_publishing(machine: Path, verb: str, step: str) -> None:
 
     Only what is whole is published: its record is written last.
     """
+    staged = unpublished(machine)
     place = {"suspend": machine / names.SUSPENDED, "restore": machine / names.SNAPSHOTS / BEFORE_RESTORE}.get(verb)
-    if place is None or step != PUBLISH:
+    if place is None or step != PUBLISH or staged is None:
         return
-    for staged in (machine / names.SNAPSHOTS).glob(f"{names.NEW_PREFIX}*"):
-        if (staged / names.SNAPSHOT_RECORD).exists():
-            if place.exists():
-                place.rename(staged.with_name(f"{names.GONE_PREFIX}{secrets.token_hex(8)}"))
-            staged.rename(place)
-            fsync_folder(place.parent)
-            return
+    if place.exists():
+        place.rename(staged.with_name(f"{names.GONE_PREFIX}{secrets.token_hex(8)}"))
+    staged.rename(place)
+    fsync_folder(place.parent)
+
+
+def unpublished(machine: Path) -> Path | None:
+    """The folder of a state that is whole and has no name yet, if there is one."""
+    staged = (machine / names.SNAPSHOTS).glob(f"{names.NEW_PREFIX}*")
+    return next((path for path in staged if (path / names.SNAPSHOT_RECORD).exists()), None)

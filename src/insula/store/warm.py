@@ -45,16 +45,19 @@ def remove_warm(home: Home, key: str) -> None:
         remove_tree(gone)
 
 
-def warm_keys(home: Home) -> list[str]:
-    """Keys of all states; what was half deleted is removed."""
-    found = []
+def sweep_warm(home: Home) -> None:
+    """Remove what was half deleted."""
     with contextlib.suppress(FileNotFoundError), os.scandir(home.warm) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
+        for entry in entries:
             if entry.name.startswith(names.GONE_PREFIX):
                 remove_tree(Path(entry.path))
-            elif entry.is_dir(follow_symlinks=False):
-                found.append(entry.name)
-    return found
+
+
+def warm_keys(home: Home) -> list[str]:
+    """Keys of all states."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(home.warm) as entries:
+        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False))
+    return []
 
 
 def warm_states(home: Home) -> Iterator[tuple[str, SnapshotRecord | None]]:

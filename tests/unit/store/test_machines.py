@@ -93,13 +93,15 @@ def test_renaming_onto_a_machine_is_refused(home: Home) -> None:
 
 def test_what_dead_commands_left_is_swept_and_what_lives_is_not(home: Home) -> None:
     _make(home, "web")
+    ended: list[Path] = []
     (home.machines / ".gone-1").mkdir()
     (home.machines / ".new-dead").mkdir()
     (home.machines / ".new-dead" / "lock").touch()
     with new_machine_folder(home) as staged:
-        assert sorted(sweep_machines(home)) == [".gone-1", ".new-dead"]
+        assert sorted(sweep_machines(home, end=ended.append)) == [".gone-1", ".new-dead"]
         assert staged.exists()
     assert machine_names(home) == ["web"]
+    assert ended == [home.machines / ".new-dead"]
 
 
 def test_deleting_takes_everything(home: Home) -> None:
@@ -212,17 +214,18 @@ def test_a_link_to_a_folder_is_no_machine(home: Home, tmp_path: Path) -> None:
 
 def test_a_new_folder_that_was_swept_before_it_was_locked_is_made_again(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     swept: list[str] = []
+    ended: list[Path] = []
     make = Path.mkdir
 
     def make_and_lose(path: Path, *arguments: int, **options: object) -> None:
         make(path, *arguments, **options)  # type: ignore[arg-type]  # passed on as it came
         if path.name.startswith(names.NEW_PREFIX) and not swept:
-            swept.extend(sweep_machines(home))
+            swept.extend(sweep_machines(home, end=ended.append))
 
     home.prepare()
     monkeypatch.setattr(Path, "mkdir", make_and_lose)
     with new_machine_folder(home) as staged:
         assert staged.is_dir()
-        assert sweep_machines(home) == []
+        assert sweep_machines(home, end=ended.append) == []
     assert len(swept) == 1
     assert not staged.exists()
