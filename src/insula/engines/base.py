@@ -104,9 +104,10 @@ class SaveOrder(msgspec.Struct, frozen=True):
     """A machine's state is to be written to ``memory`` and ``state``, two files that do not exist yet, and at the same instant
     its disks are to go on in ``heads``.
 
-    ``machine`` is the versioned machine type, ``size`` the guest's memory in bytes; ``layers`` are the former heads' files, by
-    disk, under the names they keep. ``at_instant`` is called while the guest stands still, ``switched`` as soon as the disks are
-    in their new heads; then the guest goes on if ``go_on``, unless it was paused before.
+    ``uuid`` is the machine's as in its `LaunchPlan`, ``machine`` the versioned machine type, ``size`` the guest's memory in
+    bytes; ``layers`` are the former heads' files, by disk, under the names they keep. ``at_instant`` is called while the guest
+    stands still, ``switched`` as soon as the disks are in their new heads; then the guest goes on if ``go_on``, unless it was
+    paused before.
     """
 
     memory: Path
@@ -123,8 +124,9 @@ class SaveOrder(msgspec.Struct, frozen=True):
 class Saved(msgspec.Struct, frozen=True):
     """What `Engine.save` did: the ``method``, where the pages begin in the memory file (None: they are in the state), and
     how long the guest stood still, in seconds."""
+    uuid: str
 
-    method: Literal["mapped-ram", "stream"]
+    method: Method
     offset: int | None
     pause: float
 
@@ -134,6 +136,11 @@ class Features(msgspec.Struct, frozen=True):
 
     direct_boot: bool
     uefi: bool
+# How a running machine's memory is taken. ``changed-pages``: the memory file is a link to the one the machine was loaded from,
+# and what changed since is in the state.
+Method = Literal["changed-pages", "mapped-ram", "stream"]
+
+
     pause: bool
     power_button: bool
     save: bool

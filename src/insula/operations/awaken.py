@@ -7,6 +7,7 @@ machines must not share → cables in → whoever else wants the agent is let in
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +49,8 @@ def loaded(
     mapped = memory.offset is not None
     plan = LoadPlan(origin / names.STATE, origin / names.MEMORY if mapped else None, memory.offset or 0)
     context.engine.launch(launch_plan(folder, record, plan, run))
+    with contextlib.suppress(OSError):  # what is known of the memory file's sum, for snapshots that will rest on it
+        os.link(origin / names.VERIFIED_LAYERS, folder / run / names.VERIFIED_LAYERS)
     with open_link(folder / run) as link, hold(link, "quit"):
         yield
 

@@ -124,6 +124,7 @@ def _save(context: Context, held: Held, record: MachineRecord, staged: Path, go_
     heads = new_heads(folder, record)
     switched: list[bool] = []
     order = SaveOrder(
+        uuid=record.identity.uuid,
         memory=staged / names.MEMORY,
         state=staged / names.STATE,
         machine=board.machine,
@@ -199,8 +200,9 @@ def _describe(
     held: Held, record: MachineRecord, saved: Saved | None, staged: Path, description: str, lasting: bool
 ) -> SnapshotRecord:
     identifier = str(uuid.uuid4())
-    protect(staged, identifier)
-    sums = _sums(held.folder, record, staged) if lasting else {}
+    shared = saved is not None and saved.method == "changed-pages"
+    protect(staged, identifier, memory=not shared)
+    sums = _sums(held.folder, record, staged, shared=shared) if lasting else {}
     return SnapshotRecord(
         version=SNAPSHOT_VERSION,
         id=identifier,
@@ -226,26 +228,30 @@ def _state(state: State) -> Literal["running", "paused", "stopped"]:
     return "paused" if state is State.PAUSED else "running"
 
 
-def protect(staged: Path, identifier: str) -> None:
-    """Nobody writes these files again, and no other machine than those that load them may read them."""
+def protect(staged: Path, identifier: str, *, memory: bool = True) -> None:
+    """Nobody writes these files again, and no other machine than those that load them may read them.
+
+    ``memory`` false: that file is another state's, too, and protected already.
+    """
     from insula.isolation.uids import jail_ids
 
     group = jail_ids(identifier).machine
     for name, mode in ((names.MEMORY, _MEMORY_MODE), (names.STATE, _STATE_MODE), (names.VARIABLES, _STATE_MODE)):
         path = staged / name
-        if path.exists():
+        if path.exists() and (memory or name != names.MEMORY):
             if group is not None and name == names.MEMORY:
                 os.chown(path, -1, group)
             path.chmod(mode if group is not None or name != names.MEMORY else _STATE_MODE)
 
 
-def _sums(folder: Path, record: MachineRecord, staged: Path) -> dict[str, FileSum]:
+def _sums(folder: Path, record: MachineRecord, staged: Path, *, shared: bool) -> dict[str, FileSum]:
     """Sums of all that the snapshot rests on; every file made for it is on the disk."""
     known = read_stamps(folder / names.VERIFIED_LAYERS)
     stamps = {}
     for entry in sorted(staged.iterdir()):
         fsync_file(entry)
-        stamps[entry.name] = stamp_file(entry, sparse=entry.name == names.MEMORY)
+        base = shared and entry.name == names.MEMORY
+        stamps[entry.name] = _stamp_base(folder, entry) if base else stamp_file(entry, sparse=entry.name == names.MEMORY)
     fsync_folder(staged)
     layers = [layer for disk in record.disks for layer in disk.layers]
     for path in (*layers, record.boot.kernel, record.boot.initrd):
@@ -253,6 +259,17 @@ def _sums(folder: Path, record: MachineRecord, staged: Path) -> dict[str, FileSu
             stamps[path] = _stamp(folder / path, known.get(path), record.sums.get(path))
     write_stamps(staged / names.VERIFIED_LAYERS, stamps)
     return {path: FileSum(stamp.size, stamp.sha256, path == names.MEMORY) for path, stamp in stamps.items()}
+
+
+def _stamp_base(folder: Path, memory: Path) -> Stamp:
+    """Of the file that the machine was loaded from: large, and hashed at most once."""
+    note = folder / names.RUN / names.VERIFIED_LAYERS
+    known = read_stamps(note).get(names.MEMORY)
+    if known is not None and is_as_stamped(memory, known, FileSum(known.size, known.sha256, sparse=True)):
+        return known
+    stamp = stamp_file(memory, sparse=True)
+    write_stamps(note, {names.MEMORY: stamp})
+    return stamp
 
 
 def _stamp(path: Path, known: Stamp | None, expected: FileSum | None) -> Stamp:

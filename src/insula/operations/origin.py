@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -68,6 +70,8 @@ def fill_fork(staged: Path, origin: Origin, *, ephemeral: bool) -> MachineRecord
     for file in (names.MEMORY, names.STATE):
         if (origin.folder / file).exists():
             link_layer(origin.folder / file, staged / names.ORIGIN / file)
+    with contextlib.suppress(OSError):  # a note that may be missing
+        os.link(origin.folder / names.VERIFIED_LAYERS, staged / names.ORIGIN / names.VERIFIED_LAYERS)
     disks = []
     for disk in state.disks:
         head = f"{names.DISKS}/{disk.name}-0.qcow2"

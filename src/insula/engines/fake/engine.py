@@ -74,6 +74,8 @@ class FakeEngine:
         listener.setblocking(False)
         load = plan.load
         memory = load.memory.read_bytes() if load is not None and load.memory is not None else plan.uuid.encode()
+        if load is not None and load.memory is not None:
+            os.link(load.memory, run / names.MEMORY)
         heads = {disk.name: disk.head.path for disk in plan.disks}
         self._machines[run] = _Machine(plan, listener, memory, load is not None, heads)
         self._tell(run)
@@ -103,14 +105,19 @@ class FakeEngine:
     def save(self, run: Path, order: SaveOrder) -> Saved:
         machine = self._running(run)
         was_paused, machine.paused = machine.paused, True
-        order.memory.write_bytes(machine.memory)
+        load = machine.plan.load
+        base = load.memory if load is not None else None
+        if base is not None:
+            os.link(run / names.MEMORY, order.memory)
+        else:
+            order.memory.write_bytes(machine.memory)
         order.state.write_text("fake")
         order.at_instant()
         machine.heads.update({head.disk: head.path for head in order.heads})
         order.switched()
         machine.paused = was_paused or not order.go_on
         self._tell(run)
-        return Saved("mapped-ram", 0, 0.001)
+        return Saved("mapped-ram" if base is None else "changed-pages", 0, 0.001)
 
     def switch_heads(self, run: Path, heads: tuple[NewHead, ...]) -> None:
         self._running(run).heads.update({head.disk: head.path for head in heads})

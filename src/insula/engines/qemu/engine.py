@@ -68,7 +68,7 @@ class QemuEngine:
     def save(self, run: Path, order: SaveOrder) -> Saved:
         from insula.engines.qemu import migrate
 
-        return migrate.save(run / names.QMP_SOCKET, order)
+        return migrate.save(run, order)
 
     def switch_heads(self, run: Path, heads: tuple[NewHead, ...]) -> None:
         from insula.engines.qemu import migrate

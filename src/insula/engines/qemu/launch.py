@@ -66,7 +66,16 @@ def launch(plan: LaunchPlan, build: Build) -> None:
             from insula.engines.qemu.migrate import load
 
             load(plan.run_folder / names.QMP_SOCKET, plan.load.state)
+            _keep_base(plan.run_folder, plan.load.memory)
         undo.pop_all()
+
+
+def _keep_base(run: Path, memory: Path | None) -> None:
+    """Keep the file that the machine has mapped, for as long as it runs: while little has changed, a state of it is that file and
+    the changes. Where there can be no link, its memory is written whole."""
+    if memory is not None:
+        with contextlib.suppress(OSError):
+            os.link(memory, run / names.MEMORY, follow_symlinks=False)
 
 
 def _jail(plan: LaunchPlan, root: Path, uid: int | None) -> tuple[Jail, list[str]]:

@@ -1,10 +1,9 @@
 """Writing a machine's state and loading it.
 
-Writing, while the guest runs: its memory goes to a file at fixed offsets (QEMU's mapped-ram). At the end of that QEMU has
-stopped the guest: in the same stop the devices are written and the disks switch to new heads. A build without mapped-ram
-(before 9.0) and boards not proved otherwise are stopped first, and stream memory and devices into one file.
-
-QEMU sees no folder of ours: every file is handed to it open, as a descriptor set that is taken back afterwards.
+There are three ways to write it. Where the machine's memory is a mapped file and few pages of it have changed, it is stopped and
+those are read (changed.py). Else its memory goes, while the guest runs, to a file at fixed offsets (QEMU's mapped-ram); at the
+end of that QEMU has stopped the guest. In the same stop the devices are written and the disks switch to new heads. A build
+without mapped-ram (before 9.0) and boards not proved otherwise are stopped first, and stream memory and devices into one file.
 """
 
 from __future__ import annotations
@@ -13,15 +12,20 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from insula.engines.base import NewHead, Saved, SaveOrder
+from insula.engines.base import Method, NewHead, Saved, SaveOrder
+from insula.engines.qemu.changed import Copied, changes
+from insula.engines.qemu.heads import DescriptorSets, add_head, drop_head, freeze, switch
 from insula.engines.qemu.memory import MAIN, block_pages, find_main, read_blocks
 from insula.engines.qemu.monitor import read_status
 from insula.engines.qemu.qmp import Event, Monitor, Refused
 from insula.engines.qemu.stream import compose
 from insula.errors import HostLacks, InsulaError, MachineEnded
+from insula.host.files import explain_os_error
+from insula.store import names
 
 # Boards on which memory and devices written apart were proved to load as one; others stream.
 _PROVED: Final = "pc-q35-"
@@ -39,32 +43,72 @@ _TIDY: Final = 0.001  # between two looks whether QEMU has tidied up, of which t
 _SMALL: Final = 16 << 20  # devices' state is a fraction of this
 
 
-def save(socket_path: Path, order: SaveOrder) -> Saved:
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """How memory and devices were taken, since when the guest stands for it, by QEMU's clock, and what is not in a file yet."""
+
+    method: Method
+    since: float
+    changed: Copied | None = None
+
+
+def save(run: Path, order: SaveOrder) -> Saved:
     """See `Engine.save`."""
-    with Monitor(socket_path, _DEVICES) as monitor, contextlib.ExitStack() as undo:
-        sets = _DescriptorSets(monitor)
+    with Monitor(run / names.QMP_SOCKET, _DEVICES) as monitor, contextlib.ExitStack() as undo:
+        sets = DescriptorSets(monitor)
         undo.callback(sets.close)
-        ran = _leave_former(monitor)
+        ran = read_status(monitor).running
         for head in order.heads:
-            _add_head(monitor, head)
-            undo.callback(_drop_head, monitor, head)
+            add_head(monitor, head)
+            undo.callback(drop_head, monitor, head)
         undo.callback(_go_on, monitor, ran)
-        mapped = order.machine.startswith(_PROVED) and _can_map(monitor)
-        stands_since = _write_memory(monitor, sets, order.memory if mapped else order.state, mapped, ran)
-        if mapped:
-            _write_devices(monitor, sets, order.state)
+        taken = _take_changes(monitor, sets, run, order, ran) or _take_all(monitor, sets, order, ran)
         order.at_instant()
-        _switch(monitor, order.heads)
+        switch(monitor, order.heads)
         undo.pop_all()
         undo.callback(sets.close)
         order.switched()
         resumed = _go_on(monitor, ran and order.go_on)
         if resumed is not None:
-            _freeze(monitor, order)
-    pause = resumed - stands_since if resumed is not None and ran else 0.0
-    if not mapped:
-        return Saved("stream", None, pause)
-    return Saved("mapped-ram", _compose_state(order), pause)
+            freeze(monitor, order.heads, order.layers)
+    pause = resumed - taken.since if resumed is not None and ran else 0.0
+    return Saved(taken.method, None if taken.method == "stream" else _compose_state(order, taken.changed), pause)
+
+
+def _take_changes(monitor: Monitor, sets: DescriptorSets, run: Path, order: SaveOrder, ran: bool) -> _Taken | None:
+    """Read what has changed since the machine was loaded; on return the guest stands. None, and it goes on, where that cannot
+    be, or would take long."""
+    if not order.machine.startswith(_PROVED):
+        return None
+    with changes(monitor, run, order) as found:
+        copied, since = None, 0.0
+        with contextlib.suppress(OSError):
+            if found is not None and found.few():
+                since = _stop(monitor) if ran else 0.0
+                copied = found.read()
+        if copied is not None:
+            _write_devices(monitor, sets, order.state)
+            return _Taken("changed-pages", since, copied)
+        order.memory.unlink(missing_ok=True)
+        _go_on(monitor, ran)
+    return None
+
+
+def _take_all(monitor: Monitor, sets: DescriptorSets, order: SaveOrder, ran: bool) -> _Taken:
+    """Let QEMU write all of the memory; on return the guest stands."""
+    _leave_former(monitor)
+    if order.machine.startswith(_PROVED) and _can_map(monitor):
+        since = _write_memory(monitor, sets, order.memory, True, ran)
+        _write_devices(monitor, sets, order.state)
+        return _Taken("mapped-ram", since)
+    return _Taken("stream", _write_memory(monitor, sets, order.state, False, ran))
+
+
+def _stop(monitor: Monitor) -> float:
+    """Stop the guest; since when it stands, by QEMU's clock. What it wrote to its disks is in their files then."""
+    monitor.execute("stop")
+    event = monitor.wait_event(lambda event: event.name == "STOP", _DEVICES)
+    return event.at if event is not None else 0.0
 
 
 def load(socket_path: Path, state: Path) -> None:
@@ -73,7 +117,7 @@ def load(socket_path: Path, state: Path) -> None:
     Raises MachineEnded with QEMU's reason.
     """
     with Monitor(socket_path, _DEVICES) as monitor:
-        sets = _DescriptorSets(monitor)
+        sets = DescriptorSets(monitor)
         _set_capabilities(monitor, ("events",), True)
         monitor.execute("migrate-incoming", {"uri": f"file:{sets.open(state, os.O_RDONLY)}"})
         event = monitor.wait_event(_is_over, _PATIENCE)
@@ -86,10 +130,10 @@ def switch_heads(socket_path: Path, heads: tuple[NewHead, ...]) -> None:
     """See `Engine.switch_heads`."""
     with Monitor(socket_path) as monitor:
         for head in heads:
-            _add_head(monitor, head)
+            add_head(monitor, head)
         for head in heads:
             try:
-                _switch(monitor, (head,))
+                switch(monitor, (head,))
             except Refused as refused:
                 if "already" not in refused.reason:  # has a backing image; is in use
                     raise
@@ -100,84 +144,6 @@ def set_links(socket_path: Path, up: bool) -> None:
     with Monitor(socket_path) as monitor:
         for card in monitor.execute("query-rx-filter"):
             monitor.execute("set_link", {"name": str(card["name"]), "up": up})
-
-
-class _DescriptorSets:
-    """Files handed to QEMU for as long as this is open."""
-
-    def __init__(self, monitor: Monitor) -> None:
-        self._monitor = monitor
-        self._sets: list[int] = []
-
-    def open(self, path: Path, *accesses: int) -> str:
-        """QEMU's name for the file at ``path``, open with each of ``accesses``."""
-        number: int | None = None
-        for access in accesses:
-            number = _add_descriptor(self._monitor, path, access, number)
-        assert number is not None
-        self._sets.append(number)
-        return f"/dev/fdset/{number}"
-
-    def close(self) -> None:
-        while self._sets:
-            with contextlib.suppress(Refused, MachineEnded):
-                self._monitor.execute("remove-fd", {"fdset-id": self._sets.pop()})
-
-
-def _add_descriptor(monitor: Monitor, path: Path, access: int, number: int | None, opaque: str = "") -> int:
-    descriptor = os.open(path, access | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        arguments: dict[str, object] = {"opaque": opaque} if opaque else {}
-        if number is not None:
-            arguments["fdset-id"] = number
-        return int(monitor.execute("add-fd", arguments, [descriptor])["fdset-id"])
-    finally:
-        os.close(descriptor)
-
-
-def _node(head: NewHead) -> str:
-    return f"{head.disk}-{head.depth}"
-
-
-def _add_head(monitor: Monitor, head: NewHead) -> None:
-    """Open the overlay, joined to nothing yet. The same words as board.py's for a head."""
-    node = _node(head)
-    if any(known["node-name"] == node for known in monitor.execute("query-named-block-nodes", {"flat": True})):
-        return
-    number = _add_descriptor(monitor, head.path, os.O_RDWR, None, node)
-    common = {"read-only": False, "auto-read-only": False, "discard": "unmap"}
-    file = {"driver": "file", "node-name": f"{node}-file", "filename": f"/dev/fdset/{number}", **common}
-    overlay = {"driver": "qcow2", "node-name": node, "backing": None, "detect-zeroes": "unmap", **common}
-    monitor.execute("blockdev-add", {**overlay, "file": file})
-
-
-def _drop_head(monitor: Monitor, head: NewHead) -> None:
-    with contextlib.suppress(InsulaError):
-        monitor.execute("blockdev-del", {"node-name": _node(head)})
-
-
-def _switch(monitor: Monitor, heads: tuple[NewHead, ...]) -> None:
-    """All disks at once go on in their new heads."""
-    actions = [
-        {"type": "blockdev-snapshot", "data": {"node": f"{head.disk}-{head.depth - 1}", "overlay": _node(head)}} for head in heads
-    ]
-    if actions:
-        monitor.execute("transaction", {"actions": actions})
-
-
-def _freeze(monitor: Monitor, order: SaveOrder) -> None:
-    """Former heads are opened anew, read-only, and what QEMU could write them by is taken back."""
-    for head in order.heads:
-        node, depth = f"{head.disk}-{head.depth - 1}", head.depth - 1
-        known = next(one for one in monitor.execute("query-fdsets") if any(fd.get("opaque") == node for fd in one["fds"]))
-        _add_descriptor(monitor, order.layers[head.disk], os.O_RDONLY, known["fdset-id"], node)
-        common = {"read-only": True, "auto-read-only": False}
-        file = {"driver": "file", "node-name": f"{node}-file", "filename": f"/dev/fdset/{known['fdset-id']}", **common}
-        below = f"{head.disk}-{depth - 1}" if depth else None
-        overlay = {"driver": "qcow2", "node-name": node, "file": f"{node}-file", "backing": below, **common}
-        monitor.execute("blockdev-reopen", {"options": [file, overlay]})
-        for descriptor in known["fds"]:
-            monitor.execute("remove-fd", {"fdset-id": known["fdset-id"], "fd": descriptor["fd"]})
 
 
 def _can_map(monitor: Monitor) -> bool:
@@ -205,7 +171,7 @@ def _capable(monitor: Monitor, mapped: bool) -> Iterator[None]:
             _set_capabilities(monitor, names, False)
 
 
-def _write_memory(monitor: Monitor, sets: _DescriptorSets, path: Path, mapped: bool, ran: bool) -> float:
+def _write_memory(monitor: Monitor, sets: DescriptorSets, path: Path, mapped: bool, ran: bool) -> float:
     """Write the memory to ``path``; on return the guest stands, and it is of that instant. Since when, by QEMU's clock."""
     descriptors = sets.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, os.O_WRONLY)
     parameters: dict[str, object] = {"max-bandwidth": _UNBOUNDED, "downtime-limit": _PAUSE}
@@ -265,7 +231,7 @@ def _failed(reason: str) -> InsulaError:
     return InsulaError(f"QEMU could not write the machine's memory: {reason}", code="save_failed")
 
 
-def _write_devices(monitor: Monitor, sets: _DescriptorSets, path: Path) -> None:
+def _write_devices(monitor: Monitor, sets: DescriptorSets, path: Path) -> None:
     name = sets.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, os.O_WRONLY)
     try:
         # Not live: else the disks are closed for writing, as for a machine that goes elsewhere.
@@ -274,13 +240,11 @@ def _write_devices(monitor: Monitor, sets: _DescriptorSets, path: Path) -> None:
         raise _failed(refused.reason) from refused
 
 
-def _leave_former(monitor: Monitor) -> bool:
-    """Whether the guest runs. One that stands since it was saved before cannot be saved again before it ran for an instant."""
-    status = read_status(monitor)
-    if status.status == "postmigrate":
+def _leave_former(monitor: Monitor) -> None:
+    """A guest that stands since QEMU wrote its memory before cannot be written again before it ran for an instant."""
+    if read_status(monitor).status == "postmigrate":
         monitor.execute("cont")
         monitor.execute("stop")
-    return status.running
 
 
 def _go_on(monitor: Monitor, wanted: bool) -> float | None:
@@ -292,17 +256,22 @@ def _go_on(monitor: Monitor, wanted: bool) -> float | None:
     return event.at if event is not None else None
 
 
-def _compose_state(order: SaveOrder) -> int:
+def _compose_state(order: SaveOrder, changed: Copied | None) -> int:
     """Put what QEMU wants in front of the devices' state. Returns where the pages of the guest's memory begin."""
     descriptor = os.open(order.memory, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         blocks = read_blocks(descriptor)
         main = find_main(blocks, order.size)
-        others = [(block.name, block.length, block_pages(descriptor, block)) for block in blocks if block.name != MAIN]
+        if changed is not None:
+            others = changed.pages()
+        else:
+            others = [(block.name, block.length, block_pages(descriptor, block)) for block in blocks if block.name != MAIN]
         with order.state.open("r+b") as file:
             stream = compose(file.read(_SMALL), order.machine, others)
             file.seek(0)
             file.write(stream)
+    except OSError as cause:
+        raise explain_os_error(cause, order.state) from cause
     finally:
         os.close(descriptor)
     return main.pages

@@ -1,0 +1,195 @@
+"""Saving a machine that goes on from a mapped memory file: the file is kept as it is, and only the pages that the machine has
+changed since are read, from outside its QEMU, while it stands.
+
+QEMU maps such a file privately, so whatever the guest writes becomes a page of QEMU's own, and the kernel knows which those are
+(pagemap.py). They are few as long as the machine is young or idle; when they are not, this way is not offered.
+
+What QEMU says of its memory is not believed but used: the addresses lead into that process's own memory and nowhere else, and
+nothing is read that is larger than the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from insula.engines.base import SaveOrder
+from insula.engines.qemu.memory import MAIN, PAGE, find_main, read_blocks
+from insula.engines.qemu.pagemap import Run, pages_of, read_memory, read_own, runs_of
+from insula.engines.qemu.qmp import Monitor, Refused
+from insula.engines.qemu.stream import Pages
+from insula.errors import DamagedRecord, InsulaError
+from insula.isolation.inhabitants import inhabitants
+from insula.model.units import GIB, MIB
+from insula.store import names
+
+# What the guest stands still for: see docs/snapshots.md for the numbers. In milliseconds, for looking through the pagemap of so
+# much memory and for reading so much of it.
+_PAUSE: Final = 25.0
+_LOOKING: Final = 2.5 / GIB
+_READING: Final = 0.75 / MIB
+# A guest that has changed so much more when it stands than it had just before is let go on, and saved in another way.
+_GROWTH: Final = 2
+_MOST_OTHERS: Final = 64 * MIB
+_LINE: Final = re.compile(r"(\S+) +\d+ \S+ +0x[0-9a-f]+ +0x([0-9a-f]+) +0x[0-9a-f]+ +0x([0-9a-f]+) +r[ow]", re.ASCII)
+
+Block = tuple[str, int, Pages]
+
+
+@dataclass(frozen=True, slots=True)
+class Ram:
+    """A block of QEMU's memory: its name, its length in bytes, and its address in QEMU."""
+
+    name: str
+    length: int
+    address: int
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """Content of blocks, in pieces: the block, and each piece's offset in it."""
+
+    blocks: list[tuple[Ram, list[tuple[int, bytes]]]]
+
+    def pages(self) -> list[Block]:
+        """As `stream.compose` wants them."""
+        return [(ram.name, ram.length, pages_of(pieces)) for ram, pieces in self.blocks]
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """The way to what a machine has changed: its QEMU's memory, open, and where in the file it maps (``base``) pages begin."""
+
+    base: Path
+    offset: int
+    main: Ram
+    others: list[Ram]
+    pagemap: int
+    memory: int
+
+    def few(self) -> bool:
+        """Whether they can be read while the guest stands. Raises OSError."""
+        return is_soon_read(self.main.length, sum(self._own()) * PAGE + self._others())
+
+    def read(self) -> Copied | None:
+        """All of them, of the instant; None when they have become too many. The guest stands. Raises OSError."""
+        own = self._own()
+        if not is_soon_read(self.main.length, (sum(own) * PAGE + self._others()) // _GROWTH):
+            return None
+        return Copied([self._copy(self.main, runs_of(own)), *(self._copy(ram, [(0, ram.length // PAGE)]) for ram in self.others)])
+
+    def _own(self) -> bytes:
+        return read_own(self.pagemap, self.main.address, self.main.length)
+
+    def _others(self) -> int:
+        return sum(ram.length for ram in self.others)
+
+    def _copy(self, ram: Ram, runs: list[Run]) -> tuple[Ram, list[tuple[int, bytes]]]:
+        pieces = [
+            (start * PAGE, read_memory(self.memory, ram.address + start * PAGE, (end - start) * PAGE)) for start, end in runs
+        ]
+        return ram, pieces
+
+
+def is_soon_read(memory: int, changed: int) -> bool:
+    """Pure: whether a machine with so much memory stands only for a moment while so much of it is read, both in bytes."""
+    return memory * _LOOKING + changed * _READING <= _PAUSE
+
+
+@contextlib.contextmanager
+def changes(monitor: Monitor, run: Path, order: SaveOrder) -> Iterator[Changes | None]:
+    """What the machine has changed since it was loaded; None when this host, or this machine, does not let us see that.
+
+    ``order.memory`` is then the file that it was loaded from.
+    """
+    with contextlib.ExitStack() as stack:
+        found = None
+        try:
+            found = _find(monitor, run, order, stack)
+        except (OSError, Refused, DamagedRecord):
+            order.memory.unlink(missing_ok=True)
+        yield found
+
+
+def _find(monitor: Monitor, run: Path, order: SaveOrder, stack: contextlib.ExitStack) -> Changes | None:
+    base = run / names.MEMORY
+    if not base.exists() or os.sysconf("SC_PAGE_SIZE") != PAGE:
+        return None
+    rams = parse_rams(str(monitor.execute("human-monitor-command", {"command-line": "info ramblock"})))
+    main = [ram for ram in rams if ram.name == MAIN and ram.length == order.size]
+    others = [ram for ram in rams if ram.name != MAIN]
+    if len(main) != 1 or sum(ram.length for ram in others) > _MOST_OTHERS:
+        return None
+    process = _process(monitor, run, order, stack)
+    if process is None:
+        return None
+    pagemap, memory = (_opened(name, stack, process) for name in ("pagemap", "mem"))
+    file = os.open(base, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    stack.callback(os.close, file)
+    offset = find_main(read_blocks(file), order.size).pages
+    os.link(base, order.memory, follow_symlinks=False)
+    return Changes(base, offset, main[0], others, pagemap, memory)
+
+
+def parse_rams(untrusted: str) -> list[Ram]:
+    """Pure: the answer to HMP's ``info ramblock`` (QEMU's ``system/physmem.c``, ram_block_format), columns: name, page size,
+    offset, used length, length, host's virtual address, whether it is read-only. None at all when a line is not understood."""
+    found = []
+    for line in untrusted.splitlines()[1:]:
+        if not line.strip():
+            continue
+        match = _LINE.fullmatch(line.strip())
+        if match is None:
+            return []
+        ram = Ram(match[1], int(match[2], 16), int(match[3], 16))
+        if ram.length % PAGE or ram.address % PAGE or not ram.address:
+            return []
+        found.append(ram)
+    return found
+
+
+def _process(monitor: Monitor, run: Path, order: SaveOrder, stack: contextlib.ExitStack) -> int | None:
+    """The /proc folder of the QEMU behind the monitor, open. A machine can have two (run.next), so that it is the right one is
+    proved: it holds a file that was just handed to it, and that nobody else has."""
+    token = os.memfd_create("insula-which", os.MFD_CLOEXEC)
+    try:
+        number = monitor.execute("add-fd", {}, [token])["fdset-id"]
+        stack.callback(_take_back, monitor, number)
+        for pid, name in inhabitants(run.parent, order.uuid).items():
+            if name.startswith("qemu"):
+                with contextlib.suppress(OSError):
+                    folder = _opened(f"/proc/{pid}", stack)
+                    if _holds(folder, os.fstat(token)):
+                        return folder
+    finally:
+        os.close(token)
+    return None
+
+
+def _holds(process: int, wanted: os.stat_result) -> bool:
+    descriptors = os.open("fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=process)
+    try:
+        for name in os.listdir(descriptors):
+            with contextlib.suppress(FileNotFoundError):
+                seen = os.stat(name, dir_fd=descriptors)
+                if (seen.st_dev, seen.st_ino) == (wanted.st_dev, wanted.st_ino):
+                    return True
+    finally:
+        os.close(descriptors)
+    return False
+
+
+def _opened(path: str, stack: contextlib.ExitStack, folder: int | None = None) -> int:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+    stack.callback(os.close, descriptor)
+    return descriptor
+
+
+def _take_back(monitor: Monitor, number: int) -> None:
+    with contextlib.suppress(InsulaError):
+        monitor.execute("remove-fd", {"fdset-id": number})

@@ -1,0 +1,93 @@
+"""What QEMU is handed while it runs: files, as sets of descriptors, and new heads for its disks.
+
+QEMU sees no folder of ours: every file is handed to it open, and taken back afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from insula.engines.base import NewHead
+from insula.engines.qemu.qmp import Monitor, Refused
+from insula.errors import InsulaError, MachineEnded
+
+
+class DescriptorSets:
+    """Files handed to QEMU for as long as this is open."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._sets: list[int] = []
+
+    def open(self, path: Path, *accesses: int) -> str:
+        """QEMU's name for the file at ``path``, open with each of ``accesses``."""
+        number: int | None = None
+        for access in accesses:
+            number = add_descriptor(self._monitor, path, access, number)
+        assert number is not None
+        self._sets.append(number)
+        return f"/dev/fdset/{number}"
+
+    def close(self) -> None:
+        while self._sets:
+            with contextlib.suppress(Refused, MachineEnded):
+                self._monitor.execute("remove-fd", {"fdset-id": self._sets.pop()})
+
+
+def add_descriptor(monitor: Monitor, path: Path, access: int, number: int | None, opaque: str = "") -> int:
+    descriptor = os.open(path, access | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        arguments: dict[str, object] = {"opaque": opaque} if opaque else {}
+        if number is not None:
+            arguments["fdset-id"] = number
+        return int(monitor.execute("add-fd", arguments, [descriptor])["fdset-id"])
+    finally:
+        os.close(descriptor)
+
+
+def _node(head: NewHead) -> str:
+    return f"{head.disk}-{head.depth}"
+
+
+def add_head(monitor: Monitor, head: NewHead) -> None:
+    """Open the overlay, joined to nothing yet. The same words as board.py's for a head."""
+    node = _node(head)
+    if any(known["node-name"] == node for known in monitor.execute("query-named-block-nodes", {"flat": True})):
+        return
+    number = add_descriptor(monitor, head.path, os.O_RDWR, None, node)
+    common = {"read-only": False, "auto-read-only": False, "discard": "unmap"}
+    file = {"driver": "file", "node-name": f"{node}-file", "filename": f"/dev/fdset/{number}", **common}
+    overlay = {"driver": "qcow2", "node-name": node, "backing": None, "detect-zeroes": "unmap", **common}
+    monitor.execute("blockdev-add", {**overlay, "file": file})
+
+
+def drop_head(monitor: Monitor, head: NewHead) -> None:
+    with contextlib.suppress(InsulaError):
+        monitor.execute("blockdev-del", {"node-name": _node(head)})
+
+
+def switch(monitor: Monitor, heads: tuple[NewHead, ...]) -> None:
+    """All disks at once go on in their new heads."""
+    actions = [
+        {"type": "blockdev-snapshot", "data": {"node": f"{head.disk}-{head.depth - 1}", "overlay": _node(head)}} for head in heads
+    ]
+    if actions:
+        monitor.execute("transaction", {"actions": actions})
+
+
+def freeze(monitor: Monitor, heads: tuple[NewHead, ...], layers: Mapping[str, Path]) -> None:
+    """Former heads are opened anew, read-only, and what QEMU could write them by is taken back."""
+    for head in heads:
+        node, depth = f"{head.disk}-{head.depth - 1}", head.depth - 1
+        known = next(one for one in monitor.execute("query-fdsets") if any(fd.get("opaque") == node for fd in one["fds"]))
+        add_descriptor(monitor, layers[head.disk], os.O_RDONLY, known["fdset-id"], node)
+        common = {"read-only": True, "auto-read-only": False}
+        file = {"driver": "file", "node-name": f"{node}-file", "filename": f"/dev/fdset/{known['fdset-id']}", **common}
+        below = f"{head.disk}-{depth - 1}" if depth else None
+        overlay = {"driver": "qcow2", "node-name": node, "file": f"{node}-file", "backing": below, **common}
+        monitor.execute("blockdev-reopen", {"options": [file, overlay]})
+        for descriptor in known["fds"]:
+            monitor.execute("remove-fd", {"fdset-id": known["fdset-id"], "fd": descriptor["fd"]})
