@@ -258,6 +258,24 @@ int gateway_set(const struct ip_address *gateway, int index)
     return talk(&message, NULL, NULL);
 }
 
+/* ---- namespaces ---- */
+
+static void count_namespace(const struct nl_header *header, const uint8_t *body, size_t length, void *context)
+{
+    (void)body;
+    (void)length;
+    *(int *)context += header->type == NL_NEWNSID;
+}
+
+int namespaces_count(int *count)
+{
+    const uint8_t head[4] = { 0 }; /* struct rtgenmsg: any family */
+    struct message message;
+    *count = 0;
+    begin(&message, NL_GETNSID, NL_DUMP, head, sizeof head);
+    return talk(&message, count_namespace, count);
+}
+
 /* ---- connections ---- */
 
 enum { TCP_PEERED = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11 | 1 << 12, UDP_PEERED = 1 << 1 };

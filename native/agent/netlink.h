@@ -32,6 +32,9 @@ struct connection {
 int connections_find(uint8_t family, uint8_t protocol, struct connection *to, size_t room, size_t *count);
 int connection_destroy(const struct connection *connection);
 
+/* How many other network namespaces are joined to this one. */
+int namespaces_count(int *count);
+
 int link_find(const uint8_t mac[MAC_BYTES], struct link_info *link);
 int link_set_up(int index, bool up);
 int link_set_mac(int index, const uint8_t mac[MAC_BYTES]);

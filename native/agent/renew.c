@@ -2,7 +2,7 @@
  * timers would fire, and the cable is out only for now), no hook runs before the guest is who it shall be.
  *
  * Somebody waits for it, and in a guest that has just been loaded everything costs more than ever after. So nothing is forked but
- * hooks, and no file is waited for: all of them are flushed a moment later. */
+ * hooks, and what can be done a moment later is: files are flushed, timers started, the next boot's seed is made. */
 #include "renew.h"
 
 #include <errno.h>
@@ -28,7 +28,7 @@
 #include "task.h"
 #include "timers.h"
 
-enum { HOOKS_TIME = 30000, FLUSH_AFTER = 1000, SEED_MAX = 4096, KEYS_MAX = 1024 };
+enum { HOOKS_TIME = 30000, A_MOMENT = 1000, SEED_MAX = 4096, KEYS_MAX = 1024 };
 
 static const uint64_t jump = 60000000000; /* nanoseconds: what is due within a minute may well fire */
 
@@ -74,19 +74,17 @@ int generator_reseed(const uint8_t *bytes, size_t length)
 }
 
 /* What the next boot would begin with is the same in all copies, too. */
-static int renew_seed_file(void)
+static void renew_seed_file(void)
 {
     static const char path[] = "/var/lib/systemd/random-seed";
     uint8_t seed[SEED_MAX];
     struct stat status;
     if (lstat(path, &status) < 0 || !S_ISREG(status.st_mode) || status.st_size == 0)
-        return 0;
+        return;
     size_t length = status.st_size < SEED_MAX ? (size_t)status.st_size : SEED_MAX;
-    if (getrandom(seed, length, 0) != (ssize_t)length)
-        return EIO;
-    int error = replace_file(path, seed, length, 0600);
+    if (getrandom(seed, length, 0) == (ssize_t)length)
+        replace_file(path, seed, length, 0600);
     explicit_bzero(seed, sizeof seed);
-    return error;
 }
 
 static void renew_entropy(const struct request *request, struct wire_writer *fields)
@@ -94,8 +92,7 @@ static void renew_entropy(const struct request *request, struct wire_writer *fie
     struct wire_field data;
     if (!wire_find(request->fields, request->length, TAG_DATA, &data))
         return;
-    int error = generator_reseed(data.bytes, data.length);
-    told(fields, "entropy", error ? error : renew_seed_file());
+    told(fields, "entropy", generator_reseed(data.bytes, data.length));
 }
 
 /* ---- time ---- */
@@ -132,9 +129,8 @@ static void renew_time(const struct request *request, struct wire_writer *fields
     bool late = copy && now > clock_now() + jump;
     int error = late ? timers_stop_late(now + jump) : 0;
     told(fields, "clock", clock_set(now + (monotonic() - since)));
-    int again = late ? timers_start_again() : 0;
     if (copy)
-        told(fields, "timers", error ? error : again);
+        told(fields, "timers", error);
 }
 
 /* ---- identity ---- */
@@ -189,25 +185,28 @@ static void renew_identity(const struct request *request, struct wire_writer *fi
             told(fields, words[part], outcome.errors[part]);
 }
 
-/* ---- the disk ---- */
+/* ---- what nobody waits for ---- */
 
-static struct timer flush;
+static struct timer later;
 
-static void flushed(struct child *child, int status)
+static void finished(struct child *child, int status)
 {
     (void)status;
     free(child);
 }
 
-static void flush_now(struct timer *timer)
+static void finish(struct timer *timer)
 {
     (void)timer;
     struct child *child = malloc(sizeof *child);
-    pid_t pid = child ? child_fork(child, flushed) : -1;
+    pid_t pid = child ? child_fork(child, finished) : -1;
     if (pid == 0) {
+        timers_start_again();
+        renew_seed_file();
         sync();
         _exit(0);
     }
+    timers_forget();
     if (pid < 0)
         free(child);
 }
@@ -248,7 +247,7 @@ void renew_run(const struct request *request)
     renew_time(request, &fields, copy, since);
     renew_identity(request, &fields, copy);
     files_flush_at_once(true);
-    timer_start(&flush, FLUSH_AFTER, flush_now);
+    timer_start(&later, A_MOMENT, finish);
     answer_length = fields.length;
     if (copy && hooks_exist())
         task_run(request, hooks_job);

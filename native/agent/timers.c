@@ -136,10 +136,20 @@ static int say(const void *bytes, size_t length)
     return send(systemd.fd, bytes, length, MSG_NOSIGNAL) == (ssize_t)length ? 0 : errno ? errno : EAGAIN;
 }
 
+static void disconnect_systemd(void)
+{
+    if (systemd.fd >= 0)
+        close(systemd.fd);
+    systemd.fd = -1;
+}
+
 static int connect_systemd(void)
 {
-    static const char hello[] = "\0AUTH EXTERNAL 30\r\n", begin[] = "BEGIN\r\n"; /* 30: root's number, in hexadecimal ASCII */
+    /* In one piece, as systemd's own tools say it: what came together with the last word would lie unread until more comes.
+     * 30 is root's number, in hexadecimal ASCII. */
+    static const char hello[] = "\0AUTH EXTERNAL 30\r\nBEGIN\r\n";
     struct sockaddr_un address = { .sun_family = AF_UNIX, .sun_path = "/run/systemd/private" };
+    disconnect_systemd();
     systemd.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     systemd.held = systemd.heard = 0;
     systemd.until = now_ms() + PATIENCE;
@@ -152,14 +162,7 @@ static int connect_systemd(void)
     if (error == 0 && memcmp(systemd.reply, "OK", 2) != 0)
         error = EACCES;
     drop(error ? 0 : line);
-    return error ? error : say(begin, sizeof begin - 1);
-}
-
-static void disconnect_systemd(void)
-{
-    if (systemd.fd >= 0)
-        close(systemd.fd);
-    systemd.fd = -1;
+    return error;
 }
 
 /* ---- reading a message: the text or number at `at`, which moves on; false beyond the end ---- */
@@ -352,8 +355,8 @@ int timers_stop_late(uint64_t now)
 {
     static struct timer_unit all[TIMERS_MAX];
     size_t count = 0;
+    size_t former = late_count; /* stopped already, by a renewal a moment ago */
     uint64_t when;
-    late_count = 0;
     if (access("/run/systemd/private", F_OK) < 0)
         return 0;
     int error = connect_systemd();
@@ -361,14 +364,14 @@ int timers_stop_late(uint64_t now)
         error = list_timers(all, TIMERS_MAX, &count);
     for (size_t i = 0; error == 0 && i < count; i++) {
         error = next_elapse(&all[i], &when);
-        if (error == 0 && when > 0 && when <= now / 1000)
+        if (error == 0 && when > 0 && when <= now / 1000 && late_count < TIMERS_MAX)
             late[late_count++] = all[i];
     }
     if (error)
-        late_count = 0;
-    for (size_t i = 0; error == 0 && i < late_count; i++)
+        late_count = former;
+    for (size_t i = former; error == 0 && i < late_count; i++)
         error = order(&late[i], "StopUnit");
-    for (size_t i = 0; error == 0 && i < late_count; i++)
+    for (size_t i = former; error == 0 && i < late_count; i++)
         error = wait_until_inactive(&late[i]);
     return error;
 }
@@ -381,15 +384,18 @@ static void stamp(const struct timer_unit *unit)
     utimensat(AT_FDCWD, path, NULL, 0);
 }
 
-int timers_start_again(void)
+void timers_start_again(void)
 {
-    int error = 0;
+    systemd.until = now_ms() + PATIENCE;
     for (size_t i = 0; i < late_count; i++) {
         stamp(&late[i]);
-        int refused = order(&late[i], "StartUnit");
-        error = error ? error : refused;
+        order(&late[i], "StartUnit");
     }
+    timers_forget();
+}
+
+void timers_forget(void)
+{
     late_count = 0;
     disconnect_systemd();
-    return error;
 }

@@ -8,7 +8,9 @@
  * systemd nothing is done. 0 or an errno. */
 int timers_stop_late(uint64_t now);
 
-/* The clock is set: start them again, as if each had just elapsed. */
-int timers_start_again(void);
+/* The clock is set: start them again, as if each had just elapsed. Nobody waits for that, so it may be done later, in a process of
+ * its own; this one then forgets them. */
+void timers_start_again(void);
+void timers_forget(void);
 
 #endif
