@@ -126,10 +126,10 @@ static void renew_time(const struct request *request, struct wire_writer *fields
     uint64_t now = wire_find_u64(request->fields, request->length, TAG_TIME_NS, 0);
     if (now == 0)
         return;
-    bool late = copy && now > clock_now() + jump;
+    bool timers = copy && timers_exist(), late = timers && now > clock_now() + jump;
     int error = late ? timers_stop_late(now + jump) : 0;
     told(fields, "clock", clock_set(now + (monotonic() - since)));
-    if (copy)
+    if (timers)
         told(fields, "timers", error);
 }
 

@@ -27,6 +27,8 @@ struct timer_unit {
     char name[NAME_SIZE], path[PATH_SIZE];
 };
 
+static const char place_of_systemd[] = "/run/systemd/private";
+
 static struct timer_unit late[TIMERS_MAX];
 static size_t late_count;
 
@@ -148,7 +150,8 @@ static int connect_systemd(void)
     /* In one piece, as systemd's own tools say it: what came together with the last word would lie unread until more comes.
      * 30 is root's number, in hexadecimal ASCII. */
     static const char hello[] = "\0AUTH EXTERNAL 30\r\nBEGIN\r\n";
-    struct sockaddr_un address = { .sun_family = AF_UNIX, .sun_path = "/run/systemd/private" };
+    struct sockaddr_un address = { .sun_family = AF_UNIX };
+    strcpy(address.sun_path, place_of_systemd);
     disconnect_systemd();
     systemd.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     systemd.held = systemd.heard = 0;
@@ -351,14 +354,17 @@ static int wait_until_inactive(const struct timer_unit *unit)
     return error;
 }
 
+bool timers_exist(void)
+{
+    return access(place_of_systemd, F_OK) == 0;
+}
+
 int timers_stop_late(uint64_t now)
 {
     static struct timer_unit all[TIMERS_MAX];
     size_t count = 0;
     size_t former = late_count; /* stopped already, by a renewal a moment ago */
     uint64_t when;
-    if (access("/run/systemd/private", F_OK) < 0)
-        return 0;
     int error = connect_systemd();
     if (error == 0)
         error = list_timers(all, TIMERS_MAX, &count);

@@ -2,10 +2,14 @@
 #ifndef INSULA_TIMERS_H
 #define INSULA_TIMERS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
-/* Stop the timers that would elapse before `now` (nanoseconds since 1970), the clock being about to be set to that. Without
- * systemd nothing is done. 0 or an errno. */
+/* Whether there is a systemd. */
+bool timers_exist(void);
+
+/* Stop the timers that would elapse before `now` (nanoseconds since 1970), the clock being about to be set to that. 0 or an
+ * errno. */
 int timers_stop_late(uint64_t now);
 
 /* The clock is set: start them again, as if each had just elapsed. Nobody waits for that, so it may be done later, in a process of

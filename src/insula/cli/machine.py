@@ -187,6 +187,8 @@ def _print_details(detail: Any) -> None:
             ("ended", f"{ended.reason}, {age(ended.at)} ago{': ' + ended.detail if ended.detail else ''}" if ended else ""),
             ("last words", ended.last_words if ended else ""),
             ("origin", detail.origin),
+            ("renewed", ", ".join(detail.renewed.done) if detail.renewed else ""),
+            ("not renewed", "; ".join(f"{part} ({why})" for part, why in detail.renewed.left.items()) if detail.renewed else ""),
             ("image", f"{detail.image} ({detail.image_digest[:12]})" if detail.image_digest else detail.image),
             (
                 "shape",

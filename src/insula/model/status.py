@@ -6,6 +6,8 @@ from enum import StrEnum
 
 import msgspec
 
+from insula.model.identity import Renewal
+
 
 class State(StrEnum):
     STOPPED = "stopped"
@@ -59,7 +61,8 @@ class MachineStatus(msgspec.Struct, frozen=True):
 class MachineDetails(MachineStatus, frozen=True, kw_only=True):
     """What `show` tells: all that `list` does, under the same names, and more.
 
-    ``origin``: what it was forked or cloned from (``web@snap1``), as that was called then.
+    ``origin``: what it was forked or cloned from (``web@snap1``), as that was called then. ``renewed``: of a fork, which parts of
+    its former identity were made new, and which were not.
     """
 
     id: str
@@ -76,6 +79,7 @@ class MachineDetails(MachineStatus, frozen=True, kw_only=True):
     guest: dict[str, str]
     process: dict[str, int]
     origin: str = ""
+    renewed: Renewal | None = None
 
 
 class SnapshotStatus(msgspec.Struct, frozen=True):

@@ -56,6 +56,7 @@ def show_machine(context: Context, request: ShowMachine, operation: Operation) -
         folder=str(folder),
         disk_used=_used(folder),
         origin=_origin(folder),
+        renewed=record.renewed,
         guest=_guest(folder) if status.agent else {},
         process=_processes(folder, record.id) if status.state.has_process else {},
     )
