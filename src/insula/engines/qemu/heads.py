@@ -60,13 +60,21 @@ def add_head(monitor: Monitor, head: NewHead) -> None:
     number = add_descriptor(monitor, head.path, os.O_RDWR, None, node)
     common = {"read-only": False, "auto-read-only": False, "discard": "unmap"}
     file = {"driver": "file", "node-name": f"{node}-file", "filename": f"/dev/fdset/{number}", **common}
-    overlay = {"driver": "qcow2", "node-name": node, "backing": None, "detect-zeroes": "unmap", **common}
-    monitor.execute("blockdev-add", {**overlay, "file": file})
+    overlay = {"driver": "qcow2", "node-name": node, "file": f"{node}-file", "backing": None, "detect-zeroes": "unmap", **common}
+    # Each by itself: a file added along with its overlay is drained twice and resumed once when `freeze` opens both anew
+    # (QEMU 10.0, bdrv_reopen_queue_child), and the guest's disk would hang from then on.
+    monitor.execute("blockdev-add", file)
+    try:
+        monitor.execute("blockdev-add", overlay)
+    except InsulaError:
+        drop_head(monitor, head)
+        raise
 
 
 def drop_head(monitor: Monitor, head: NewHead) -> None:
-    with contextlib.suppress(InsulaError):
-        monitor.execute("blockdev-del", {"node-name": _node(head)})
+    for node in (_node(head), f"{_node(head)}-file"):
+        with contextlib.suppress(InsulaError):
+            monitor.execute("blockdev-del", {"node-name": node})
 
 
 def switch(monitor: Monitor, heads: tuple[NewHead, ...]) -> None:
