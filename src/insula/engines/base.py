@@ -110,6 +110,7 @@ class SaveOrder(msgspec.Struct, frozen=True):
     paused before.
     """
 
+    uuid: str
     memory: Path
     state: Path
     machine: str
@@ -121,10 +122,14 @@ class SaveOrder(msgspec.Struct, frozen=True):
     go_on: bool = True
 
 
+# How a running machine's memory is taken. ``changed-pages``: the memory file is a link to the one the machine was loaded from,
+# and what changed since is in the state.
+Method = Literal["changed-pages", "mapped-ram", "stream"]
+
+
 class Saved(msgspec.Struct, frozen=True):
     """What `Engine.save` did: the ``method``, where the pages begin in the memory file (None: they are in the state), and
     how long the guest stood still, in seconds."""
-    uuid: str
 
     method: Method
     offset: int | None
@@ -136,11 +141,6 @@ class Features(msgspec.Struct, frozen=True):
 
     direct_boot: bool
     uefi: bool
-# How a running machine's memory is taken. ``changed-pages``: the memory file is a link to the one the machine was loaded from,
-# and what changed since is in the state.
-Method = Literal["changed-pages", "mapped-ram", "stream"]
-
-
     pause: bool
     power_button: bool
     save: bool

@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +37,7 @@ class _Machine:
     memory: bytes
     paused: bool
     heads: dict[str, Path]
+    layers: dict[str, Path] = field(default_factory=dict)
     links: bool = True
     button: int = 0
 
