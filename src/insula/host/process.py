@@ -22,6 +22,7 @@ from insula.errors import ChildFailed, HostLacks
 _KEPT_ENVIRONMENT = ("HOME", "USER", "LOGNAME", "TMPDIR", "XDG_RUNTIME_DIR", "http_proxy", "https_proxy", "no_proxy")
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LAST_WORDS = 8192
+_POLITE = "10"  # nice(1): what is done behind yields to what somebody waits for
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,3 +209,9 @@ def spawn(
         start_new_session=detached,
     )
     return Child(popen, words)
+
+
+def leave(argv: Sequence[str | os.PathLike[str]]) -> None:
+    """Start a program that works on when we are gone, politely, and is nobody's child: nobody waits for it, nobody hears it."""
+    with spawn(["setsid", "--fork", "nice", "-n", _POLITE, *argv]) as starter:
+        starter.wait()

@@ -18,7 +18,7 @@ import msgspec
 
 from insula.errors import InsulaError, UsageError
 from insula.host.files import remove_tree
-from insula.host.process import spawn
+from insula.host.process import leave
 from insula.host.program import own_command
 from insula.model.names import split_snapshot
 from insula.model.requests import FillSpares, ListSpares, SetSpares
@@ -47,7 +47,6 @@ from insula.store.spares import (
 
 MOST: Final = 64
 _VERSION: Final = 1
-_POLITE: Final = "10"
 _PATIENCE: Final = 60.0  # seconds for a guest to come to itself
 
 
@@ -170,7 +169,7 @@ def refill_behind(context: Context, origin: str) -> None:
     """Have the spares that were taken made anew, by a process that nobody waits for."""
     wanted = read_wanted(context.home, origin)
     if wanted is not None and len(spare_folders(context.home, origin)) < wanted.count:
-        spawn(["nice", "-n", _POLITE, *own_command("_spares", str(context.home.root), origin)], detached=True)
+        leave(own_command("_spares", str(context.home.root), origin))
 
 
 def give_back_memory(context: Context) -> None:

@@ -19,7 +19,7 @@ import msgspec
 from insula.disks.verify import ensure_sums
 from insula.errors import InsulaError
 from insula.host.files import own_usage
-from insula.host.process import spawn
+from insula.host.process import leave
 from insula.host.program import own_command
 from insula.model.identity import new_identity
 from insula.model.requests import CreateMachine, DeleteWarmStates, ListWarmStates, RefreshWarmState, WarmImage
@@ -84,8 +84,7 @@ def warm_origin(context: Context, name: str, image: Image, spec: MachineSpec, op
         operation.tell("boot once, to keep the state: later machines of this image and shape fork it")
         record = _boot_and_keep(context, name, image, spec, key, operation, refresh=False)
     elif time.time() - record.created > REFRESH_AGE:
-        words = own_command("_warm", str(context.home.root), key)
-        spawn(["nice", "-n", "10", *words], detached=True)
+        leave(own_command("_warm", str(context.home.root), key))
     return Origin(context.home.warm / key, warm_snapshot(context.home.warm / key), record)
 
 
