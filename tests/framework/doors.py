@@ -59,6 +59,12 @@ class Door(Protocol):
     def get(self, name: str, sources: Sequence[str], destination: Path) -> None: ...
     def logs(self, name: str) -> bytes: ...
     def events(self, name: str) -> Sequence[dict[str, Any]]: ...
+    def snapshot(self, name: str, snapshot: str = "", description: str = "") -> str: ...
+    def snapshots(self, name: str) -> Sequence[dict[str, Any]]: ...
+    def restore(self, name: str, snapshot: str, *, keep: bool = True) -> None: ...
+    def delete_snapshot(self, name: str, snapshot: str) -> None: ...
+    def fork(self, name: str, snapshot: str = "", *, count: int = 1, pattern: str) -> Sequence[str]: ...
+    def clone(self, name: str, new_name: str, *, full: bool = False) -> None: ...
 
 
 class SdkDoor:
@@ -122,6 +128,28 @@ class SdkDoor:
 
     def events(self, name: str) -> Sequence[dict[str, Any]]:
         return self._machine(name).events()
+
+    def _snapshot(self, name: str, snapshot: str) -> insula.Snapshot:
+        return insula.Snapshot(self._machine(name), snapshot)
+
+    def snapshot(self, name: str, snapshot: str = "", description: str = "") -> str:
+        return str(self._do(self._machine(name).snapshot, snapshot, description=description).name)
+
+    def snapshots(self, name: str) -> Sequence[dict[str, Any]]:
+        return [msgspec.to_builtins(snapshot.status) for snapshot in self._machine(name).snapshots()]
+
+    def restore(self, name: str, snapshot: str, *, keep: bool = True) -> None:
+        self._do(self._snapshot(name, snapshot).restore, keep=keep)
+
+    def delete_snapshot(self, name: str, snapshot: str) -> None:
+        self._do(self._snapshot(name, snapshot).delete)
+
+    def fork(self, name: str, snapshot: str = "", *, count: int = 1, pattern: str) -> Sequence[str]:
+        source = self._snapshot(name, snapshot) if snapshot else self._machine(name)
+        return [machine.name for machine in self._do(source.fork, count, name=pattern)]
+
+    def clone(self, name: str, new_name: str, *, full: bool = False) -> None:
+        self._do(self._machine(name).clone, new_name, full=full)
 
 
 def cli_command(*words: str) -> list[str]:
@@ -213,6 +241,28 @@ class CliDoor:
 
     def events(self, name: str) -> Sequence[dict[str, Any]]:
         return [json.loads(line) for line in self._call("events", name).splitlines()]
+
+    def snapshot(self, name: str, snapshot: str = "", description: str = "") -> str:
+        whole = f"{name}@{snapshot}" if snapshot else name
+        return str(json.loads(self._call("snapshot", "create", "--json", "--description", description, whole))["name"])
+
+    def snapshots(self, name: str) -> Sequence[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(self._call("snapshot", "list", "--json", name))
+        return found
+
+    def restore(self, name: str, snapshot: str, *, keep: bool = True) -> None:
+        self._call("snapshot", "restore", "--json", *([] if keep else ["--discard"]), f"{name}@{snapshot}")
+
+    def delete_snapshot(self, name: str, snapshot: str) -> None:
+        self._call("snapshot", "delete", "--json", f"{name}@{snapshot}")
+
+    def fork(self, name: str, snapshot: str = "", *, count: int = 1, pattern: str) -> Sequence[str]:
+        whole = f"{name}@{snapshot}" if snapshot else name
+        made = json.loads(self._call("fork", "--json", "-n", str(count), "--name", pattern, whole))
+        return [str(machine["name"]) for machine in made]
+
+    def clone(self, name: str, new_name: str, *, full: bool = False) -> None:
+        self._call("clone", "--json", *(["--full"] if full else []), name, new_name)
 
 
 def _shape(shape: Mapping[str, Any]) -> list[str]:
