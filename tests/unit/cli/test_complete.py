@@ -38,3 +38,20 @@ def test_a_copy_starts_from_files(begun: str) -> None:
 
 def test_a_machine_that_is_not_there_is_no_error() -> None:
     assert offered("exec", "w") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (("snapshot", "restore", "w"), ["web@after", "web@before"]),
+        (("snapshot", "restore", "web@b"), ["web@before"]),
+        (("snapshot", "delete", "web@after", "web@"), ["web@before"]),
+        (("fork", "w"), ["web"]),
+        (("fork", "web@a"), ["web@after"]),
+        (("fork", "nosuch@"), []),
+    ],
+)
+def test_snapshots_are_offered_with_their_machine(tmp_path: Path, words: tuple[str, ...], names: list[str]) -> None:
+    for snapshot in ("before", "after"):
+        (tmp_path / "state" / "machines" / "web" / "snapshots" / snapshot).mkdir(parents=True)
+    assert [value for _, value in offered(*words)] == names
