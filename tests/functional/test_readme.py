@@ -40,12 +40,12 @@ def launcher(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def web_gone(home: Path) -> Iterator[None]:
+def machines_gone(home: Path) -> Iterator[None]:
     yield
-    run_cli(home, "delete", "-q", "--force", "web")
+    run_cli(home, "delete", "-q", "--force", "web", "lab", "try-1", "try-2")
 
 
-@pytest.mark.usefixtures("debian", "tiny", "web_gone")
+@pytest.mark.usefixtures("debian", "tiny", "machines_gone")
 def test_every_command_shown_works(home: Path, launcher: str) -> None:
     commands, first = _commands(), b""
     assert len(commands) > 10, "the README shows less than it did"
