@@ -39,3 +39,26 @@ def test_commands_run_side_by_side_and_the_machine_goes_at_the_end(home: Path, t
 
     name = asyncio.run(story())
     assert not (home / "machines" / name).exists()
+
+
+@pytest.mark.limit(120)
+def test_a_machine_forks_and_goes_back(home: Path, tiny: str) -> None:
+    async def story() -> list[str]:
+        connection = aio.connect(home)
+        async with await connection.run(tiny, memory="128M", network="none") as machine:
+            await machine.exec("sh", "-c", "echo good > /root/note", check=True)
+            snapshot = await machine.snapshot(description="good")
+            await machine.exec("sh", "-c", "echo bad > /root/note", check=True)
+            forks = [*await machine.fork(), *await snapshot.fork()]
+            notes = await asyncio.gather(*(fork.exec("cat", "/root/note", check=True) for fork in forks))
+            assert [note.stdout for note in notes] == ["bad\n", "good\n"]
+            await snapshot.restore(keep=False)
+            assert (await machine.exec("cat", "/root/note")).stdout == "good\n"
+            assert [each.name for each in await machine.snapshots()] == [snapshot.name]
+            assert (await snapshot.status()).current
+            for fork in forks:
+                await fork.delete(force=True)
+            return [machine.name, *(fork.name for fork in forks)]
+
+    for name in asyncio.run(story()):
+        assert not (home / "machines" / name).exists()
