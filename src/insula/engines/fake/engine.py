@@ -118,7 +118,7 @@ class FakeEngine:
         order.switched()
         machine.paused = was_paused or not order.go_on
         self._tell(run)
-        return Saved("mapped-ram" if base is None else "changed-pages", 0, 0.001)
+        return Saved("mapped-ram" if base is None else "changed-pages", 0, 0.0 if machine.paused else 0.001)
 
     def switch_heads(self, run: Path, heads: tuple[NewHead, ...]) -> None:
         self._running(run).heads.update({head.disk: head.path for head in heads})

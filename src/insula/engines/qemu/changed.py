@@ -30,8 +30,8 @@ from insula.store import names
 
 # What the guest stands still for: see docs/snapshots.md for the numbers. In milliseconds, for looking through the pagemap of so
 # much memory and for reading so much of it.
-_PAUSE: Final = 25.0
-_LOOKING: Final = 2.5 / GIB
+_PAUSE: Final = 22.0
+_LOOKING: Final = 2.0 / GIB
 _READING: Final = 0.75 / MIB
 # A guest that has changed so much more when it stands than it had just before is let go on, and saved in another way.
 _GROWTH: Final = 2

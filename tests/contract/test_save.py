@@ -1,0 +1,149 @@
+"""Saving a machine and going on from what was saved, as engines/base.py promises it."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from insula.disks.overlays import create_overlay
+from insula.engines.base import DiskPlan, LaunchPlan, LayerFile, LoadPlan, NewHead, Saved, SaveOrder
+from insula.model.units import MIB
+from insula.operations.capture import protect
+from insula.store import names
+from tests.contract.conftest import Bench
+
+pytestmark = [pytest.mark.guest, pytest.mark.limit(120)]
+
+Eventually = Callable[[Callable[[], bool]], None]
+
+
+class Life:
+    """A machine with one disk, as it is saved and as others go on from that."""
+
+    def __init__(self, bench: Bench, plan: LaunchPlan) -> None:
+        self.bench, self.plan = bench, plan
+        self.run = bench.launch(plan)
+        self.saves = 0
+
+    def save(self, *, go_on: bool = True, at_instant: Callable[[], None] = lambda: None) -> tuple[Saved, Path]:
+        """What was done, and the folder of the files."""
+        self.saves += 1
+        former, depth = self.plan.disks[0].head.path, len(self.plan.disks[0].layers) + 1
+        folder = self.plan.folder / f"saved{self.saves}"
+        folder.mkdir()
+        layer, head = folder / "layer.qcow2", folder / "head.qcow2"
+        os.link(former, layer)
+        create_overlay(head, 16 * MIB)
+        order = SaveOrder(
+            uuid=self.plan.uuid, memory=folder / names.MEMORY, state=folder / names.STATE, machine=self.plan.board.machine,
+            size=self.plan.memory, heads=(NewHead("disk0", depth, head),), layers={"disk0": layer}, at_instant=at_instant,
+            switched=(folder / "switched").touch, go_on=go_on,
+        )  # fmt: skip
+        saved = self.bench.engine.save(self.run, order)
+        protect(folder, str(uuid.uuid4()), memory=saved.method != "changed-pages")
+        return saved, folder
+
+    def child(self, name: str, saved: Saved, folder: Path) -> Life:
+        plan = self.bench.plan(name)
+        layers = (*self.plan.disks[0].layers, LayerFile(folder / "layer.qcow2"))
+        memory = folder / names.MEMORY if saved.offset is not None else None
+        return Life(
+            self.bench,
+            self.bench.plan(
+                name,
+                board=self.plan.board,
+                disks=(DiskPlan("disk0", plan.disks[0].head, layers),),
+                load=LoadPlan(folder / names.STATE, memory, saved.offset or 0),
+            ),
+        )
+
+    def state(self) -> str:
+        return str(json.loads((self.run / names.STATUS).read_bytes())["state"])
+
+
+@pytest.fixture
+def parent(bench: Bench, eventually: Eventually) -> Life:
+    life = Life(bench, bench.plan())
+    eventually(lambda: life.state() == "running")
+    return life
+
+
+def test_a_machine_is_saved_and_goes_on(parent: Life, eventually: Eventually) -> None:
+    saved, folder = parent.save()
+    assert saved.pause > 0
+    assert (folder / "switched").exists()
+    assert (folder / names.STATE).stat().st_size > 0
+    assert (folder / names.MEMORY).exists() == (saved.offset is not None)
+    eventually(lambda: parent.state() == "running")
+
+
+def test_what_is_loaded_stands_until_it_is_told_to_go_on(bench: Bench, parent: Life, eventually: Eventually) -> None:
+    child = parent.child("child", *parent.save())
+    eventually(lambda: child.state() == "paused")
+    bench.engine.resume(child.run)
+    eventually(lambda: child.state() == "running")
+
+
+def test_a_loaded_machine_is_saved_as_what_it_was_loaded_from_and_changes(
+    bench: Bench, parent: Life, eventually: Eventually
+) -> None:
+    """To any depth the one memory file is shared; it is never written."""
+    saved, folder = parent.save()
+    assert saved.method == "mapped-ram"
+    inode, content = (folder / names.MEMORY).stat().st_ino, (folder / names.MEMORY).read_bytes()
+    life = parent
+    for generation in range(3):
+        life = life.child(f"child{generation}", saved, folder)
+        bench.engine.resume(life.run)
+        eventually(lambda: life.state() == "running")  # noqa: B023 - called before the next turn
+        saved, folder = life.save()
+        assert (saved.method, (folder / names.MEMORY).stat().st_ino) == ("changed-pages", inode)
+        assert 0 < saved.pause < 1
+        eventually(lambda: life.state() == "running")  # noqa: B023 - as above
+    assert (folder / names.MEMORY).read_bytes() == content
+
+
+def test_a_machine_without_the_file_it_was_loaded_from_is_saved_whole(bench: Bench, parent: Life, eventually: Eventually) -> None:
+    if bench.engine.name == "fake":
+        pytest.skip("it has one way only")
+    saved, folder = parent.save()
+    child = parent.child("child", saved, folder)
+    (child.run / names.MEMORY).unlink()
+    again, other = child.save()
+    assert again.method == "mapped-ram"
+    assert (other / names.MEMORY).stat().st_ino != (folder / names.MEMORY).stat().st_ino
+
+
+def test_a_paused_machine_stays_paused_and_may_be_saved_again(bench: Bench, parent: Life, eventually: Eventually) -> None:
+    child = parent.child("child", *parent.save())
+    eventually(lambda: child.state() == "paused")
+    saved, folder = child.save()
+    assert (child.state(), saved.pause) == ("paused", 0)
+    grandchild = child.child("grandchild", saved, folder)
+    for life in (child, grandchild):
+        bench.engine.resume(life.run)
+        eventually(lambda: life.state() == "running")  # noqa: B023 - called before the next turn
+
+
+def test_one_that_is_to_end_is_left_standing(parent: Life, eventually: Eventually) -> None:
+    parent.save(go_on=False)
+    eventually(lambda: parent.state() == "paused")
+
+
+def test_after_a_failure_a_guest_that_ran_runs_on(bench: Bench, parent: Life, eventually: Eventually) -> None:
+    def fail() -> None:
+        raise OSError("no")
+
+    child = parent.child("child", *parent.save())
+    bench.engine.resume(child.run)
+    eventually(lambda: child.state() == "running")
+    for life in (parent, child):
+        with pytest.raises(OSError, match="no"):
+            life.save(at_instant=fail)
+        assert not (life.plan.folder / f"saved{life.saves}" / "switched").exists()
+        eventually(lambda: life.state() == "running")  # noqa: B023 - called before the next turn
