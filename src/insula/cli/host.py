@@ -63,3 +63,14 @@ def ended(home: Path, machine_id: str) -> None:
     from insula.model.requests import SettleMachine
 
     LocalClient(home).do(SettleMachine(id=machine_id))
+
+
+@click.command(hidden=True)
+@click.argument("home", type=click.Path(path_type=Path))
+@click.argument("machine_id")
+def merge(home: Path, machine_id: str) -> None:
+    """Started by a verb that made a machine's chain of layers too long."""
+    from insula.client.local import LocalClient
+    from insula.model.requests import MergeLayers
+
+    LocalClient(home).do(MergeLayers(id=machine_id))

@@ -43,6 +43,7 @@ _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "doctor": ("host", "doctor", "Find out what this host can do, and mend what is missing."),
     "completion": ("host", "completion", "Print the completion script for a shell."),
     "_ended": ("host", "ended", ""),
+    "_merge": ("host", "merge", ""),
     "_warm": ("spare", "rewarm", ""),
     "_spares": ("spare", "refill", ""),
 }

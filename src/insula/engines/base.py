@@ -100,6 +100,20 @@ class NewHead(msgspec.Struct, frozen=True):
     path: Path
 
 
+class MergedLayer(msgspec.Struct, frozen=True):
+    """A file that is to take the place of several layers of a running machine's disk and means the same.
+
+    ``kept`` layers stay below it. ``upper`` is the number that the layer above it had when the machine was started, or was added:
+    its node is ``disk0-UPPER``. ``token`` makes the new node's name, an ``m`` and 8 hexadecimal digits.
+    """
+
+    disk: str
+    kept: int
+    upper: int
+    token: str
+    path: Path
+
+
 class SaveOrder(msgspec.Struct, frozen=True):
     """A machine's state is to be written to ``memory`` and ``state``, two files that do not exist yet, and at the same instant
     its disks are to go on in ``heads``.
@@ -204,6 +218,10 @@ class Engine(Protocol):
 
     def switch_heads(self, run: Path, heads: tuple[NewHead, ...]) -> None:
         """Let the disks go on in ``heads``, unless they do already."""
+        ...
+
+    def put_merged(self, run: Path, merged: MergedLayer) -> None:
+        """Let a disk read from a merged layer what it read from several. After a failure it reads from those, or from either."""
         ...
 
     def set_links(self, run: Path, up: bool) -> None:

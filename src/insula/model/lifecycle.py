@@ -25,6 +25,7 @@ _ALLOWED: Final[dict[str, frozenset[State]]] = {
     "fork snapshot": frozenset({State.STOPPED, State.SUSPENDED, State.STARTING, State.RUNNING, State.PAUSED}),
     "export": frozenset({State.STOPPED, State.SUSPENDED, State.STARTING, State.RUNNING, State.PAUSED}),
     "import": frozenset({State.STOPPED, State.SUSPENDED, State.STARTING, State.RUNNING, State.PAUSED}),
+    "merge": frozenset({State.STOPPED, State.SUSPENDED, State.RUNNING, State.PAUSED}),
     "suspend": frozenset({State.RUNNING, State.PAUSED}),
     "clone": frozenset({State.STOPPED}),
 }

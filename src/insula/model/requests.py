@@ -99,6 +99,12 @@ class SettleMachine(Request, frozen=True):
     id: str
 
 
+class MergeLayers(Request, frozen=True):
+    """Make a machine's chains of layers short again, if they are not. It is named by its id, as by `SettleMachine`."""
+
+    id: str
+
+
 class RenameMachine(Request, frozen=True):
     name: str
     new_name: str

@@ -29,7 +29,7 @@ from insula.operations.context import Context
 from insula.operations.hold import Held
 from insula.operations.operation import Operation
 from insula.store import names
-from insula.store.machines import DiskRecord, MachineRecord, write_machine
+from insula.store.machines import MachineRecord, write_machine
 from insula.store.snapshots import PUBLISH, SNAPSHOT_VERSION, DiskState, MemoryState, SnapshotRecord, stage_snapshot
 from insula.store.sums import FileSum, Stamp, is_as_stamped, read_stamps, stamp_file, write_stamps
 
@@ -108,7 +108,7 @@ def _with_new_heads(folder: Path, former: MachineRecord) -> MachineRecord:
         head, layer = f"{names.DISKS}/{disk.name}-{token}.qcow2", f"{names.LAYERS}/{disk.name}-{token}.qcow2"
         create_overlay(folder / head, disk.size)
         link_layer(folder / disk.head, folder / layer)
-        disks.append(DiskRecord(name=disk.name, layers=[*disk.layers, layer], head=head, size=disk.size))
+        disks.append(msgspec.structs.replace(disk, layers=[*disk.layers, layer], head=head))
     return msgspec.structs.replace(former, disks=disks)
 
 
@@ -176,7 +176,7 @@ def new_heads(folder: Path, record: MachineRecord) -> tuple[NewHead, ...]:
     """The heads that ``record`` names, as QEMU is told of them."""
     from insula.engines.base import NewHead
 
-    return tuple(NewHead(f"disk{n}", len(disk.layers), folder / disk.head) for n, disk in enumerate(record.disks))
+    return tuple(NewHead(f"disk{n}", len(disk.layers) + disk.merged, folder / disk.head) for n, disk in enumerate(record.disks))
 
 
 def _copy_variables(folder: Path, record: MachineRecord, staged: Path) -> None:

@@ -22,6 +22,7 @@ from insula.operations.capture import captured
 from insula.operations.context import Context
 from insula.operations.hold import hold_machine, status_of
 from insula.operations.identities import own_identity
+from insula.operations.merge import merge_behind
 from insula.operations.operation import Operation
 from insula.store import names
 from insula.store.events import append_event
@@ -42,6 +43,7 @@ def clone(context: Context, request: CloneMachine, operation: Operation) -> Mach
                 write_machine(staged, msgspec.structs.replace(record, id=identity.uuid, identity=identity))
                 folder = publish_machine(context.home, staged, request.new_name)
             append_event(folder, "cloned", origin=request.name)
+            merge_behind(context, state.machine)
         journal.clear(held.folder)
         return status_of(folder)
 

@@ -44,6 +44,7 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "SetSpares": ("spare", "set_count", "spare set"),
     "ListSpares": ("spare", "list_spares", "spare list"),
     "FillSpares": ("spare", "fill", "spare"),
+    "MergeLayers": ("merge", "merge", "merge"),
     "ListMachines": ("look", "list_machines", "list"),
     "ShowMachine": ("look", "show_machine", "show"),
     "ExecMachine": ("execute", "execute", "exec"),

@@ -31,6 +31,7 @@ from insula.operations.delete import delete
 from insula.operations.hold import hold_machine, status_of
 from insula.operations.identities import own_identity
 from insula.operations.lease import Lease, take_lease
+from insula.operations.merge import merge_behind, merge_first
 from insula.operations.operation import Operation, Steps
 from insula.operations.origin import Origin, fill_fork, named_origin
 from insula.operations.settle import settle_locked
@@ -103,10 +104,12 @@ def _origin(context: Context, request: ForkMachine, operation: Operation) -> Ite
         with hold_machine(context, request.name, "fork snapshot"):
             yield named_origin(context, request.name, request.snapshot)
         return
+    merge_first(context, request.name, Operation("merge", request.name))
     with hold_machine(context, request.name, "fork") as held:
         with captured(context, held, operation, lasting=False) as state:
             yield Origin(held.folder, state.folder, state.record)
         journal.clear(held.folder)
+        merge_behind(context, state.machine)
 
 
 def check_room(context: Context, count: int) -> None:

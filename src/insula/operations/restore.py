@@ -27,6 +27,7 @@ from insula.operations.awaken import awaken, loaded
 from insula.operations.capture import captured
 from insula.operations.context import Context
 from insula.operations.hold import Held, hold_machine, status_of
+from insula.operations.merge import merge_behind
 from insula.operations.operation import Operation, Steps
 from insula.operations.origin import check_loadable
 from insula.operations.recover import recover
@@ -67,6 +68,7 @@ def restore(context: Context, request: RestoreSnapshot, operation: Operation) ->
         append_event(held.folder, "restored", name=request.snapshot)
         sweep_snapshots(held.folder, record)
         journal.clear(held.folder)
+        merge_behind(context, record)
         return status_of(held.folder)
 
 

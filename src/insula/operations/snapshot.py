@@ -16,6 +16,7 @@ from insula.operations import journal
 from insula.operations.capture import captured
 from insula.operations.context import Context
 from insula.operations.hold import hold_machine
+from insula.operations.merge import merge_behind, merge_first
 from insula.operations.operation import Operation
 from insula.store import names
 from insula.store.events import append_event
@@ -43,6 +44,7 @@ def create(context: Context, request: CreateSnapshot, operation: Operation) -> S
     """
     if request.snapshot:
         check_snapshot_name(request.snapshot)
+    merge_first(context, request.name, operation)
     with hold_machine(context, request.name, "snapshot") as held:
         name = request.snapshot or _free_name(held.folder)
         folder = held.folder / names.SNAPSHOTS / name
@@ -58,6 +60,7 @@ def create(context: Context, request: CreateSnapshot, operation: Operation) -> S
         note_sums(held.folder, state.machine, state.record)
         append_event(held.folder, "snapshot", name=name)
         journal.clear(held.folder)
+        merge_behind(context, state.machine)
         return _status(held.folder, name, state.record, dict(readable_snapshots(held.folder)), state.record.id)
 
 

@@ -27,12 +27,13 @@ from insula.operations.context import Context
 from insula.operations.failed_boot import Printed, explain
 from insula.operations.hold import Held, hold_machine, status_of
 from insula.operations.identify import identify, wait_hook
+from insula.operations.merge import merge_behind
 from insula.operations.operation import Operation, Steps
 from insula.operations.settle import settle_locked
 from insula.operations.stop import pull_plug
 from insula.store import names
 from insula.store.events import append_event
-from insula.store.machines import MachineRecord, write_machine
+from insula.store.machines import MachineRecord, as_launched, write_machine
 
 if TYPE_CHECKING:
     from insula.engines.base import DirectBoot, DiskBoot, LaunchPlan, LoadPlan
@@ -54,6 +55,7 @@ def start(context: Context, request: StartMachine, operation: Operation) -> Mach
             _start_suspended(context, held, request, operation)
         else:
             boot(context, held.folder, held.record, operation, request.timeout)
+        merge_behind(context, held.record)
         return status_of(held.folder)
 
 
@@ -87,7 +89,7 @@ def boot(
         check_files(context, folder, record)
         check_memory(record.spec)
         _step(steps, folder, "choose the board")
-        record = _with_board(context, folder, record, balloon=introduce)
+        record = as_launched(folder, _with_board(context, folder, record, balloon=introduce))
         _step(steps, folder, "start QEMU")
         printed = Printed(folder)
         steps.undo(lambda: _end(context, folder))  # before, not after: Ctrl-C may come between the two

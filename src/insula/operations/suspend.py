@@ -30,7 +30,7 @@ from insula.operations.settle import settle_locked
 from insula.operations.stop import pull_plug
 from insula.store import names
 from insula.store.events import append_event
-from insula.store.machines import MachineRecord
+from insula.store.machines import MachineRecord, as_launched
 from insula.store.snapshots import PUBLISH, SnapshotRecord, complete_snapshot, finish_publishing, read_snapshot, sweep_snapshots
 
 _OBEDIENCE = 8.0
@@ -95,6 +95,7 @@ def wake(context: Context, folder: Path, record: MachineRecord, operation: Opera
         steps.undo(lambda: journal.clear(folder))
         steps.begin("load its memory")
         journal.note(folder, "wake", "load its memory")
+        record = as_launched(folder, record)
         steps.undo(lambda: _end(context, folder))
         with loaded(context, folder, record, place, state.memory):
             steps.begin("let it go on")

@@ -50,12 +50,14 @@ class DiskRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One disk: immutable layers bottom to top, then the head, the only file the guest's process may write.
 
     All paths are relative to the machine's folder; all files are qcow2. ``size`` is the head's virtual size in bytes.
+    ``merged``: how many layers fewer there are than the QEMU that runs knows by number, because some became one.
     """
 
     name: str
     layers: list[str]
     head: str
     size: int
+    merged: int = 0
 
 
 class BoardRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -182,6 +184,15 @@ def staged_machine(folder: Path, record: MachineRecord) -> Iterator[Callable[[],
     """
     with staged_record(folder / names.RECORD, msgspec.structs.replace(record, version=RECORD_VERSION)) as replace:
         yield replace
+
+
+def as_launched(folder: Path, record: MachineRecord) -> MachineRecord:
+    """The record for a machine whose QEMU is about to start: it will know all layers by the numbers they have now."""
+    if not any(disk.merged for disk in record.disks):
+        return record
+    record = msgspec.structs.replace(record, disks=[msgspec.structs.replace(disk, merged=0) for disk in record.disks])
+    write_machine(folder, record)
+    return record
 
 
 @contextlib.contextmanager

@@ -145,9 +145,7 @@ def _own_files(record: SnapshotRecord) -> set[str]:
         _require(record.state == "stopped", "it ran and has no memory")
         return set()
     _require(record.state != "stopped" and record.board is not None, "it has memory and did not run")
-    mapped = record.memory.method == "mapped-ram"
-    _require(mapped == (record.memory.offset is not None), "its memory makes no sense")
-    return {names.MEMORY, names.STATE} if mapped else {names.STATE}
+    return {names.STATE} if record.memory.offset is None else {names.MEMORY, names.STATE}
 
 
 def most_bytes(record: SnapshotRecord, path: str) -> int:

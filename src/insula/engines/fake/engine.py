@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from insula.engines.base import DirectBoot, DiskBoot, Features, LaunchPlan, NewHead, Saved, SaveOrder
+from insula.engines.base import DirectBoot, DiskBoot, Features, LaunchPlan, MergedLayer, NewHead, Saved, SaveOrder
 from insula.errors import DamagedRecord, HostLacks, MachineEnded, UsageError
 from insula.host.files import remove_tree
 from insula.host.sockets import listen_unix
@@ -122,6 +122,9 @@ class FakeEngine:
 
     def switch_heads(self, run: Path, heads: tuple[NewHead, ...]) -> None:
         self._running(run).heads.update({head.disk: head.path for head in heads})
+
+    def put_merged(self, run: Path, merged: MergedLayer) -> None:
+        self._running(run).layers[merged.disk] = merged.path
 
     def set_links(self, run: Path, up: bool) -> None:
         self._running(run).links = up

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from insula.engines.base import Features, LaunchPlan, NewHead, Saved, SaveOrder
+from insula.engines.base import Features, LaunchPlan, MergedLayer, NewHead, Saved, SaveOrder
 from insula.store import names
 from insula.store.machines import BoardRecord
 from insula.store.names import Home
@@ -74,6 +74,11 @@ class QemuEngine:
         from insula.engines.qemu import migrate
 
         migrate.switch_heads(run / names.QMP_SOCKET, heads)
+
+    def put_merged(self, run: Path, merged: MergedLayer) -> None:
+        from insula.engines.qemu import chains
+
+        chains.put_merged(run / names.QMP_SOCKET, merged)
 
     def set_links(self, run: Path, up: bool) -> None:
         from insula.engines.qemu import migrate
