@@ -101,12 +101,12 @@ struct systemd {
     int fd;
     uint32_t serial;
     uint64_t until;
-    uint8_t reply[REPLY_MAX];
     size_t held;  /* bytes of `reply` that came, from the beginning of a message */
     size_t heard; /* of these, the message that was read already */
 };
 
 static struct systemd systemd = { .fd = -1 };
+static uint8_t reply[REPLY_MAX]; /* outside: what is not zero at the start stands in the program's file */
 
 /* Read until there are so many bytes. */
 static int gather(size_t wanted)
@@ -114,11 +114,11 @@ static int gather(size_t wanted)
     while (systemd.held < wanted) {
         struct pollfd ready = { .fd = systemd.fd, .events = POLLIN };
         uint64_t now = now_ms();
-        if (wanted > sizeof systemd.reply)
+        if (wanted > sizeof reply)
             return EMSGSIZE;
         if (now >= systemd.until || poll(&ready, 1, (int)(systemd.until - now)) <= 0)
             return ETIMEDOUT;
-        ssize_t got = recv(systemd.fd, systemd.reply + systemd.held, sizeof systemd.reply - systemd.held, MSG_DONTWAIT);
+        ssize_t got = recv(systemd.fd, reply + systemd.held, sizeof reply - systemd.held, MSG_DONTWAIT);
         if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR))
             return got == 0 ? ECONNRESET : errno;
         systemd.held += got > 0 ? (size_t)got : 0;
@@ -129,7 +129,7 @@ static int gather(size_t wanted)
 /* Make room: the message at the beginning is not looked at any more. */
 static void drop(size_t bytes)
 {
-    memmove(systemd.reply, systemd.reply + bytes, systemd.held - bytes);
+    memmove(reply, reply + bytes, systemd.held - bytes);
     systemd.held -= bytes;
 }
 
@@ -160,9 +160,9 @@ static int connect_systemd(void)
         return errno;
     int error = say(hello, sizeof hello - 1);
     size_t line = 0;
-    while (error == 0 && !(line >= 2 && systemd.reply[line - 1] == '\n'))
+    while (error == 0 && !(line >= 2 && reply[line - 1] == '\n'))
         error = gather(++line);
-    if (error == 0 && memcmp(systemd.reply, "OK", 2) != 0)
+    if (error == 0 && memcmp(reply, "OK", 2) != 0)
         error = EACCES;
     drop(error ? 0 : line);
     return error;
@@ -175,7 +175,7 @@ static bool take_number(size_t *at, size_t end, uint32_t *number)
     *at = (*at + 3) & ~(size_t)3;
     if (end < 4 || *at > end - 4)
         return false;
-    *number = wire_get_u32(systemd.reply + *at);
+    *number = wire_get_u32(reply + *at);
     *at += 4;
     return true;
 }
@@ -183,9 +183,9 @@ static bool take_number(size_t *at, size_t end, uint32_t *number)
 static bool take_string(size_t *at, size_t end, const char **text)
 {
     uint32_t length;
-    if (!take_number(at, end, &length) || length >= end - *at || systemd.reply[*at + length] != 0)
+    if (!take_number(at, end, &length) || length >= end - *at || reply[*at + length] != 0)
         return false;
-    *text = (const char *)systemd.reply + *at;
+    *text = (const char *)reply + *at;
     *at += length + 1u;
     return true;
 }
@@ -197,17 +197,17 @@ static uint32_t answers(size_t fields_end)
     const char *text;
     for (size_t at = 16; at < fields_end;) {
         at = (at + 7) & ~(size_t)7;
-        if (fields_end < 4 || at > fields_end - 4 || systemd.reply[at + 1] != 1)
+        if (fields_end < 4 || at > fields_end - 4 || reply[at + 1] != 1)
             return 0;
-        uint8_t code = systemd.reply[at];
-        char type = (char)systemd.reply[at + 2];
+        uint8_t code = reply[at];
+        char type = (char)reply[at + 2];
         at += 4;
         if (type == 'u' ? !take_number(&at, fields_end, &number) : (type == 's' || type == 'o') && !take_string(&at, fields_end, &text))
             return 0;
         if (type == 'u' && code == REPLY_SERIAL)
             return number;
         if (type == 'g')
-            at += at < fields_end ? systemd.reply[at] + 2u : 1;
+            at += at < fields_end ? reply[at] + 2u : 1;
     }
     return 0;
 }
@@ -221,15 +221,15 @@ static int hear(size_t *begin, size_t *end)
         int error = gather(16);
         if (error)
             return error;
-        uint64_t body = wire_get_u32(systemd.reply + 4), fields = wire_get_u32(systemd.reply + 12);
-        if (systemd.reply[0] != 'l' || body > REPLY_MAX || fields > REPLY_MAX)
+        uint64_t body = wire_get_u32(reply + 4), fields = wire_get_u32(reply + 12);
+        if (reply[0] != 'l' || body > REPLY_MAX || fields > REPLY_MAX)
             return EPROTO;
         *begin = (16 + (size_t)fields + 7) & ~(size_t)7;
         *end = *begin + (size_t)body;
         if ((error = gather(*end)))
             return error;
         systemd.heard = *end;
-        uint8_t type = systemd.reply[1];
+        uint8_t type = reply[1];
         if ((type == RETURN || type == REFUSED) && answers(16 + (size_t)fields) == systemd.serial)
             return type == RETURN ? 0 : EREMOTEIO;
     }
@@ -302,7 +302,7 @@ static int get_property(const char *path, const char *interface, const char *nam
     int error = call(&ask, &body, at, end);
     if (error == 0 && *end - *at < 3)
         error = EPROTO;
-    *at += error ? 0 : systemd.reply[*at] + 2u;
+    *at += error ? 0 : reply[*at] + 2u;
     return error;
 }
 
@@ -314,7 +314,7 @@ static int next_elapse(const struct timer_unit *unit, uint64_t *when)
     at = (at + 7) & ~(size_t)7;
     if (error == 0 && (end < 8 || at > end - 8))
         error = EPROTO;
-    *when = error ? 0 : wire_get_u64(systemd.reply + at);
+    *when = error ? 0 : wire_get_u64(reply + at);
     return error;
 }
 

@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from insula.guest import wire
@@ -17,9 +18,10 @@ _GROUP = "root:x:0:\nuser:x:1000:\naudio:x:29:user\n"
 
 
 class Guest:
-    """``port`` is the host's end of the agent's port; ``etc`` and ``tmp`` are the guest's folders of these names."""
+    """``port`` is the host's end of the agent's port; ``etc`` and ``tmp`` are the guest's folders of these names. ``without``:
+    capabilities its root lacks."""
 
-    def __init__(self, program: str, folder: Path, *, pid1: bool = False) -> None:
+    def __init__(self, program: str, folder: Path, *, pid1: bool = False, without: Sequence[str] = ()) -> None:
         self.etc, self.tmp = folder / "etc", folder / "tmp"
         self.etc.mkdir()
         self.tmp.mkdir()
@@ -29,7 +31,7 @@ class Guest:
         self.port.settimeout(20)
         with theirs:
             self.process = subprocess.Popen(
-                [*_walls(self.etc, self.tmp, pid1=pid1), program, "--port", f"fd:{theirs.fileno()}"],
+                [*_walls(self.etc, self.tmp, without, pid1=pid1), program, "--port", f"fd:{theirs.fileno()}"],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
@@ -105,12 +107,13 @@ def run(link: Link, *argv: str, stdin: bytes = b"", **more: Value) -> tuple[Fiel
     return channel.finish(10), out
 
 
-def _walls(etc: Path, tmp: Path, *, pid1: bool) -> list[str]:
+def _walls(etc: Path, tmp: Path, without: Sequence[str], *, pid1: bool) -> list[str]:
     namespaces = ["--unshare-user", "--unshare-pid", "--unshare-uts", "--unshare-net", "--unshare-ipc"]
     links = [f"--symlink usr/{name} /{name}" for name in ("bin", "sbin", "lib", "lib64")]
     return [
         "bwrap", *namespaces, "--uid", "0", "--gid", "0", "--cap-add", "ALL", "--die-with-parent",
         *(["--as-pid-1"] if pid1 else []),
+        *(word for capability in without for word in ("--cap-drop", capability)),
         "--ro-bind", "/usr", "/usr", *" ".join(links).split(),
         "--ro-bind", os.environ["TMPDIR"], os.environ["TMPDIR"], "--ro-bind", str(Path.home()), str(Path.home()),
         "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/run", "--bind", str(tmp), "/tmp", "--bind", str(etc), "/etc",

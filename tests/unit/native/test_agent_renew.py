@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,16 +153,36 @@ for each in (outer[0], asking):
 """
 
 
-def test_connections_to_others_are_cut_and_those_inside_stay(guest: Guest) -> None:
+def check_cut(guest: Guest) -> None:
     link = guest.link()
-    fields, _ = run(link, "sh", "-c", "ip link set lo up && ip addr add 10.9.9.1/24 dev lo")  # all of 10.9.9.0/24 answers
-    assert fields.number("code") == 0
     channel = link.open("exec", argv=["python3", "-c", CONNECTIONS])
     assert channel.next(20) == (wire.STDOUT, b"connected\n")
     assert "connections" in agent.renew(link, former=FORMER).done
     channel.write(b"go\n")
     assert b"".join(data for _, data in channel) == b"cut\ncut\n"
     assert channel.finish(20).number("code") == 0
+
+
+ADDRESS = ("ip", "addr", "add", "10.9.9.1/24", "dev", "lo")  # all of 10.9.9.0/24 answers then
+
+
+def test_connections_to_others_are_cut_and_those_inside_stay(guest: Guest) -> None:
+    raw = guest.raw()
+    raw.open(1, "exec", argv=[b"sh", b"-c", b"ip link set lo up; " + " ".join(ADDRESS).encode()])
+    assert raw.result(1).number("code") == 0
+    check_cut(guest)
+
+
+@pytest.mark.root
+def test_where_the_kernel_does_not_destroy_them_they_are_disconnected(tmp_path: Path) -> None:
+    guest = Guest(os.fspath(native_path("insula-agent")), tmp_path, without=["CAP_NET_ADMIN"])
+    try:
+        guest.begin_life()
+        inner = Path(f"/proc/{guest.process.pid}/task/{guest.process.pid}/children").read_text().split()[0]
+        subprocess.run(["nsenter", "-t", inner, "-n", *ADDRESS], check=True)
+        check_cut(guest)
+    finally:
+        guest.close()
 
 
 def test_what_is_asked_wrongly_is_refused_in_part(guest: Guest) -> None:
