@@ -39,6 +39,7 @@ _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "copy": ("inside", "copy", "Copy files into or out of a machine."),
     "logs": ("inside", "logs", "Print what a machine wrote to its console."),
     "events": ("inside", "events", "Print what happened to machines."),
+    "disk": ("disk", "disk", "See what holds the disk space."),
     "image": ("image", "image", "Build, list, delete and prune images."),
     "doctor": ("host", "doctor", "Find out what this host can do, and mend what is missing."),
     "completion": ("host", "completion", "Print the completion script for a shell."),

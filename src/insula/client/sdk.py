@@ -18,7 +18,7 @@ from insula.model.spec import Firmware, MachineSpec, Network
 from insula.model.units import parse_size
 
 if TYPE_CHECKING:
-    from insula.model.status import MachineStatus, WarmStatus
+    from insula.model.status import DiskUsage, MachineStatus, WarmStatus
     from insula.operations.image import ImageStatus
     from insula.operations.operation import Progress
 
@@ -119,6 +119,11 @@ class Insula:
             request = requests.ImportSnapshot(name=name, snapshot=snapshot)
             status = self.client.do(request, transfer(stream, passphrase), listener=progress)
         return Snapshot(Machine(self.client, status.machine), status.name)
+
+    def disk_usage(self, *machines: str) -> DiskUsage:
+        """What holds the disk space: these machines, or all there is."""
+        usage: DiskUsage = self.client.do(requests.ShowDiskUsage(names=machines))
+        return usage
 
     def warm(self, image: str, *, refresh: bool = False, **shape: Unpack[Shape]) -> WarmStatus:
         """Keep the state ``image`` has just after boot, ahead of the first `run` of this shape; ``refresh`` makes it anew."""

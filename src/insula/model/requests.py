@@ -279,6 +279,12 @@ class PruneImages(Request, frozen=True):
     dry_run: bool = False
 
 
+class ShowDiskUsage(Request, frozen=True):
+    """What holds the disk space: the machines named, or all there is."""
+
+    names: tuple[str, ...] = ()
+
+
 class ExamineHost(Request, frozen=True):
     """Find out what this host can do; with ``fix``, mend first what can be mended."""
 

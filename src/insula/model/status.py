@@ -119,6 +119,39 @@ class SnapshotDetails(msgspec.Struct, frozen=True):
     accelerator: str
 
 
+class SharedFile(msgspec.Struct, frozen=True):
+    """A file that others need, too: ``others`` as ``machine web``, ``image DIGEST`` or ``elsewhere``. ``size``: bytes on disk."""
+
+    path: str
+    size: int
+    others: list[str]
+
+
+class HolderUsage(msgspec.Struct, frozen=True):
+    """What one machine, image, warm state or cache holds on disk, in bytes. ``own`` is freed when it goes, ``shared`` is not.
+
+    Together they are ``heads`` (what the disks changed since their layers), ``layers``, ``memory`` (of snapshots, with
+    devices) and the ``rest``.
+    """
+
+    kind: str
+    name: str
+    own: int
+    shared: int
+    heads: int
+    layers: int
+    memory: int
+    rest: int
+    shared_files: list[SharedFile]
+
+
+class DiskUsage(msgspec.Struct, frozen=True):
+    """``total``: all that Insula holds on disk, each file counted once."""
+
+    holders: list[HolderUsage]
+    total: int
+
+
 class ExportStatus(msgspec.Struct, frozen=True):
     """A snapshot that was exported; ``data`` are the bytes of its files, holes aside."""
 

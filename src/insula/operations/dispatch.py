@@ -58,6 +58,7 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "ShowImage": ("image", "show", "image show"),
     "DeleteImage": ("image", "delete", "image delete"),
     "PruneImages": ("image", "prune", "image prune"),
+    "ShowDiskUsage": ("usage", "usage", "disk usage"),
     "ExamineHost": ("doctor", "doctor", "doctor"),
     "SettleMachine": ("recover", "settle", "settle"),
 }
