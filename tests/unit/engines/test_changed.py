@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import struct
@@ -12,8 +13,8 @@ import pytest
 
 from insula.engines.qemu.changed import Copied, Ram, is_soon_read, parse_rams
 from insula.engines.qemu.memory import PAGE
-from insula.engines.qemu.pagemap import own_pages, pages_of, read_memory, read_own, runs_of
-from insula.model.units import GIB, MIB
+from insula.engines.qemu.pagemap import own_pages, own_runs, pages_of, read_memory, read_own, runs_of, scan_own
+from insula.model.units import MIB
 
 PRESENT, SWAPPED, OF_FILE, EXCLUSIVE, SOFT_DIRTY = 1 << 63, 1 << 62, 1 << 61, 1 << 56, 1 << 55
 
@@ -69,10 +70,11 @@ def test_a_list_that_is_not_understood_is_not_used(change: tuple[str, str]) -> N
 
 
 def test_what_is_read_while_the_guest_stands_is_bounded() -> None:
-    assert is_soon_read(512 * MIB, 24 * MIB)
-    assert not is_soon_read(512 * MIB, 40 * MIB)
-    assert is_soon_read(8 * GIB, 4 * MIB)
-    assert not is_soon_read(64 * GIB, 0)
+    assert is_soon_read(0.001, 24 * MIB)
+    assert not is_soon_read(0.001, 40 * MIB)
+    assert is_soon_read(0.008, 4 * MIB)
+    assert not is_soon_read(0.008, 24 * MIB)
+    assert not is_soon_read(0.1, 0)
 
 
 @pytest.fixture
@@ -97,7 +99,10 @@ def test_the_kernel_tells_what_was_written_to_a_private_mapping(mapping: tuple[m
     memory.madvise(mmap.MADV_DONTNEED, 10 * PAGE, PAGE)
     with ExitStack() as stack:
         pagemap, mem = (_open(f"/proc/self/{name}", stack) for name in ("pagemap", "mem"))
-        assert runs_of(read_own(pagemap, address, 16 * PAGE)) == [(2, 3), (5, 6), (9, 10), (11, 12)]
+        own = [(2, 3), (5, 6), (9, 10), (11, 12)]
+        assert runs_of(read_own(pagemap, address, 16 * PAGE)) == own_runs(pagemap, address, 16 * PAGE) == own
+        with contextlib.suppress(OSError):  # a kernel that knows PAGEMAP_SCAN says the same
+            assert scan_own(pagemap, address, 16 * PAGE) == own
         assert read_memory(mem, address + 2 * PAGE, 4 * PAGE) == b"x" + b"f" * (3 * PAGE - 1) + bytes(PAGE)
 
 
@@ -110,3 +115,18 @@ def _open(path: str, stack: ExitStack) -> int:
     descriptor = os.open(path, os.O_RDONLY)
     stack.callback(os.close, descriptor)
     return descriptor
+
+
+def test_more_places_than_one_question_has_room_for(tmp_path: Path) -> None:
+    pages = 3 * 8192
+    with (tmp_path / "file").open("w+b") as file, ExitStack() as stack:
+        file.truncate(pages * PAGE)
+        with mmap.mmap(file.fileno(), pages * PAGE, flags=mmap.MAP_PRIVATE) as memory:
+            for page in range(0, pages, 2):
+                memory[page * PAGE] = 1
+            start = c_char.from_buffer(memory)
+            address = addressof(start)
+            del start
+            pagemap = _open("/proc/self/pagemap", stack)
+            wanted = [(page, page + 1) for page in range(0, pages, 2)]
+            assert runs_of(read_own(pagemap, address, pages * PAGE)) == own_runs(pagemap, address, pages * PAGE) == wanted

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +21,18 @@ from typing import Final
 
 from insula.engines.base import SaveOrder
 from insula.engines.qemu.memory import MAIN, PAGE, find_main, read_blocks
-from insula.engines.qemu.pagemap import Run, pages_of, read_memory, read_own, runs_of
+from insula.engines.qemu.pagemap import Run, count_pages, own_runs, pages_of, read_memory
 from insula.engines.qemu.qmp import Monitor, Refused
 from insula.engines.qemu.stream import Pages
 from insula.errors import DamagedRecord, InsulaError
 from insula.isolation.inhabitants import inhabitants
-from insula.model.units import GIB, MIB
+from insula.model.units import MIB
 from insula.store import names
 
-# What the guest stands still for: see docs/snapshots.md for the numbers. In milliseconds, for looking through the pagemap of so
-# much memory and for reading so much of it.
-_PAUSE: Final = 22.0
-_LOOKING: Final = 2.0 / GIB
-_READING: Final = 0.75 / MIB
+# What the guest stands still for, in seconds: for looking through the pagemap, which takes the longer the larger the machine is
+# and is measured each time, and for reading so many bytes. See docs/snapshots.md for the numbers.
+_PAUSE: Final = 0.022
+_READING: Final = 0.00075 / MIB
 # A guest that has changed so much more when it stands than it had just before is let go on, and saved in another way.
 _GROWTH: Final = 2
 _MOST_OTHERS: Final = 64 * MIB
@@ -74,17 +74,19 @@ class Changes:
 
     def few(self) -> bool:
         """Whether they can be read while the guest stands. Raises OSError."""
-        return is_soon_read(self.main.length, sum(self._own()) * PAGE + self._others())
+        began = time.perf_counter()
+        changed = count_pages(self._own()) * PAGE + self._others()
+        return is_soon_read(time.perf_counter() - began, changed)
 
     def read(self) -> Copied | None:
         """All of them, of the instant; None when they have become too many. The guest stands. Raises OSError."""
         own = self._own()
-        if not is_soon_read(self.main.length, (sum(own) * PAGE + self._others()) // _GROWTH):
+        if not is_soon_read(0.0, (count_pages(own) * PAGE + self._others()) // _GROWTH):
             return None
-        return Copied([self._copy(self.main, runs_of(own)), *(self._copy(ram, [(0, ram.length // PAGE)]) for ram in self.others)])
+        return Copied([self._copy(self.main, own), *(self._copy(ram, [(0, ram.length // PAGE)]) for ram in self.others)])
 
-    def _own(self) -> bytes:
-        return read_own(self.pagemap, self.main.address, self.main.length)
+    def _own(self) -> list[Run]:
+        return own_runs(self.pagemap, self.main.address, self.main.length)
 
     def _others(self) -> int:
         return sum(ram.length for ram in self.others)
@@ -96,9 +98,12 @@ class Changes:
         return ram, pieces
 
 
-def is_soon_read(memory: int, changed: int) -> bool:
-    """Pure: whether a machine with so much memory stands only for a moment while so much of it is read, both in bytes."""
-    return memory * _LOOKING + changed * _READING <= _PAUSE
+def is_soon_read(looking: float, changed: int) -> bool:
+    """Pure: whether a machine stands only for a moment while ``changed`` bytes are read, after ``looking`` seconds for which.
+
+    Looking counts twice: it is what a busy host makes longest.
+    """
+    return 2 * looking + changed * _READING <= _PAUSE
 
 
 @contextlib.contextmanager
