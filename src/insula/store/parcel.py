@@ -16,7 +16,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, Final, Protocol
+from typing import BinaryIO, Final, Literal, Protocol
 
 import msgspec
 
@@ -24,7 +24,7 @@ from insula.errors import DamagedRecord, HostLacks, UsageError
 from insula.model.transfer import Transfer
 
 MAGIC: Final = b"insula-snapshot\n"
-FORMAT: Final = 1
+FORMAT: Final[Literal[1]] = 1
 PIECE: Final = 1 << 16  # zeros are found, and files written, by pieces of this size
 _EXTENT: Final = 1 << 20
 _EXTENT_HEAD: Final = struct.Struct(">QII")
@@ -52,11 +52,11 @@ class Seal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     header: str
 
 
-class Head(msgspec.Struct, frozen=True):
-    """``format`` first, so that a newer one is told from a damaged one."""
+class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What comes before the body, and the one thing that no sum is of: so nothing in it may be left out or added."""
 
-    format: int
-    seal: Seal | None = None
+    format: Literal[1]
+    seal: Seal | None
 
 
 class _Writer(Protocol):
@@ -175,7 +175,7 @@ def _write_all(file: BinaryIO, data: bytes) -> None:
 
 def _open_writer(transfer: Transfer) -> _Writer:
     if transfer.passphrase is None:
-        _write_all(transfer.file, _head_bytes(Head(FORMAT)))
+        _write_all(transfer.file, _head_bytes(Head(FORMAT, None)))
         return _Plain(transfer.file)
     from insula.host.sodium import derive_key, random_salt
 
