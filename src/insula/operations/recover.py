@@ -6,6 +6,7 @@ It decides by what is there; the journal, which a power cut can bring back, only
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +24,7 @@ from insula.store.events import append_event
 from insula.store.locks import machine_lock, sweep_locks
 from insula.store.machines import machine_names, read_machine, remove_machine_folder, sweep_machines
 from insula.store.names import Home
-from insula.store.snapshots import PUBLISH, finish_publishing, sweep_snapshots, unpublished
+from insula.store.snapshots import PUBLISH, finish_publishing, sweep_snapshots, unpublished, unwanted_snapshots
 from insula.store.warm import sweep_warm
 
 # Verbs that bring a machine to life: an ephemeral one whose verb died meanwhile is nobody's.
@@ -54,7 +55,10 @@ def recover(context: Context, folder: Path) -> bool:
     entry = journal.pending(folder)
     if entry is None:
         _end_next(folder)
-        return settle_locked(context.home, folder)
+        if not settle_locked(context.home, folder):
+            return False
+        _sweep_scraps(folder)
+        return True
     if entry.verb in _BIRTHS and is_ephemeral(folder):
         _discard(context.home, folder)
         return False
@@ -156,13 +160,28 @@ def _rejoin(context: Context, folder: Path, *, goes_on: bool) -> bool:
 
 def _sweep_files(folder: Path) -> None:
     remove_tree(folder / names.ORIGIN)
+    _sweep_snapshots(folder)
+    _remove_scraps(folder)
+
+
+def _sweep_scraps(folder: Path) -> None:
+    """What a power cut, or a death in mid-write, leaves of verbs that had no journal yet, need none, or had cleared it."""
+    if unwanted_snapshots(folder):
+        _sweep_snapshots(folder)
+    _remove_scraps(folder)
+
+
+def _sweep_snapshots(folder: Path) -> None:
     with contextlib.suppress(InsulaError, FileNotFoundError):
         sweep_snapshots(folder, read_machine(folder))
-    for path in folder.iterdir():
-        if path.name.startswith(names.GONE_PREFIX):
-            remove_tree(path)
-        elif is_temporary(path.name):
-            path.unlink(missing_ok=True)
+
+
+def _remove_scraps(folder: Path) -> None:
+    for name in os.listdir(folder):
+        if name.startswith(names.GONE_PREFIX):
+            remove_tree(folder / name)
+        elif is_temporary(name):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _finish_start(folder: Path) -> bool:

@@ -25,9 +25,9 @@ from insula.store.snapshots import (
     SnapshotRecord,
     complete_snapshot,
     publish_snapshot,
+    put_away_snapshot,
     read_snapshot,
     readable_snapshots,
-    remove_snapshot,
     snapshot_folder,
     snapshot_layers,
     snapshot_names,
@@ -130,7 +130,7 @@ def delete(context: Context, request: DeleteSnapshot, operation: Operation) -> S
         folder = snapshot_folder(held.folder, request.snapshot)
         was = look_at(held.folder, request.snapshot)
         operation.tell("delete its files")
-        remove_snapshot(folder)
+        put_away_snapshot(folder)
         sweep_snapshots(held.folder, held.record)
         append_event(held.folder, "snapshot-deleted", name=request.snapshot)
         return was

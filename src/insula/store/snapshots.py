@@ -154,39 +154,58 @@ def publish_snapshot(staged: Path, folder: Path) -> None:
     fsync_folder(folder.parent)
 
 
-def remove_snapshot(folder: Path) -> None:
-    """Delete a snapshot: out of sight at once, then its files. What a crash in between leaves, `sweep_snapshots` removes."""
-    gone = folder.with_name(f"{names.GONE_PREFIX}{secrets.token_hex(8)}")
-    folder.rename(gone)
-    fsync_folder(gone.parent)
-    remove_tree(gone)
+def put_away_snapshot(folder: Path) -> None:
+    """Take a snapshot out of sight, for good. `sweep_snapshots` removes its files, also when a crash came in between."""
+    folder.rename(folder.with_name(f"{names.GONE_PREFIX}{secrets.token_hex(8)}"))
+    fsync_folder(folder.parent)
 
 
 def sweep_snapshots(machine: Path, record: MachineRecord) -> None:
-    """Remove what dead verbs left: half-made and half-deleted snapshots, layers, heads and variables nobody names. The caller
-    holds the machine's lock.
+    """Remove half-made and half-deleted snapshots, layers, heads and variables nobody names. The caller holds the machine's lock.
 
-    When a snapshot's record cannot be read nobody knows what it needs, and no layer is removed.
+    When a snapshot's record cannot be read nobody knows what it needs, and no layer is removed. The folders go last: as long as
+    they are there, it is seen that something is left to do.
     """
-    with contextlib.suppress(FileNotFoundError), os.scandir(machine / names.SNAPSHOTS) as entries:
-        for entry in list(entries):
-            if entry.name.startswith((names.NEW_PREFIX, names.GONE_PREFIX)):
-                remove_tree(Path(entry.path))
-    needed = {disk.head for disk in record.disks} | needed_layers(record) | {record.variables}
+    unwanted = unwanted_snapshots(machine)
+    if unwanted:
+        fsync_folder(machine / names.SNAPSHOTS)  # or a power cut could bring back the name of one that is half removed
     try:
-        for name in snapshot_names(machine):
-            needed |= snapshot_layers(read_snapshot(machine / names.SNAPSHOTS / name))
-        if (machine / names.SUSPENDED).exists():
-            needed |= snapshot_layers(read_snapshot(machine / names.SUSPENDED))
+        named = _named(machine, record)
     except (InsulaError, OSError):
-        return
+        pass
+    else:
+        _remove_unnamed(machine, record, named)
+    for folder in unwanted:
+        remove_tree(folder)
+
+
+def unwanted_snapshots(machine: Path) -> list[Path]:
+    """Folders of snapshots that are half made or half deleted."""
+    try:
+        with os.scandir(machine / names.SNAPSHOTS) as entries:
+            return [Path(entry.path) for entry in entries if entry.name.startswith((names.NEW_PREFIX, names.GONE_PREFIX))]
+    except FileNotFoundError:
+        return []
+
+
+def _named(machine: Path, record: MachineRecord) -> set[str]:
+    """The files that the machine, its snapshots, and what it is suspended with rest on. Raises DamagedRecord."""
+    named = needed_layers(record) | {disk.head for disk in record.disks} | {record.variables}
+    for name in snapshot_names(machine):
+        named |= snapshot_layers(read_snapshot(machine / names.SNAPSHOTS / name))
+    if (machine / names.SUSPENDED).exists():
+        named |= snapshot_layers(read_snapshot(machine / names.SUSPENDED))
+    return named
+
+
+def _remove_unnamed(machine: Path, record: MachineRecord, named: set[str]) -> None:
     fsync_folder(machine)  # what is removed now must not be named by a record that a power cut brings back
     for path in needed_layers(record):
         settle_layer(machine / path)
     for folder in (names.LAYERS, names.DISKS, names.FIRMWARE):
         with contextlib.suppress(FileNotFoundError), os.scandir(machine / folder) as entries:
             for entry in list(entries):
-                if f"{folder}/{entry.name}" not in needed and entry.is_file(follow_symlinks=False):
+                if f"{folder}/{entry.name}" not in named and entry.is_file(follow_symlinks=False):
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(entry.path)
 
