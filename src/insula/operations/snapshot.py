@@ -162,21 +162,24 @@ def _status(
 
 
 def _size(folder: Path, name: str, record: SnapshotRecord, all_records: dict[str, SnapshotRecord]) -> int:
-    """Bytes on disk: its own files, and the layers that came with it."""
+    """Bytes on disk: its own files, and the layers that came with it. Of changed pages the memory below is somebody else's."""
     parent = next((other for other in all_records.values() if other.id == record.parent), None)
     inherited = snapshot_layers(parent) if parent is not None else set()
     of_image = f"{names.LAYERS}/{record.image.digest[:16]}-"
     own = [folder / layer for layer in snapshot_layers(record) - inherited if not layer.startswith(of_image)]
     with contextlib.suppress(FileNotFoundError):
         own += (folder / names.SNAPSHOTS / name).iterdir()
-    return sum(_occupied(path) for path in own)
+    shares = record.memory is not None and record.memory.method == "changed-pages"
+    return sum(_occupied(path, alone=shares and path.name == names.MEMORY) for path in own)
 
 
-def _occupied(path: Path) -> int:
+def _occupied(path: Path, *, alone: bool) -> int:
+    """Bytes on disk; none for a file that must be ``alone`` and has other names."""
     try:
-        return path.stat().st_blocks * 512
+        seen = path.stat()
     except FileNotFoundError:
         return 0
+    return 0 if alone and seen.st_nlink > 1 else seen.st_blocks * 512
 
 
 def _broken(folder: Path, name: str) -> SnapshotStatus:
