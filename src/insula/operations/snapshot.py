@@ -173,7 +173,7 @@ def _size(folder: Path, name: str, record: SnapshotRecord, all_records: dict[str
     return sum(_occupied(path, alone=shares and path.name == names.MEMORY) for path in own)
 
 
-def _occupied(path: Path, *, alone: bool) -> int:
+def _occupied(path: Path, *, alone: bool = False) -> int:
     """Bytes on disk; none for a file that must be ``alone`` and has other names."""
     try:
         seen = path.stat()
