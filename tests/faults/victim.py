@@ -7,6 +7,7 @@ With an ``i`` before it (``i1``, ``ic1``) the signal is that of Ctrl-C, and the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -15,13 +16,14 @@ from pathlib import Path
 from insula.client.local import LocalClient
 from insula.model import requests
 from insula.model.spec import MachineSpec
+from insula.model.transfer import Transfer
 from insula.operations.operation import Progress
 
 _SPEC = MachineSpec(memory=128 << 20, network="none")
 
 
-def request_for(verb: str, name: str) -> requests.Request:
-    """The request a test calls ``verb``."""
+def request_for(verb: str, name: str, machine_id: str = "") -> requests.Request:
+    """The request a test calls ``verb``; some name a machine by its id."""
     made: dict[str, requests.Request] = {
         "create": requests.CreateMachine(image="tiny", name=name, spec=_SPEC),
         "run": requests.RunMachine(image="tiny", name=name, spec=_SPEC),
@@ -34,6 +36,8 @@ def request_for(verb: str, name: str) -> requests.Request:
         "rename": requests.RenameMachine(name=name, new_name=f"{name}-x"),
         "delete": requests.DeleteMachine(name=name, force=True),
         "delete-stopped": requests.DeleteMachine(name=name),
+        "snapshot-import": requests.ImportSnapshot(name=name),
+        "merge": requests.MergeLayers(id=machine_id),
     }
     return made[verb]
 
@@ -73,6 +77,13 @@ def _count_changes(countdown: _Countdown, home: Path) -> None:
     sys.addaudithook(hook)
 
 
+def _streams(home: Path, verb: str, files: contextlib.ExitStack) -> Transfer | None:
+    """A snapshot to be imported lies beside the home."""
+    if verb != "snapshot-import":
+        return None
+    return Transfer(files.enter_context((home.parent / "snapshot").open("rb")))
+
+
 def main() -> None:
     home, step, verb, name = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
     number = signal.SIGINT if step.startswith("i") else signal.SIGKILL
@@ -86,7 +97,10 @@ def main() -> None:
             countdown.count(progress.step)
 
     try:
-        LocalClient(home).do(request_for(verb, name), listener=listener)
+        with contextlib.ExitStack() as files:
+            LocalClient(home).do(
+                request_for(verb, name, os.environ.get("VICTIM_ID", "")), _streams(home, verb, files), listener=listener
+            )
     except KeyboardInterrupt:
         sys.exit(130)
 

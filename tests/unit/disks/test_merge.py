@@ -21,7 +21,7 @@ PAGE = 4096
 
 
 def chain(*paths: Path) -> str:
-    disk = None
+    disk: dict[str, object] | None = None
     for path in paths:
         disk = {"driver": "qcow2", "file": {"driver": "file", "filename": str(path)}, "backing": disk}
     return "json:" + json.dumps(disk)

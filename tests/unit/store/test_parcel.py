@@ -29,7 +29,7 @@ def cheap_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sparse_file() -> BinaryIO:
-    file = tempfile.TemporaryFile()
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by who asked for it
     file.truncate(SIZE)
     os.pwrite(file.fileno(), b"x" * 100_001, 3 << 20)
     os.pwrite(file.fileno(), os.urandom(70_000), SIZE - 70_000)
