@@ -31,6 +31,12 @@ def ensure_packages(request: requests.Request) -> None:
         ensure(purposes, confirm=consent(bool(context and context.obj["yes"])), progress=_say)
 
 
+def ensure_sealing() -> None:
+    """Have what encryption needs. Raises HostLacks (``packages_missing``)."""
+    context = click.get_current_context(silent=True)
+    ensure((Purpose.SEAL,), confirm=consent(bool(context and context.obj["yes"])), progress=_say)
+
+
 def consent(yes: bool) -> Callable[[str], bool] | None:
     """How to ask a question: always yes, at the terminal, or None when nobody is there to ask."""
     if yes:

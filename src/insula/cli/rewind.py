@@ -188,11 +188,15 @@ _PASSPHRASE_FILE = click.option(
 @click.argument("file", metavar="FILE")
 def export(name: str, file: str, encrypt: bool, passphrase_file: str | None, quiet: bool, as_json: bool) -> None:
     """Write a snapshot, memory included (so also keys and passwords the guest held there), to FILE (`-`: standard output)."""
+    from insula.cli.packages import ensure_sealing
     from insula.cli.passphrase import new_passphrase
     from insula.client.parcels import outgoing
     from insula.model.transfer import Transfer
 
-    passphrase = new_passphrase(passphrase_file) if encrypt or passphrase_file is not None else None
+    passphrase = None
+    if encrypt or passphrase_file is not None:
+        ensure_sealing()
+        passphrase = new_passphrase(passphrase_file)
     with outgoing(file) as stream:
         done = perform(ExportSnapshot(**_of(name)), quiet or as_json, Transfer(stream, passphrase))
     if as_json:

@@ -31,6 +31,7 @@ class Purpose(StrEnum):
 
     MACHINE = "running machines"
     IMAGE = "building images"
+    SEAL = "encrypting snapshots"
     TESTS = "running the tests"
     FULL_TESTS = "running the long tests"
 
@@ -85,6 +86,12 @@ def packages() -> tuple[Package, ...]:
         Package("e2fsprogs", "fills the images' file systems", _IMAGE, (_program("mke2fs"),)),
         Package("mtools", "fills the images' boot partition", _IMAGE, (_program("mcopy"),)),
         Package("mount", "mounts what package scripts may see", _IMAGE, (_program("mount"),)),
+        Package(
+            "libsodium23",
+            "encrypts exported snapshots",
+            frozenset({Purpose.SEAL, Purpose.TESTS}),
+            (f"/usr/lib/{os.uname().machine}-linux-gnu/libsodium.so.*", "/usr/lib/libsodium.so.*", "/usr/lib64/libsodium.so.*"),
+        ),
         Package("git", "tells the tests which files belong to the project", _TESTS, (_program("git"),)),
         Package("libc6-dev", "lets gcc build the C parts with its own checks in them", _TESTS, ("/usr/include/stdio.h",)),
         Package("shellcheck", "checks the shell scripts", _TESTS, (_program("shellcheck"),)),

@@ -28,7 +28,7 @@ def a_manifest() -> dict[str, Any]:
             "image": {"name": "tiny", "digest": DIGEST},
             "spec": {"cpus": 1, "memory": 128 * MIB, "disk": 1 << 30, "network": "nat", "firmware": "bios"},
             "identity": {"uuid": ID, "generation": ID, "machine_id": "ab" * 16, "mac": "52:54:00:12:34:56"},
-            "boot": {"kind": "direct", "kernel": "layers/0123-vmlinuz", "initrd": None, "cmdline": "console=ttyS0", "agent": True},
+            "boot": {"kind": "direct", "kernel": "layers/0123-vmlinuz", "initrd": None, "cmdline": "quiet", "agent": True},
             "arch": "amd64",
             "board": {"machine": "pc-q35-10.0", "cpu": "EPYC-v1,-svm", "qemu": "10.0.2", "accelerator": "tcg", "balloon": False},
             "disks": [{"name": "root", "layers": layers, "size": 1 << 30, "head": None}],
