@@ -13,11 +13,11 @@ import builtins
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, BinaryIO, ParamSpec, TypeVar, Unpack
 
 from insula.client import sdk
 from insula.client.sdk import ExecResult, Shape
-from insula.model.status import MachineDetails, MachineStatus, SnapshotDetails, SnapshotStatus, WarmStatus
+from insula.model.status import DiskUsage, MachineDetails, MachineStatus, SnapshotDetails, SnapshotStatus, WarmStatus
 
 if TYPE_CHECKING:
     from insula.operations.image import ImageStatus
@@ -166,6 +166,10 @@ class Snapshot:
         """As `insula.Snapshot.fork`; ``progress`` is called in another thread."""
         return [Machine(each) for each in await _in_thread(self.sync.fork, count, name=name, timeout=timeout, progress=progress)]
 
+    async def export(self, file: str | Path | BinaryIO, *, passphrase: str | bytes | None = None) -> None:
+        """As `insula.Snapshot.export`."""
+        await _in_thread(self.sync.export, file, passphrase=passphrase)
+
     async def delete(self) -> None:
         await _in_thread(self.sync.delete)
 
@@ -197,6 +201,25 @@ class Insula:
 
     async def images(self) -> builtins.list[ImageStatus]:
         return await _in_thread(self.sync.images)
+
+    async def import_snapshot(
+        self,
+        file: str | Path | BinaryIO,
+        name: str,
+        *,
+        snapshot: str = "",
+        passphrase: str | bytes | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Snapshot:
+        """As `insula.Insula.import_snapshot`; ``progress`` is called in another thread."""
+        imported = await _in_thread(
+            self.sync.import_snapshot, file, name, snapshot=snapshot, passphrase=passphrase, progress=progress
+        )
+        return Snapshot(imported)
+
+    async def disk_usage(self, *machines: str) -> DiskUsage:
+        """As `insula.Insula.disk_usage`."""
+        return await _in_thread(self.sync.disk_usage, *machines)
 
     async def warm(self, image: str, *, refresh: bool = False, **shape: Unpack[Shape]) -> WarmStatus:
         return await _in_thread(self.sync.warm, image, refresh=refresh, **shape)
