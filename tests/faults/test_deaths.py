@@ -228,7 +228,7 @@ def test_a_home_with_a_path_longer_than_a_socket_allows_works(tmp_path: Path, ti
 
 def test_ctrl_c_while_a_machine_starts_undoes_it(home: Path, tiny: str) -> None:
     before = {entry.name for entry in (home / "machines").iterdir()}
-    words = ["run", "--memory", "128M", "--network", "none", tiny, "--", "true"]
+    words = ["run", "--cold", "--memory", "128M", "--network", "none", tiny, "--", "true"]
     with popen_cli(home, *words, stderr=subprocess.PIPE, start_new_session=True) as child:
         assert child.stderr is not None
         for line in child.stderr:

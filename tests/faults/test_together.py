@@ -85,7 +85,7 @@ def test_force_goes_before_a_start_that_waits(home: Path, tiny: str, name: str, 
 
 def test_force_goes_before_a_run_that_waits(home: Path, tiny: str, forget: Callable[[str], None]) -> None:
     forget("raced")
-    words = ["run", "--name", "raced", *_SHAPE, tiny, "--", "true"]
+    words = ["run", "--cold", "--name", "raced", *_SHAPE, tiny, "--", "true"]
     with _until(home, b"wait until the guest answers", *words) as running:
         assert run_cli(home, "delete", "--force", "raced").returncode == 0
         assert running.wait(30) == 125

@@ -103,10 +103,15 @@ def sweep(context: Context) -> None:
     sweep_locks(home.host)
     for name in machine_names(home):
         folder = home.machine(name)
-        if (folder / names.JOURNAL).exists() and is_ephemeral(folder):
+        if (folder / names.JOURNAL).exists() and (is_ephemeral(folder) or _is_just_made(folder)):
             # Busy: its verb is at work, not dead.
             with contextlib.suppress(InsulaError), machine_lock(folder / names.LOCK, name, "recover"):
                 recover(context, folder)
+
+
+def _is_just_made(folder: Path) -> bool:
+    entry = journal.pending(folder)
+    return entry is not None and entry.verb == "create"
 
 
 def _make_sure(folder: Path) -> None:
