@@ -23,7 +23,7 @@ from insula.store.machines import read_machine, write_machine
 from insula.store.snapshots import needed_layers, readable_snapshots, snapshot_layers
 from tests.framework.doors import cli_environment
 
-pytestmark = pytest.mark.limit(400)
+pytestmark = [pytest.mark.full, pytest.mark.limit(400)]
 
 ROOT = Path(__file__).parents[2]
 

@@ -202,6 +202,7 @@ def _wait_short(folder: Path) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.full
 @pytest.mark.limit(400)
 def test_a_hundred_snapshots_in_a_row(home: Path, running: str) -> None:
     machine, folder = insula.connect(home).get(running), home / "machines" / running
