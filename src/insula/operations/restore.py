@@ -32,7 +32,7 @@ from insula.operations.operation import Operation, Steps
 from insula.operations.origin import check_loadable
 from insula.operations.recover import recover
 from insula.operations.snapshot import find_snapshot
-from insula.operations.suspend import end_quietly, give_up, is_suspended
+from insula.operations.suspend import end_quietly, give_up, is_suspended, keep_suspended
 from insula.store import names
 from insula.store.events import append_event
 from insula.store.machines import DiskRecord, MachineRecord, staged_machine
@@ -154,9 +154,12 @@ def _end_first(context: Context, held: Held, request: RestoreSnapshot, operation
             end_quietly(folder)
             settle_locked(context.home, folder, keep_ephemeral=True)
         return
-    with captured(
-        context, held, operation, description=f"before {request.name}@{request.snapshot} was restored", go_on=False
-    ) as was:
+    description = f"before {request.name}@{request.snapshot} was restored"
+    if is_suspended(folder):
+        journal.note(folder, "restore", PUBLISH)
+        keep_suspended(folder, description)
+        return
+    with captured(context, held, operation, description=description, go_on=False) as was:
         complete_snapshot(was.folder, was.record)
         if alive:
             operation.tell("end the guest that runs")

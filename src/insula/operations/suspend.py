@@ -120,6 +120,22 @@ def give_up(folder: Path) -> Path:
     return gone
 
 
+def keep_suspended(folder: Path, description: str) -> None:
+    """What a machine is suspended with becomes its snapshot `before-restore`, memory and all; the journal says ``publish``.
+
+    It must not be taken anew: that would give the machine other heads than those its memory belongs to.
+    """
+    (folder / names.SNAPSHOTS).mkdir(mode=0o700, exist_ok=True)
+    staged = folder / names.SNAPSHOTS / f"{names.NEW_PREFIX}{secrets.token_hex(8)}"
+    (folder / names.SUSPENDED).rename(staged)
+    fsync_folder(staged.parent)
+    fsync_folder(folder)
+    state = read_snapshot(staged)
+    disks = [msgspec.structs.replace(disk, head=None) for disk in state.disks]
+    complete_snapshot(staged, msgspec.structs.replace(state, disks=disks, description=description))
+    finish_publishing(folder, "restore", PUBLISH)
+
+
 def _check(context: Context, folder: Path, record: MachineRecord, state: SnapshotRecord) -> None:
     # By the heads alone: layers may have been merged since.
     if [(disk.name, disk.head) for disk in record.disks] != [(disk.name, disk.head) for disk in state.disks]:

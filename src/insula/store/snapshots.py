@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from insula.errors import AlreadyExists, DamagedRecord, InsulaError, NotFound
-from insula.host.files import fsync_folder, remove_tree
+from insula.host.files import fsync_folder, is_temporary, remove_tree
 from insula.model.identity import Identity
 from insula.model.spec import MachineSpec
 from insula.store import names
@@ -245,6 +245,8 @@ def finish_publishing(machine: Path, verb: str, step: str) -> None:
     place = {"suspend": machine / names.SUSPENDED, "restore": machine / names.SNAPSHOTS / BEFORE_RESTORE}.get(verb)
     if place is None or step != PUBLISH or staged is None:
         return
+    for scrap in [path for path in staged.iterdir() if is_temporary(path.name)]:
+        scrap.unlink()
     if place.exists():
         place.rename(staged.with_name(f"{names.GONE_PREFIX}{secrets.token_hex(8)}"))
     staged.rename(place)
