@@ -1,19 +1,26 @@
 """Do one request and die by signal 9 on the way: `python -m tests.faults.victim HOME STEP VERB NAME`.
 
 STEP counts from 1 the steps the verb tells of; as ``c1``, ``c2``… it counts the changes it is about to make (files made,
-renamed, removed, opened for writing; programs started; connections). One that never comes: the request is done to its end.
-With an ``i`` before it (``i1``, ``ic1``) the signal is that of Ctrl-C, and the status 130 as a command line's.
+renamed, removed, opened for writing; programs started; connections; requests to QEMU). One that never comes: the request is
+done to its end. With an ``i`` before it (``i1``, ``ic1``) the signal is that of Ctrl-C, and the status 130 as a command line's.
+
+With a letter before it that names somebody else (``q1``, ``Kc7``) that one is killed; the request goes on, to its end or to an
+error, whose code is written to standard error, the status being 3: ``q`` and ``k`` are the oldest QEMU and keeper of the
+machine NAME, ``Q`` and ``K`` the youngest of any machine.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from insula.client.local import LocalClient
+from insula.errors import InsulaError
 from insula.model import requests
 from insula.model.spec import MachineSpec
 from insula.model.transfer import Transfer
@@ -38,29 +45,78 @@ def request_for(verb: str, name: str, machine_id: str = "") -> requests.Request:
         "delete-stopped": requests.DeleteMachine(name=name),
         "snapshot-import": requests.ImportSnapshot(name=name),
         "merge": requests.MergeLayers(id=machine_id),
+        "snapshot": requests.CreateSnapshot(name=name, snapshot="victim"),
+        "snapshot-delete": requests.DeleteSnapshot(name=name, snapshot="victim"),
+        "restore": requests.RestoreSnapshot(name=name, snapshot="base"),
+        "restore-discard": requests.RestoreSnapshot(name=name, snapshot="base", keep=False),
+        "fork": requests.ForkMachine(name=name, snapshot="base", pattern=f"{name}-x{{n}}"),
+        "fork-running": requests.ForkMachine(name=name, pattern=f"{name}-x{{n}}"),
+        "fork-two": requests.ForkMachine(name=name, count=2, pattern=f"{name}-x{{n}}"),
+        "suspend": requests.SuspendMachine(name=name),
+        "wake": requests.StartMachine(name=name),
+        "clone": requests.CloneMachine(name=name, new_name=f"{name}-x1"),
+        "clone-full": requests.CloneMachine(name=name, new_name=f"{name}-x1", full=True),
+        "warm": requests.WarmImage(image="tiny", spec=_SPEC, refresh=True),
     }
     return made[verb]
 
 
 # Audit events (PEP 578; the library reference lists them) that stand for a change.
 _CHANGES = frozenset(
-    "os.rename os.mkdir os.link os.remove os.rmdir os.chmod os.truncate subprocess.Popen socket.bind socket.connect".split()
+    "os.rename os.mkdir os.link os.remove os.rmdir os.chmod os.truncate "
+    "subprocess.Popen socket.bind socket.connect socket.sendmsg".split()
 )
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 class _Countdown:
-    """Gets ``number`` at the ``last`` call of `count`."""
+    """Does ``fatal`` at the ``last`` call of `count`."""
 
-    def __init__(self, last: int, number: signal.Signals) -> None:
+    def __init__(self, last: int, fatal: Callable[[], None]) -> None:
         self._left = last
-        self._number = number
+        self._fatal = fatal
 
     def count(self, what: str) -> None:
-        os.write(1, f"{what}\n".encode())
         self._left -= 1
+        if self._left >= 0:
+            os.write(1, f"{what}\n".encode())
         if self._left == 0:
-            os.kill(os.getpid(), self._number)
+            self._fatal()
+
+
+def _fatal(letter: str, home: Path, name: str) -> Callable[[], None]:
+    """What is to happen at the step."""
+    if letter not in "qQkK":
+        number = signal.SIGINT if letter == "i" else signal.SIGKILL
+        return lambda: os.kill(os.getpid(), number)
+    program = "qemu" if letter in "qQ" else "keeper"
+    folder, oldest = (home, False) if letter in "QK" else (home / "machines" / name, True)
+
+    def kill() -> None:
+        found = sorted(_programs(program, folder))
+        if found:
+            pid = found[0 if oldest else -1][1]
+            descriptor = os.pidfd_open(pid)
+            os.kill(pid, signal.SIGKILL)
+            select.select([descriptor], [], [], 10)
+            os.close(descriptor)
+
+    return kill
+
+
+def _programs(program: str, folder: Path) -> list[tuple[int, int]]:
+    """Start time and pid of all processes called so that hold a file below ``folder`` open (proc(5))."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if not entry.name.isdigit() or program not in (entry / "comm").read_text():
+                continue
+            if any(os.readlink(link).startswith(f"{folder}/") for link in list((entry / "fd").iterdir())):
+                started = int((entry / "stat").read_text().rpartition(")")[2].split()[19])
+                found.append((started, int(entry.name)))
+        except OSError:
+            continue
+    return found
 
 
 def _count_changes(countdown: _Countdown, home: Path) -> None:
@@ -86,9 +142,9 @@ def _streams(home: Path, verb: str, files: contextlib.ExitStack) -> Transfer | N
 
 def main() -> None:
     home, step, verb, name = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
-    number = signal.SIGINT if step.startswith("i") else signal.SIGKILL
-    step = step.removeprefix("i")
-    countdown = _Countdown(int(step.removeprefix("c")), number)
+    letter = step[0] if step[0] in "iqQkK" else ""
+    step = step.removeprefix(letter)
+    countdown = _Countdown(int(step.removeprefix("c")), _fatal(letter or "-", home, name))
     if step.startswith("c"):
         _count_changes(countdown, home)
 
@@ -103,6 +159,9 @@ def main() -> None:
             )
     except KeyboardInterrupt:
         sys.exit(130)
+    except InsulaError as error:
+        print(error.code, file=sys.stderr)
+        sys.exit(3)
 
 
 if __name__ == "__main__":

@@ -216,8 +216,8 @@ class Engine(Protocol):
         """
         ...
 
-    def switch_heads(self, run: Path, heads: tuple[NewHead, ...]) -> None:
-        """Let the disks go on in ``heads``, unless they do already."""
+    def switch_heads(self, run: Path, heads: tuple[NewHead, ...], layers: Mapping[str, Path], *, go_on: bool) -> None:
+        """Let the disks go on in ``heads`` if they do not yet, ``layers`` as in `SaveOrder`; and with ``go_on`` the guest."""
         ...
 
     def put_merged(self, run: Path, merged: MergedLayer) -> None:

@@ -130,7 +130,7 @@ def _save(context: Context, held: Held, record: MachineRecord, staged: Path, go_
         machine=board.machine,
         size=record.spec.memory,
         heads=heads,
-        layers={head.disk: folder / disk.layers[-1] for head, disk in zip(heads, record.disks, strict=True)},
+        layers=former_heads(folder, record),
         at_instant=lambda: _copy_variables(folder, record, staged),
         switched=lambda: switched.append(True),
         go_on=go_on,
@@ -177,6 +177,11 @@ def new_heads(folder: Path, record: MachineRecord) -> tuple[NewHead, ...]:
     from insula.engines.base import NewHead
 
     return tuple(NewHead(f"disk{n}", len(disk.layers) + disk.merged, folder / disk.head) for n, disk in enumerate(record.disks))
+
+
+def former_heads(folder: Path, record: MachineRecord) -> dict[str, Path]:
+    """The layers right below them, by disk."""
+    return {f"disk{n}": folder / disk.layers[-1] for n, disk in enumerate(record.disks) if disk.layers}
 
 
 def _copy_variables(folder: Path, record: MachineRecord, staged: Path) -> None:

@@ -149,15 +149,12 @@ def _end_next(folder: Path) -> None:
 def _rejoin(context: Context, folder: Path, *, goes_on: bool) -> bool:
     """Let a QEMU whose verb died before its disks switched follow the machine's record, and a guest that stands because of that
     verb run on, if its keeper did not. Whether both is so now."""
-    from insula.operations.capture import new_heads
+    from insula.operations.capture import former_heads, new_heads
 
-    run = folder / names.RUN
     try:
         record = read_machine(folder)
-        if all(disk.layers for disk in record.disks):
-            context.engine.switch_heads(run, new_heads(folder, record))
-        if goes_on:
-            context.engine.resume(run)
+        heads = new_heads(folder, record)
+        context.engine.switch_heads(folder / names.RUN, heads, former_heads(folder, record), go_on=goes_on)
     except InsulaError:
         return False
     return True

@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -120,8 +121,10 @@ class FakeEngine:
         self._tell(run)
         return Saved("mapped-ram" if base is None else "changed-pages", 0, 0.0 if machine.paused else 0.001)
 
-    def switch_heads(self, run: Path, heads: tuple[NewHead, ...]) -> None:
-        self._running(run).heads.update({head.disk: head.path for head in heads})
+    def switch_heads(self, run: Path, heads: tuple[NewHead, ...], layers: Mapping[str, Path], *, go_on: bool) -> None:
+        machine = self._running(run)
+        machine.heads.update({head.disk: head.path for head in heads if head.disk in layers})
+        machine.paused = machine.paused and not go_on
 
     def put_merged(self, run: Path, merged: MergedLayer) -> None:
         self._running(run).layers[merged.disk] = merged.path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -70,10 +71,10 @@ class QemuEngine:
 
         return migrate.save(run, order)
 
-    def switch_heads(self, run: Path, heads: tuple[NewHead, ...]) -> None:
+    def switch_heads(self, run: Path, heads: tuple[NewHead, ...], layers: Mapping[str, Path], *, go_on: bool) -> None:
         from insula.engines.qemu import migrate
 
-        migrate.switch_heads(run / names.QMP_SOCKET, heads)
+        migrate.switch_heads(run / names.QMP_SOCKET, heads, layers, go_on=go_on)
 
     def put_merged(self, run: Path, merged: MergedLayer) -> None:
         from insula.engines.qemu import chains

@@ -55,15 +55,17 @@ def _node(head: NewHead) -> str:
 def add_head(monitor: Monitor, head: NewHead) -> None:
     """Open the overlay, joined to nothing yet. The same words as board.py's for a head."""
     node = _node(head)
-    if any(known["node-name"] == node for known in monitor.execute("query-named-block-nodes", {"flat": True})):
+    there = {known["node-name"] for known in monitor.execute("query-named-block-nodes", {"flat": True})}
+    if node in there:
         return
-    number = add_descriptor(monitor, head.path, os.O_RDWR, None, node)
     common = {"read-only": False, "auto-read-only": False, "discard": "unmap"}
-    file = {"driver": "file", "node-name": f"{node}-file", "filename": f"/dev/fdset/{number}", **common}
     overlay = {"driver": "qcow2", "node-name": node, "file": f"{node}-file", "backing": None, "detect-zeroes": "unmap", **common}
     # Each by itself: a file added along with its overlay is drained twice and resumed once when `freeze` opens both anew
     # (QEMU 10.0, bdrv_reopen_queue_child), and the guest's disk would hang from then on.
-    monitor.execute("blockdev-add", file)
+    if f"{node}-file" not in there:  # a verb that died may have come as far
+        number = add_descriptor(monitor, head.path, os.O_RDWR, None, node)
+        file = {"driver": "file", "node-name": f"{node}-file", "filename": f"/dev/fdset/{number}", **common}
+        monitor.execute("blockdev-add", file)
     try:
         monitor.execute("blockdev-add", overlay)
     except InsulaError:
@@ -84,6 +86,33 @@ def switch(monitor: Monitor, heads: tuple[NewHead, ...]) -> None:
     ]
     if actions:
         monitor.execute("transaction", {"actions": actions})
+
+
+def is_current(monitor: Monitor, head: NewHead) -> bool:
+    """Whether the guest writes to it: one that is only open is joined to nothing below it."""
+    nodes = monitor.execute("query-named-block-nodes", {"flat": True})
+    return head.depth == 0 or any("backing_file" in node for node in nodes if node["node-name"] == _node(head))
+
+
+def offer_reading(monitor: Monitor, heads: tuple[NewHead, ...], layers: Mapping[str, Path]) -> None:
+    """Hand over the former heads for reading, before the disks of a running guest switch: QEMU tries by itself to open them so
+    then, and one that it cannot stays open for writing, though it says otherwise."""
+    for head in heads:
+        node = f"{head.disk}-{head.depth - 1}"
+        for one in monitor.execute("query-fdsets"):
+            if any(descriptor.get("opaque") == node for descriptor in one["fds"]):
+                add_descriptor(monitor, layers[head.disk], os.O_RDONLY, one["fdset-id"], node)
+
+
+def is_frozen(monitor: Monitor, head: NewHead) -> bool:
+    """Whether the former head below it is open for reading alone, or there is none."""
+    node = f"{head.disk}-{head.depth - 1}"
+    files = [
+        known for known in monitor.execute("query-named-block-nodes", {"flat": True}) if known["node-name"] == f"{node}-file"
+    ]
+    reading = all(file["ro"] for file in files)  # the node above it says so as soon as it has a head upon it
+    descriptors = [fd for one in monitor.execute("query-fdsets") for fd in one["fds"] if fd.get("opaque") == node]
+    return reading and len(descriptors) <= 1
 
 
 def freeze(monitor: Monitor, heads: tuple[NewHead, ...], layers: Mapping[str, Path]) -> None:

@@ -11,14 +11,14 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from insula.engines.base import Method, NewHead, Saved, SaveOrder
 from insula.engines.qemu.changed import Copied, changes
-from insula.engines.qemu.heads import DescriptorSets, add_head, drop_head, freeze, switch
+from insula.engines.qemu.heads import DescriptorSets, add_head, drop_head, freeze, is_current, is_frozen, offer_reading, switch
 from insula.engines.qemu.memory import MAIN, block_pages, find_main, read_blocks
 from insula.engines.qemu.monitor import read_status
 from insula.engines.qemu.qmp import Event, Monitor, Refused
@@ -126,17 +126,17 @@ def load(socket_path: Path, state: Path) -> None:
         sets.close()
 
 
-def switch_heads(socket_path: Path, heads: tuple[NewHead, ...]) -> None:
-    """See `Engine.switch_heads`."""
+def switch_heads(socket_path: Path, heads: tuple[NewHead, ...], layers: Mapping[str, Path], *, go_on: bool) -> None:
+    """See `Engine.switch_heads`. Whoever did a part of this before may have died after any step of it."""
     with Monitor(socket_path) as monitor:
-        for head in heads:
+        left = tuple(head for head in heads if not is_current(monitor, head))
+        for head in left:
             add_head(monitor, head)
-        for head in heads:
-            try:
-                switch(monitor, (head,))
-            except Refused as refused:
-                if "already" not in refused.reason:  # has a backing image; is in use
-                    raise
+        offer_reading(monitor, left, layers)
+        switch(monitor, left)
+        _go_on(monitor, go_on)
+        if read_status(monitor).running:  # the disks of one that stands since it was saved are closed for now
+            freeze(monitor, tuple(head for head in heads if not is_frozen(monitor, head)), layers)
 
 
 def set_links(socket_path: Path, up: bool) -> None:

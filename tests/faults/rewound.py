@@ -1,0 +1,114 @@
+"""What must hold in a home after whatever happened: nothing half made, nothing that nobody names, no layer that is written."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from insula.host.files import is_temporary
+from insula.store import names
+from insula.store.machines import MachineRecord, read_machine
+from insula.store.names import Home
+from insula.store.snapshots import SnapshotRecord, needed_layers, read_snapshot, snapshot_layers, snapshot_names
+from tests.framework.doors import cli_environment
+from tests.framework.project import ROOT
+
+_KNOWN = {
+    names.RECORD,
+    names.LOCK,
+    names.EVENTS,
+    names.EVENTS_OLD,
+    names.CONSOLE,
+    names.CONSOLE_OLD,
+    names.QEMU_LOG,
+    names.LAST_END,
+    names.VERIFIED_LAYERS,
+    names.DISKS,
+    names.LAYERS,
+    names.FIRMWARE,
+    names.RUN,
+    names.SNAPSHOTS,
+    names.SUSPENDED,
+}
+_IN_SNAPSHOT = {names.SNAPSHOT_RECORD, names.MEMORY, names.STATE, names.VARIABLES, names.VERIFIED_LAYERS}
+
+
+def victim(home: Path, step: int | str, verb: str, name: str) -> tuple[int, list[str], str]:
+    """Run tests.faults.victim; its status, the steps it told of until the fatal one, and the error's code."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.victim", str(home), str(step), verb, name],
+        env=cli_environment(home), cwd=ROOT, capture_output=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert b"Traceback" not in done.stderr, done.stderr.decode()
+    return done.returncode, done.stdout.decode().splitlines(), done.stderr.decode().strip()
+
+
+def left_over(home: Path) -> list[str]:
+    """A line for each thing in the home that has no business there while no command is at work."""
+    return sorted(_left_over(Home(home)))
+
+
+def _left_over(home: Home) -> Iterator[str]:
+    for folder in (home.machines, home.warm, home.spares):
+        yield from (str(path.relative_to(home.root)) for path in _entries(folder) if path.name.startswith("."))
+    yield from (str(path.relative_to(home.root)) for path in _entries(home.host) if path.suffix == ".lock")
+    for folder in (*_entries(home.machines), *_entries(home.warm)):
+        if not folder.name.startswith("."):
+            yield from (f"{folder.name}/{line}" for line in _of_machine(folder))
+
+
+def _of_machine(folder: Path) -> Iterator[str]:
+    yield from (path.name for path in _entries(folder) if path.name not in _KNOWN)
+    yield from (f"{part.parent.name}/{part.name}" for part in folder.rglob(".*") if is_temporary(part.name))
+    record = read_machine(folder)
+    places = [folder / names.SNAPSHOTS / name for name in snapshot_names(folder)]
+    places += [folder / names.SUSPENDED] if (folder / names.SUSPENDED).exists() else []
+    states = [read_snapshot(place) for place in places]
+    for place in places:
+        yield from (f"{place.name}/{path.name}" for path in _entries(place) if path.name not in _IN_SNAPSHOT)
+    yield from (f"snapshots/{path.name}" for path in _entries(folder / names.SNAPSHOTS) if path.name.startswith("."))
+    yield from _unnamed(folder, record, states)
+    yield from _written(folder, record)
+
+
+def _unnamed(folder: Path, record: MachineRecord, states: list[SnapshotRecord]) -> Iterator[str]:
+    layers = needed_layers(record).union(*(snapshot_layers(state) for state in states))
+    named = {disk.head for disk in record.disks} | layers | {record.variables}
+    for part in (names.DISKS, names.LAYERS, names.FIRMWARE):
+        for path in _entries(folder / part):
+            relative = f"{part}/{path.name}"
+            if relative not in named:
+                yield f"{relative} is named by nobody"
+            elif part == names.LAYERS and stat.S_IMODE(path.lstat().st_mode) != names.LAYER_MODE:
+                yield f"{relative} is no layer for good"
+    yield from (f"{path} is missing" for path in layers if not (folder / path).exists())
+
+
+def _written(folder: Path, record: MachineRecord) -> Iterator[str]:
+    """Disks that a process may write to must be the heads, and nothing else."""
+    heads = {str(folder / disk.head) for disk in record.disks}
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and "qemu" in (entry / "comm").read_text():
+                written = set(_open_for_writing(entry, folder))
+                if written and written != heads:
+                    yield f"QEMU writes to {sorted(path.removeprefix(str(folder)) for path in written)}"
+        except OSError:
+            continue
+
+
+def _open_for_writing(process: Path, folder: Path) -> Iterator[str]:
+    for link in (process / "fd").iterdir():
+        target = os.readlink(link)
+        if target.startswith((f"{folder}/{names.DISKS}/", f"{folder}/{names.LAYERS}/")):
+            flags = int((process / "fdinfo" / link.name).read_text().split("flags:")[1].split()[0], 8)
+            if flags & os.O_ACCMODE != os.O_RDONLY:
+                yield target
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []

@@ -1,0 +1,218 @@
+"""`kill -9` of a command, of QEMU or of a keeper at every step of what rewinds and multiplies: nothing that was kept is lost, no
+guest is left standing, nothing half made stays, and the next verb works."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import insula
+from insula.errors import NotFound
+from insula.host.watch import Watch
+from insula.operations.observe import is_alive
+from insula.store import names
+from tests.faults.rewound import left_over, victim
+from tests.framework.doors import run_cli
+
+pytestmark = [pytest.mark.guest, pytest.mark.limit(120)]
+
+_SHAPE = {"memory": "128M", "network": "none"}
+_PATIENCE = 20.0  # seconds for what ends or goes on by itself
+# Each verb, and the state it takes its machine from.
+LIVE = ("snapshot", "restore", "restore-discard", "fork", "fork-running", "fork-two", "suspend")
+VERBS = dict.fromkeys(LIVE, "running") | {"wake": "suspended"}
+# What a verb may say when QEMU or a keeper dies under it.
+_SAID = {
+    "machine_ended",
+    "load_failed",
+    "failed_to_start",
+    "keeper_failed",
+    "keeper_gone",
+    "not_running",
+    "wrong_state",
+    "agent_absent",
+}
+
+
+@pytest.fixture(scope="module")
+def parent(home: Path, tiny: str) -> Iterator[str]:
+    """A machine with the snapshot `base`, taken when its disk said `base` and its memory, too."""
+    name = "rewound"
+    machine = insula.connect(home).run(tiny, name=name, memory="128M", network="none")
+    _note(home, name, "base")
+    machine.snapshot("base")
+    yield name
+    _remove(home, name)
+
+
+def _note(home: Path, name: str, text: str) -> None:
+    """Have ``text`` on the guest's disk, flushed, and in its memory."""
+    script = f"echo {text} >> /root/note; sync; echo {text} > /run/memo"
+    insula.connect(home).get(name).exec("sh", "-c", script, check=True)
+
+
+def _children(home: Path, name: str) -> list[insula.Machine]:
+    return [
+        insula.connect(home).get(status.name) for status in insula.connect(home).list() if status.name.startswith(f"{name}-x")
+    ]
+
+
+def _remove(home: Path, name: str) -> None:
+    for machine in _children(home, name):
+        machine.delete(force=True)
+    with contextlib.suppress(NotFound):
+        insula.connect(home).get(name).delete(force=True)
+
+
+def _prepare(home: Path, name: str, verb: str, text: str) -> None:
+    """The machine runs, or is suspended, and holds ``text``; there are no others."""
+    machine = insula.connect(home).get(name)
+    for child in _children(home, name):
+        child.delete(force=True)
+    for snapshot in machine.snapshots():
+        if snapshot.name == "victim":
+            snapshot.delete()
+    if machine.state == "stopped":
+        _snapshot(home, name, "base").restore(keep=False)
+    elif machine.state != "running":
+        machine.start()
+    _note(home, name, text)
+    if VERBS[verb] == "suspended":
+        machine.suspend()
+
+
+def _snapshot(home: Path, name: str, snapshot: str) -> insula.Snapshot:
+    return next(one for one in insula.connect(home).get(name).snapshots() if one.name == snapshot)
+
+
+def _settled(home: Path, name: str) -> str:
+    """The machine's state once its keeper has done what it was told for the case of a death; a guest never stays paused."""
+    folder = home / "machines" / name
+    machine = insula.connect(home).get(name)
+    with Watch() as watch:
+        watch.add(folder)
+        with contextlib.suppress(FileNotFoundError):
+            watch.add(folder / names.RUN)
+        while (state := machine.state) in ("paused", "starting") or (state == "stopped" and is_alive(folder)):
+            assert watch.wait_change(timeout=_PATIENCE), f"{name} stays {state}"
+    return state
+
+
+def _check(home: Path, name: str, text: str) -> None:
+    """After any death: see the module."""
+    listed = insula.connect(home).list()
+    assert [status.problem for status in listed if status.problem] == []
+    machine = insula.connect(home).get(name)
+    _run_next(home)  # may have to finish what its keeper could not be told in time
+    for each in (machine, *_children(home, name)):
+        run_cli(home, "snapshot", "delete", "--json", f"{each.name}@nothing")  # a verb that finishes the dead one's work
+        state = _settled(home, each.name)
+        assert state in ("running", "stopped", "suspended")
+    assert left_over(home) == []
+    assert "base" in [snapshot.name for snapshot in machine.snapshots() if snapshot.status.state == "running"]
+    if machine.state == "suspended":
+        machine.start()
+    if machine.state == "running":
+        assert machine.exec("cat", "/run/memo", check=True).stdout in (f"{text}\n", "base\n")
+    for child in _children(home, name):
+        if child.state == "running":
+            assert child.exec("hostname", check=True).stdout == f"{child.name}\n"
+            assert child.exec("head", "-n1", "/root/note", check=True).stdout == "base\n"
+
+
+def _run_next(home: Path) -> None:
+    """Any verb sweeps the home first."""
+    done = run_cli(home, "delete", "--json", "nobody-here")
+    assert json.loads(done.stderr)["code"] == "machine_not_found"
+
+
+def _check_same_life(home: Path, name: str, text: str) -> None:
+    """What only takes a state never ends its guest: it ran on, or is suspended with all it had."""
+    machine = insula.connect(home).get(name)
+    assert machine.exec("cat", "/run/memo", check=True).stdout == f"{text}\n"
+    assert text in machine.exec("cat", "/root/note", check=True).stdout.split()
+
+
+def _kill_cli(home: Path, parent: str, verb: str, counted: str, step: int) -> bool:
+    """One round; whether the request was killed and not done."""
+    text = f"{verb}-{counted}{step}"
+    _prepare(home, parent, verb, text)
+    status, steps, _ = victim(home, f"{counted}{step}", verb, parent)
+    try:
+        if status != 0:
+            assert status == -signal.SIGKILL
+            _check(home, parent, text)
+            if not verb.startswith("restore"):
+                _check_same_life(home, parent, text)
+    except BaseException as failure:
+        failure.add_note(f"{verb} killed at {steps[-3:]}")
+        raise
+    return status != 0
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_command_killed_at_any_step_leaves_all_in_order(home: Path, parent: str, verb: str) -> None:
+    step = 1
+    while _kill_cli(home, parent, verb, "", step):
+        step += 1
+    assert step > 1, "the verb told of no step, so nothing was tried"
+
+
+@pytest.mark.full
+@pytest.mark.limit(1800)
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_command_killed_before_any_change_it_makes_leaves_all_in_order(home: Path, parent: str, verb: str) -> None:
+    change = 1
+    while _kill_cli(home, parent, verb, "c", change):
+        change += 1
+    assert change > 40, "the verb made hardly a change, so next to nothing was tried"
+
+
+def _kill_other(home: Path, parent: str, verb: str, letter: str, counted: str, step: int) -> bool:
+    """One round; whether there was such a step."""
+    text = f"{verb}-{letter}{counted}{step}"
+    _prepare(home, parent, verb, text)
+    status, steps, code = victim(home, f"{letter}{counted}{step}", verb, parent)
+    try:
+        assert status in (0, 3)
+        assert code in _SAID or status == 0
+        _check(home, parent, text)
+    except BaseException as failure:
+        failure.add_note(f"{verb}: {letter} killed at {steps[-3:]}, then {code}")
+        raise
+    return len(steps) >= step
+
+
+@pytest.mark.parametrize(("verb", "letter"), [("snapshot", "q"), ("restore", "Q"), ("suspend", "k"), ("fork-running", "q")])
+def test_a_qemu_killed_at_any_step_is_told(home: Path, parent: str, verb: str, letter: str) -> None:
+    step = 1
+    while _kill_other(home, parent, verb, letter, "", step):
+        step += 1
+    assert step > 1, "the verb told of no step, so nothing was tried"
+
+
+@pytest.mark.full
+@pytest.mark.limit(1800)
+@pytest.mark.parametrize("letter", ["q", "Q", "k", "K"])
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_qemu_or_keeper_killed_before_a_change_is_told(home: Path, parent: str, verb: str, letter: str) -> None:
+    change = 1
+    while _kill_other(home, parent, verb, letter, "c", change):
+        change += 4
+    assert change > 40, "the verb made hardly a change, so next to nothing was tried"
+
+
+def test_what_was_flushed_before_a_death_is_there_at_the_next_boot(home: Path, parent: str) -> None:
+    """Of all the lives above: nothing that was flushed in the last one is lost when the disks are all there is."""
+    _prepare(home, parent, "snapshot", "flushed")
+    assert victim(home, "q3", "snapshot", parent)[0] in (0, 3)
+    machine = insula.connect(home).get(parent)
+    _run_next(home)
+    machine.start()
+    assert machine.exec("tail", "-n1", "/root/note", check=True).stdout == "flushed\n"
+    assert machine.exec("head", "-n1", "/root/note", check=True).stdout == "base\n"
