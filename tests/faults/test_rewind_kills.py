@@ -16,6 +16,7 @@ from insula.errors import NotFound
 from insula.host.watch import Watch
 from insula.operations.observe import is_alive
 from insula.store import names
+from insula.store.locks import machine_lock
 from tests.faults.rewound import left_over, victim
 from tests.framework.doors import run_cli
 
@@ -100,7 +101,8 @@ def _settled(home: Path, name: str) -> str:
             watch.add(folder / names.RUN)
         while (state := machine.state) in ("paused", "starting") or (state == "stopped" and is_alive(folder)):
             assert watch.wait_change(timeout=_PATIENCE), f"{name} stays {state}"
-    return state
+    with machine_lock(folder / names.LOCK, name, "look", patience=_PATIENCE):  # its keeper's call may be at work
+        return machine.state
 
 
 def _check(home: Path, name: str, text: str) -> None:

@@ -46,18 +46,28 @@ def check_loadable(context: Context, name: str, record: SnapshotRecord) -> None:
             code="no_memory_in_snapshot",
             hint="restore it, then start the machine",
         )
-    here = context.engine.choose_board(record.arch, record.board)
+    here = context.engine.choose_board(record.arch)
     for what, theirs, ours in (
         ("accelerator", record.board.accelerator, here.accelerator),
         ("CPU model", record.board.cpu, here.cpu),
         ("machine type", record.board.machine, here.machine),
     ):
-        if theirs != ours:
+        if theirs != ours and not (what == "machine type" and _is_older(theirs, ours)):
             raise HostLacks(
                 f"{name} cannot go on here: its {what} is {theirs}, this host's is {ours}",
                 code="snapshot_not_loadable",
                 hint="restore its disks alone on a machine that is stopped, or use the host it was taken on",
             )
+
+
+def _is_older(theirs: str, ours: str) -> bool:
+    """Pure: whether a machine type such as ``pc-q35-8.2`` is of the same family as the newest this QEMU knows, and not newer:
+    QEMU goes on knowing those of its former releases."""
+    (family, _, version), (known, _, newest) = theirs.rpartition("-"), ours.rpartition("-")
+    numbers = [part.split(".") for part in (version, newest)]
+    if family != known or not all(part.isdecimal() for each in numbers for part in each):
+        return False
+    return [int(part) for part in numbers[0]] <= [int(part) for part in numbers[1]]
 
 
 def fill_fork(staged: Path, origin: Origin, *, ephemeral: bool) -> MachineRecord:

@@ -95,8 +95,8 @@ def is_current(monitor: Monitor, head: NewHead) -> bool:
 
 
 def offer_reading(monitor: Monitor, heads: tuple[NewHead, ...], layers: Mapping[str, Path]) -> None:
-    """Hand over the former heads for reading, before the disks of a running guest switch: QEMU tries by itself to open them so
-    then, and one that it cannot stays open for writing, though it says otherwise."""
+    """Hand over the former heads for reading, before the disks switch: QEMU tries by itself to open them so then, and one that
+    it cannot stays open for writing, though it says otherwise."""
     for head in heads:
         node = f"{head.disk}-{head.depth - 1}"
         for one in monitor.execute("query-fdsets"):
