@@ -30,7 +30,9 @@ _before = pytest.StashKey[leaks.HostState]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="also run the long tests: fuzzing, soak, power cuts, foreign builds, fresh systems")
+    parser.addoption(
+        "--full", action="store_true", help="also run the long tests: fuzzing, soak, power cuts, foreign builds, fresh systems"
+    )
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -17,7 +17,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,7 +73,7 @@ class WriterEngine:
     def save(self, run: Path, order: SaveOrder) -> Saved:
         return self._life(run).save(order)
 
-    def switch_heads(self, run: Path, heads: tuple[NewHead, ...]) -> None:
+    def switch_heads(self, run: Path, heads: tuple[NewHead, ...], layers: Mapping[str, Path], *, go_on: bool) -> None:
         raise AssertionError("no verb dies while its machine lives here")
 
     def put_merged(self, run: Path, merged: MergedLayer) -> None:
