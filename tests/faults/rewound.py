@@ -1,4 +1,4 @@
-"""What must hold in a home after whatever happened: nothing half made, nothing that nobody names, no layer that is written."""
+"""What must hold in a home after whatever happened: nothing half made, nothing that nobody names, no guest on other disks."""
 
 from __future__ import annotations
 
@@ -89,13 +89,14 @@ def _unnamed(folder: Path, record: MachineRecord, states: list[SnapshotRecord]) 
 
 
 def _written(folder: Path, record: MachineRecord) -> Iterator[str]:
-    """Disks that a process may write to must be the heads, and nothing else."""
+    """Who may write to a disk must have the heads; after a death between the switch of the disks and the opening anew of the
+    former ones perhaps these, too."""
     heads = {str(folder / disk.head) for disk in record.disks}
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdigit() and "qemu" in (entry / "comm").read_text():
                 written = set(_open_for_writing(entry, folder))
-                if written and written != heads:
+                if written and not heads <= written:
                     yield f"QEMU writes to {sorted(path.removeprefix(str(folder)) for path in written)}"
         except OSError:
             continue

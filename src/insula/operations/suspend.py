@@ -99,7 +99,7 @@ def wake(context: Context, folder: Path, record: MachineRecord, operation: Opera
         steps.undo(lambda: _end(context, folder))
         with loaded(context, folder, record, place, state.memory):
             steps.begin("let it go on")
-            gone = give_up(folder)
+        gone = give_up(folder)  # nobody ends QEMU for our death any more: what it has loaded is nowhere else from here on
     append_event(folder, "started", way="suspended")
     try:
         awaken(context, folder, record, timeout)

@@ -61,7 +61,6 @@ def save(run: Path, order: SaveOrder) -> Saved:
         for head in order.heads:
             add_head(monitor, head)
             undo.callback(drop_head, monitor, head)
-        offer_reading(monitor, order.heads, order.layers)
         undo.callback(_go_on, monitor, ran)
         taken = _take_changes(monitor, sets, run, order, ran) or _take_all(monitor, sets, order, ran)
         order.at_instant()
