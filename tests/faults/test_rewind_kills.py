@@ -190,7 +190,15 @@ def _kill_other(home: Path, parent: str, verb: str, letter: str, counted: str, s
     return len(steps) >= step
 
 
-@pytest.mark.parametrize(("verb", "letter"), [("snapshot", "q"), ("restore", "Q"), ("suspend", "k"), ("fork-running", "q")])
+@pytest.mark.parametrize(
+    ("verb", "letter"),
+    [
+        ("snapshot", "q"),
+        ("restore", "Q"),
+        pytest.param("suspend", "k", marks=pytest.mark.full),
+        pytest.param("fork-running", "q", marks=pytest.mark.full),
+    ],
+)
 def test_a_qemu_killed_at_any_step_is_told(home: Path, parent: str, verb: str, letter: str) -> None:
     step = 1
     while _kill_other(home, parent, verb, letter, "", step):

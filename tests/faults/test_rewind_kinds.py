@@ -1,0 +1,119 @@
+"""Machines of other kinds are rewound and multiplied, too: paused, without an agent, with two disks, with UEFI variables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import insula
+from insula.disks.overlays import create_overlay
+from insula.host.watch import Watch
+from insula.store import names
+from tests.faults.rewound import left_over
+
+pytestmark = [pytest.mark.guest, pytest.mark.limit(120)]
+
+
+def test_a_paused_guest_stays_so_and_comes_back_so(home: Path, running: str) -> None:
+    machine = insula.connect(home).get(running)
+    machine.exec("sh", "-c", "echo old > /root/note; sync; echo memo > /run/memo", check=True)
+    machine.pause()
+    snapshot = machine.snapshot("still")
+    assert (machine.state, snapshot.status.state, snapshot.status.pause) == ("paused", "paused", 0.0)
+    with snapshot.fork()[0] as child:
+        assert child.exec("cat", "/run/memo", check=True).stdout == "memo\n"
+    machine.resume()
+    machine.exec("sh", "-c", "echo new > /root/note; sync", check=True)
+    snapshot.restore()
+    assert machine.state == "paused"
+    machine.resume()
+    assert machine.exec("cat", "/root/note", "/run/memo", check=True).stdout == "old\nmemo\n"
+    machine.pause().suspend()
+    assert machine.state == "suspended"
+    assert machine.start().exec("cat", "/run/memo", check=True).stdout == "memo\n"
+    assert left_over(home) == []
+
+
+def test_a_guest_without_agent_is_rewound_and_forked(home: Path, tiny: str, name: str) -> None:
+    machine = insula.connect(home).create(tiny, name=name, memory="128M", network="none")
+    path = home / "machines" / name / names.RECORD
+    record = json.loads(path.read_bytes())
+    record["boot"] |= {"cmdline": record["boot"]["cmdline"] + " insula.init=/bin/sh", "agent": False}
+    path.write_text(json.dumps(record))
+    machine.start()
+    snapshot = machine.snapshot("one")
+    with machine.fork()[0] as child:
+        assert child.state == "running"
+        renewed = child.show().renewed
+        assert renewed is not None
+        assert "hostname" in renewed.left
+    snapshot.restore()
+    assert machine.state == "running"
+    machine.suspend().start()
+    assert machine.state == "running"
+    assert left_over(home) == []
+
+
+def test_two_disks_are_of_one_instant(home: Path, tiny: str, name: str) -> None:
+    machine = insula.connect(home).create(tiny, name=name, memory="128M", network="none")
+    folder = home / "machines" / name
+    create_overlay(folder / names.DISKS / "data-0.qcow2", 64 << 20)
+    record = json.loads((folder / names.RECORD).read_bytes())
+    record["disks"].append({"name": "data", "layers": [], "head": f"{names.DISKS}/data-0.qcow2", "size": 64 << 20})
+    (folder / names.RECORD).write_text(json.dumps(record))
+    machine.start()
+    write = "echo {0} > /root/note; sync; echo {0} | dd of=/dev/vdb bs=512 conv=sync 2>/dev/null; sync"
+    read = "cat /root/note; head -c 3 /dev/vdb"
+    machine.exec("sh", "-c", write.format("old"), check=True)
+    snapshot = machine.snapshot("one")
+    machine.exec("sh", "-c", write.format("new"), check=True)
+    with machine.fork()[0] as child:
+        assert child.exec("sh", "-c", read, check=True).stdout == "new\nnew"
+    with snapshot.fork()[0] as child:
+        assert child.exec("sh", "-c", read, check=True).stdout == "old\nold"
+    snapshot.restore()
+    assert machine.exec("sh", "-c", read, check=True).stdout == "old\nold"
+    insula.Snapshot(machine, "before-restore").restore(keep=False)
+    assert machine.exec("sh", "-c", read, check=True).stdout == "new\nnew"
+    machine.suspend().start()
+    assert machine.exec("sh", "-c", read, check=True).stdout == "new\nnew"
+    assert left_over(home) == []
+
+
+def test_uefi_variables_come_back(home: Path, tiny: str, name: str) -> None:
+    """The firmware writes them as it comes up: nothing of its first instants is there before it ran."""
+    machine = insula.connect(home).create(tiny, name=name, memory="128M", network="none", firmware="uefi")
+    folder = home / "machines" / name
+    path = folder / names.RECORD
+    record = json.loads(path.read_bytes())
+    record["boot"] = {"kind": "disk", "kernel": None, "initrd": None, "cmdline": "", "agent": False}
+    path.write_text(json.dumps(record))
+    machine.start()
+    early = machine.snapshot("early")
+    before = (folder / names.SNAPSHOTS / "early" / names.VARIABLES).read_bytes()
+    variables = folder / json.loads(path.read_bytes())["variables"]
+    with Watch() as watch:
+        watch.add(variables.parent)
+        while variables.read_bytes() == before:
+            assert watch.wait_change(timeout=60), "the firmware wrote no variable"
+    machine.pause()
+    later = machine.snapshot("later")
+    after = (folder / names.SNAPSHOTS / "later" / names.VARIABLES).read_bytes()
+    assert after != before
+    early.restore(keep=False)
+    machine.pause()
+    shown = folder / json.loads(path.read_bytes())["variables"]
+    assert len(shown.read_bytes()) == len(before)
+    later.restore(keep=False)
+    assert machine.state == "paused"
+    assert (folder / json.loads(path.read_bytes())["variables"]).read_bytes() == after
+    with later.fork()[0] as child:
+        assert child.state == "running"
+    machine.stop(force=True)
+    stopped = machine.snapshot("off")
+    (folder / json.loads(path.read_bytes())["variables"]).write_bytes(b"other")
+    stopped.restore(keep=False)
+    assert (folder / json.loads(path.read_bytes())["variables"]).read_bytes() == after
+    assert left_over(home) == []
