@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -50,7 +51,18 @@ def resume(context: Context, request: ResumeMachine, operation: Operation) -> Ma
             _see_it_run(held.folder, since)
         else:
             _wait_told(held.folder, State.RUNNING)
+            if held.record.boot.agent and not held.status.agent:
+                _wait_answered(held.folder)
         return status_of(held.folder)
+
+
+def _wait_answered(folder: Path) -> None:
+    """A guest that was restored as it was when paused has not been greeted yet. One that is not heard of just runs."""
+    from insula.guest.keeper import wait_agent
+    from insula.guest.link import open_link
+
+    with contextlib.suppress(InsulaError), open_link(folder / names.RUN) as link:
+        wait_agent(link, _HEARD)
 
 
 def _since(folder: Path) -> object:

@@ -21,7 +21,7 @@ from insula.errors import Busy, NotFound
 _POLL_START = 0.01
 _POLL_MOST = 0.2
 # Verbs nobody asked for: they hold a machine for instants, and whoever comes meanwhile waits so many seconds for them.
-_BEHIND = {"merge": 30.0}
+_BEHIND = {"merge": 30.0, "settle": 30.0, "recover": 30.0}
 
 
 @contextlib.contextmanager
