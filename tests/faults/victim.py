@@ -16,6 +16,7 @@ import os
 import select
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,13 +76,15 @@ class _Countdown:
     def __init__(self, last: int, fatal: Callable[[], None]) -> None:
         self._left = last
         self._fatal = fatal
+        self._lock = threading.RLock()  # forks are made side by side; and to kill somebody takes changes, too
 
     def count(self, what: str) -> None:
-        self._left -= 1
-        if self._left >= 0:
-            os.write(1, f"{what}\n".encode())
-        if self._left == 0:
-            self._fatal()
+        with self._lock:
+            self._left -= 1
+            if self._left >= 0:
+                os.write(1, f"{what}\n".encode())
+            if self._left == 0:
+                self._fatal()
 
 
 def _fatal(letter: str, home: Path, name: str) -> Callable[[], None]:
