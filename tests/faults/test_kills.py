@@ -192,7 +192,7 @@ def _check_whole(home: Path, name: str, verb: str) -> None:
         machine = connection.get(status.name)
         if machine.state == "paused":
             machine.resume()
-        if machine.state == "stopped":
+        if machine.state in ("stopped", "starting"):
             machine.start()
         done = run_cli(home, "exec", "--wait", "60", status.name, "--", "cat", "/root/note")
         if verb in ("stop", "restart") and done.returncode == 125:  # asked already, the guest went down

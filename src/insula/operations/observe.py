@@ -7,7 +7,7 @@ import json
 import re
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from insula.errors import InsulaError
 from insula.host.sockets import is_listening
@@ -18,6 +18,8 @@ from insula.store.machines import MachineRecord, read_machine
 
 _EXIT = 0.01  # seconds between a process closing one socket on its way out and closing the next
 _BUSY = 0.2  # seconds between two looks at a keeper that has no room for us
+# The verbs, as the journal has them, before whose end a machine is nobody's to resume.
+_COMING_UP: Final = frozenset({"create", "start", "fork", "wake"})
 _STATES = {"starting": State.STARTING, "running": State.RUNNING, "paused": State.PAUSED}
 
 
@@ -59,7 +61,18 @@ def observe_state(folder: Path) -> tuple[State, dict[str, Any]]:
     untrusted = _read_json(folder / names.RUN / names.STATUS)
     if untrusted.get("state") == "ended":  # the keeper is on its way out
         return State.STOPPED, {}
-    return _STATES.get(str(untrusted.get("state")), State.STARTING), untrusted
+    state = _STATES.get(str(untrusted.get("state")), State.STARTING)
+    if state is State.PAUSED and _is_being_born(folder):
+        state = State.STARTING
+    return state, untrusted
+
+
+def _is_being_born(folder: Path) -> bool:
+    """Whether the machine stands only because a verb is bringing it up, or died over it."""
+    from insula.operations import journal
+
+    entry = journal.pending(folder)
+    return entry is not None and entry.verb in _COMING_UP
 
 
 def _read_json(path: Path) -> dict[str, Any]:
