@@ -6,6 +6,7 @@ Run by its path, in isolated mode, by the environment that ``./test`` made.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,12 +27,21 @@ def main(words: list[str]) -> int:
     if status := _ensure_packages(asker(consent), full="--full" in words):
         return status
     os.chdir(ROOT)
+    _let_children_hear()
     status = int(pytest.main(["-c", str(ROOT / "pyproject.toml"), "-o", f"cache_dir={cache_folder('pytest')}", *words]))
     if any(leaks.threads()):
         # It was reported as left behind; waiting for it at the interpreter's end could take for ever.
         sys.stdout.flush()
         os._exit(status)
     return status
+
+
+def _let_children_hear() -> None:
+    """A shell that starts us behind (`./test &`, nohup) has us ignore signals, and so would all commands under test, which are sent
+    these. We go on ignoring them by a handler, which no program that we start inherits (signal(7))."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 def _absolute(word: str) -> str:
