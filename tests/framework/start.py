@@ -37,8 +37,8 @@ def main(words: list[str]) -> int:
 
 
 def _let_children_hear() -> None:
-    """A shell that starts us behind (`./test &`, nohup) has us ignore signals, and so would all commands under test, which are sent
-    these. We go on ignoring them by a handler, which no program that we start inherits (signal(7))."""
+    """A shell that starts us behind (`./test &`, nohup) has us ignore signals, and so would all commands under test, which are
+    sent these. We go on ignoring them by a handler, which no program that we start inherits (signal(7))."""
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
