@@ -10,6 +10,8 @@ The tree under ``$INSULA_HOME``::
     images/names.json         which names mean which digest
     warm/KEY/                 an image just after boot: a machine folder that never runs, with one snapshot
     spares/ORIGIN/TOKEN/      a fork made ahead: a machine that is loaded and stands, and has no name yet
+    networks/NAME/            a network, and in addresses/ a file for each address that a machine's card has
+    fabric/                   what the networks in use are made of just now; may be deleted when no machine runs
     host/                     what was found out about this computer, and jail roots; may be deleted at any time
 """
 
@@ -91,6 +93,7 @@ QMP_SOCKET: Final = "qmp.sock"
 QMP_READ_SOCKET: Final = "qmp-read.sock"
 STATUS: Final = "status.json"
 EXIT: Final = "exit.json"
+DUE: Final = "due.json"
 
 # -- prefixes of folders that are not finished or not wanted any more ---------------------------------------------------------
 NEW_PREFIX: Final = ".new-"
@@ -110,6 +113,15 @@ BUILD_ROOM: Final = "room"  # in a building folder: owned by the ids of a user n
 VERIFIED: Final = "verified"  # in host/: which files of images were hashed, and how they looked then
 
 
+# -- a network's folder, and that of what networks are made of -----------------------------------------------------------------
+NETWORK_RECORD: Final = "network.json"
+ADDRESSES: Final = "addresses"
+HOLDER_SOCKET: Final = "holder.sock"
+FABRIC_NICS: Final = "nics"  # KEY.json of each card that is attached: all that a rebuild needs
+FABRIC_NETWORKS: Final = "networks"  # ID/ of each network in use: what its dnsmasq reads
+FABRIC_PORTS: Final = "ports"
+
+
 class Home:
     """The folder that holds all of Insula's state; made on first use, readable by its owner alone."""
 
@@ -120,11 +132,13 @@ class Home:
         self.host = root / "host"
         self.warm = root / "warm"
         self.spares = root / "spares"
+        self.networks = root / "networks"
+        self.fabric = root / "fabric"
 
     def prepare(self) -> None:
         """Make the folders. Raises HostLacks (``no_home``) when that cannot be."""
         try:
-            for folder in (self.root, self.machines, self.images, self.host, self.warm, self.spares):
+            for folder in (self.root, self.machines, self.images, self.host, self.warm, self.spares, self.networks):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as cause:
             raise HostLacks(
