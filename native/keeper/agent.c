@@ -32,13 +32,14 @@ static const struct client *gatekeeper(const struct keeper *keeper)
 
 bool agent_has_gate(const struct keeper *keeper)
 {
-    return keeper->agent.shut || gatekeeper(keeper);
+    return keeper->agent.shut || gatekeeper(keeper); /* one that is barred may be kept anew */
 }
 
 bool agent_answers(const struct keeper *keeper, const struct client *client)
 {
     const struct client *holder = gatekeeper(keeper);
-    return keeper->agent.state == AGENT_LIVE && !keeper->agent.shut && (!holder || holder == client);
+    bool kept = keeper->agent.shut || keeper->agent.barred || holder;
+    return keeper->agent.state == AGENT_LIVE && (!kept || (holder && holder == client));
 }
 
 /* Pass on what was waiting to be let in. */
@@ -298,7 +299,7 @@ static bool is_paused(const struct keeper *keeper)
     if (keeper->state != STATE_PAUSED)
         return false;
     for (int i = 0; i < WIRE_CHANNELS_MAX; i++)
-        if (keeper->channels[i].kind == CHANNEL_HOLD && !keeper->channels[i].quit)
+        if (keeper->channels[i].kind == CHANNEL_HOLD && keeper->channels[i].drop != DROP_QUIT)
             return false;
     return true;
 }

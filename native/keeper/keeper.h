@@ -60,6 +60,9 @@ enum channel_kind {
     CHANNEL_HOLD,
 };
 
+/* HOLD: what happens when its connection drops */
+enum on_drop { DROP_RESUME, DROP_QUIT, DROP_PAUSE };
+
 struct channel {
     enum channel_kind kind;
     struct client *client;
@@ -70,7 +73,8 @@ struct channel {
     struct wire_window up;      /* what the client may still send on stream 0 */
     struct queue held;     /* PENDING: frames to pass on */
     struct wire_grant keys; /* CONSOLE: what the client typed */
-    bool follow, input, quit;
+    bool follow, input;
+    enum on_drop drop;
     bool gate; /* HOLD: the agent answers nobody but this client */
     uint8_t resets; /* WAIT_AGENT: since it waits */
     uint64_t position, until; /* CONSOLE, EVENTS: in the ring; `until` without follow */
@@ -96,6 +100,7 @@ struct agent {
     bool torn; /* half a frame was sent: only a new life mends that */
     bool announced; /* it was told that the agent answers */
     bool shut;      /* whoever kept the gate died, and QEMU is ended for that */
+    bool barred;    /* whoever kept the gate died, and the guest stands for that: until somebody keeps it anew */
     uint8_t hello[WIRE_HELLO_MAX];
     size_t hello_length;
 };

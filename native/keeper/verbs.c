@@ -135,19 +135,39 @@ bool verb_pump(struct keeper *keeper, struct channel *channel)
 
 /* ---- holding and ending ---- */
 
-static void open_hold(struct keeper *keeper, struct channel *channel, const struct wire_frame *frame)
+static const struct {
+    const char *word, *command, *noted;
+} DROPS[] = {
+    [DROP_RESUME] = { "resume", "cont", "{\"then\": \"resume\"}" },
+    [DROP_QUIT] = { "quit", "quit", "{\"then\": \"quit\"}" },
+    [DROP_PAUSE] = { "pause", "stop", "{\"then\": \"pause\"}" },
+};
+
+static bool read_drop(const struct wire_frame *frame, enum on_drop *found)
 {
     struct wire_field drop;
-    bool given = wire_find(frame->payload, frame->length, TAG_ON_DROP, &drop);
+    if (!wire_find(frame->payload, frame->length, TAG_ON_DROP, &drop))
+        return false;
+    for (size_t i = 0; i < sizeof DROPS / sizeof *DROPS; i++)
+        if (wire_field_is(&drop, DROPS[i].word)) {
+            *found = (enum on_drop)i;
+            return true;
+        }
+    return false;
+}
+
+static void open_hold(struct keeper *keeper, struct channel *channel, const struct wire_frame *frame)
+{
     bool gate = wire_find_u64(frame->payload, frame->length, TAG_GATE, 0) != 0;
-    channel->quit = given && wire_field_is(&drop, "quit");
-    if (!channel->quit && !(given && wire_field_is(&drop, "resume"))) {
+    if (!read_drop(frame, &channel->drop)) {
         channel_answer(channel, "EINVAL", NULL);
     } else if (gate && agent_has_gate(keeper)) {
         channel_answer(channel, "EBUSY", NULL);
     } else {
         channel->kind = CHANNEL_HOLD;
         channel->gate = gate;
+        if (gate)
+            keeper->agent.barred = false;
         agent_gate_moved(keeper);
     }
 }
@@ -156,10 +176,12 @@ void verb_dropped(struct keeper *keeper, struct channel *channel)
 {
     if (channel->kind != CHANNEL_HOLD || keeper->ended)
         return;
-    keeper->agent.shut |= channel->gate && channel->quit; /* nobody is let in in the moments until QEMU has ended */
-    journal_add(keeper, "HOLDER_DIED", channel->quit ? "{\"then\": \"quit\"}" : "{\"then\": \"resume\"}", channel->quit ? 16 : 18);
-    monitor_command(keeper, channel->quit ? "quit" : "cont");
-    if (channel->quit && keeper->qemu.kill_at == 0)
+    /* Nobody is let in in the moments until QEMU has ended, or before what was begun has been done. */
+    keeper->agent.shut |= channel->gate && channel->drop == DROP_QUIT;
+    keeper->agent.barred |= channel->gate && channel->drop == DROP_PAUSE;
+    journal_add(keeper, "HOLDER_DIED", DROPS[channel->drop].noted, strlen(DROPS[channel->drop].noted));
+    monitor_command(keeper, DROPS[channel->drop].command);
+    if (channel->drop == DROP_QUIT && keeper->qemu.kill_at == 0)
         keeper->qemu.kill_at = now_ms() + 2000;
 }
 

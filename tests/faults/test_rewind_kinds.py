@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import insula
 from insula.disks.overlays import create_overlay
 from insula.host.watch import Watch
 from insula.store import names
-from tests.faults.rewound import left_over
+from tests.faults.rewound import left_over, victim
+from tests.framework.doors import run_cli
 
 pytestmark = [pytest.mark.guest, pytest.mark.limit(120)]
 
@@ -34,6 +36,67 @@ def test_a_paused_guest_stays_so_and_comes_back_so(home: Path, running: str) -> 
     assert machine.state == "suspended"
     assert machine.start().exec("cat", "/run/memo", check=True).stdout == "memo\n"
     assert left_over(home) == []
+
+
+def _restored_to_stand(home: Path, name: str, snapshot: insula.Snapshot | None = None) -> insula.Snapshot:
+    """The machine stands, restored from a snapshot whose clock is decades behind."""
+    machine = insula.connect(home).get(name)
+    if snapshot is None:
+        machine.exec("sh", "-c", "echo memo > /run/memo; hostname other; date -s @1000000000", check=True)
+        snapshot = machine.pause().snapshot("still")
+    snapshot.restore(keep=False)
+    assert machine.state == "paused"
+    assert (home / "machines" / name / names.RUN / names.DUE).exists()
+    return snapshot
+
+
+def _check_renewed(home: Path, name: str) -> None:
+    said = insula.connect(home).get(name).exec("sh", "-c", "date +%s; hostname; cat /run/memo", check=True).stdout.split()
+    assert abs(int(said[0]) - time.time()) < 3600
+    assert said[1:] == [name, "memo"]
+    assert not (home / "machines" / name / names.RUN / names.DUE).exists()
+
+
+def test_a_guest_restored_to_stand_is_told_what_is_new_when_it_is_resumed(home: Path, running: str) -> None:
+    machine = insula.connect(home).get(running)
+    snapshot = _restored_to_stand(home, running)
+    machine.resume()
+    _check_renewed(home, running)
+    _restored_to_stand(home, running, snapshot)
+    machine.snapshot("again").restore(keep=False)  # of one to whom that is still due
+    machine.suspend().start()
+    _check_renewed(home, running)
+
+
+def test_a_resume_that_dies_leaves_to_the_next_what_the_guest_is_to_be_told(home: Path, running: str) -> None:
+    _kill_resume(home, running, _restored_to_stand(home, running), "1")
+
+
+@pytest.mark.full
+@pytest.mark.limit(900)
+def test_a_resume_killed_before_any_change_leaves_to_the_next_what_is_due(home: Path, running: str) -> None:
+    snapshot = _restored_to_stand(home, running)
+    change = 1
+    while _kill_resume(home, running, snapshot, f"c{change}"):
+        _restored_to_stand(home, running, snapshot)
+        change += 1
+    assert change > 10, "it made hardly a change, so next to nothing was tried"
+
+
+def _kill_resume(home: Path, name: str, snapshot: insula.Snapshot, step: str) -> bool:
+    """Whether a `resume` was killed at ``step`` and not done. Nobody is let in before the guest has been told, now or later."""
+    status, steps, _ = victim(home, step, "resume", name)
+    try:
+        said = run_cli(home, "exec", "--wait", "0", name, "--", "date", "+%s")
+        if status == 0 or said.returncode == 0:
+            assert abs(int(said.stdout) - time.time()) < 3600
+        insula.connect(home).get(name).resume()
+        _check_renewed(home, name)
+        assert left_over(home) == []
+    except BaseException as failure:
+        failure.add_note(f"killed at {steps[-3:]}")
+        raise
+    return status != 0
 
 
 def test_a_guest_without_agent_is_rewound_and_forked(home: Path, tiny: str, name: str) -> None:

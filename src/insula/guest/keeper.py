@@ -83,7 +83,7 @@ class Hold:
 
 
 def hold(link: Link, on_drop: str, *, gate: bool = False) -> Hold:
-    """From the return of this call on, the keeper does ``on_drop`` (``resume`` or ``quit``) if this process dies.
+    """From the return of this call on, the keeper does ``on_drop`` (``resume``, ``pause`` or ``quit``) if this process dies.
 
     The guest can thus be paused without fear that it stays so. With ``gate`` its agent answers nobody but this link until the
     hold is released. Raises as `Link.call`.

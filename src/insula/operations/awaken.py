@@ -1,7 +1,7 @@
 """Let a machine go on from a state: load it, and, once it runs, tell the guest what is different now.
 
-QEMU loads, the guest stands → cables out → it goes on → one request to its agent: entropy, clock, and for a fork all that two
-machines must not share → cables in → whoever else wants the agent is let in
+QEMU loads, the guest stands (one that stood at its snapshot's instant: until `resume`) → cables out → it goes on → one request to
+its agent: entropy, clock, and for a fork all that two machines must not share → cables in → others are let in to the agent
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from insula.operations.context import Context
 from insula.operations.identify import KEY_TYPE, guest_identity
 from insula.operations.start import launch_plan
 from insula.store import names
+from insula.store.due import clear_due, read_due
 from insula.store.machines import MachineRecord, write_machine
 from insula.store.snapshots import MemoryState
 
@@ -55,19 +56,39 @@ def loaded(
         yield
 
 
-def awaken(context: Context, folder: Path, record: MachineRecord, timeout: float, former: Identity | None = None) -> None:
+def awaken(
+    context: Context,
+    folder: Path,
+    record: MachineRecord,
+    timeout: float,
+    former: Identity | None = None,
+    *,
+    on_drop: str = "quit",
+) -> None:
     """Let the loaded guest go on and tell it the time and, if it is a fork of a machine with the identity ``former``, who it is.
 
-    Until that is done its agent answers nobody else, and when we die meanwhile a fork is ended, any other machine goes on. What
-    was made new in a fork is noted in its record. A guest without an agent just goes on.
+    Until that is done its agent answers nobody else, and when we die meanwhile a fork is ended (``on_drop``), any other machine
+    goes on. What was made new in a fork is noted in its record. A guest without an agent just goes on.
 
     Raises MachineEnded, GuestError, AgentAbsent (no answer within ``timeout`` seconds).
     """
     if former is None:
         _go_on(context, folder, record, timeout)
         return
-    renewal = _become(context, folder, record, timeout, former)
+    renewal = _become(context, folder, record, timeout, former, on_drop)
     write_machine(folder, _with(record, renewal))
+
+
+def awaken_due(context: Context, folder: Path, record: MachineRecord, timeout: float) -> None:
+    """As `awaken`, for a guest that was loaded to stand and is told to go on only now. When that fails, or we die, it stands
+    again, its agent answers nobody, and all of it is still due."""
+    due = read_due(folder / names.RUN)
+    assert due is not None
+    if due.former is None:
+        _go_on(context, folder, record, timeout, "pause")
+    else:
+        write_machine(folder, _with(record, _become(context, folder, record, timeout, due.former, "pause")))
+    clear_due(folder / names.RUN)  # the last: to do it all twice does no harm
 
 
 def rehearse(context: Context, folder: Path, record: MachineRecord, timeout: float, former: Identity) -> None:
@@ -88,15 +109,34 @@ def _with(record: MachineRecord, renewal: Renewal) -> MachineRecord:
     return replace(record, renewed=renewal)
 
 
-def _go_on(context: Context, folder: Path, record: MachineRecord, timeout: float) -> None:
+@contextlib.contextmanager
+def _gated(context: Context, run: Path, on_drop: str) -> Iterator[Link]:
+    """Keep all others from the agent; ``on_drop`` as for `hold`. With ``pause`` they are kept from it also when this fails."""
     from insula.guest.keeper import hold
     from insula.guest.link import open_link
 
+    with open_link(run) as link:
+        one = hold(link, on_drop, gate=True)
+        try:
+            yield link
+        except BaseException:
+            if on_drop == "pause":
+                with contextlib.suppress(InsulaError):
+                    context.engine.pause(
+                        run
+                    )  # the keeper does it, too, when the connection drops; but who asks next sees it done
+            else:
+                one.release()
+            raise
+        one.release()
+
+
+def _go_on(context: Context, folder: Path, record: MachineRecord, timeout: float, on_drop: str = "resume") -> None:
     run = folder / names.RUN
     if not record.boot.agent:
         context.engine.resume(run)
         return
-    with open_link(run) as link, hold(link, "resume", gate=True):
+    with _gated(context, run, on_drop) as link:
         context.engine.resume(run)
         hello = _wait(link, folder.name, timeout)
         renamed = hello.text("hostname") != folder.name
@@ -104,14 +144,18 @@ def _go_on(context: Context, folder: Path, record: MachineRecord, timeout: float
 
 
 def _become(
-    context: Context, folder: Path, record: MachineRecord, timeout: float, former: Identity, *, rehearsal: bool = False
+    context: Context,
+    folder: Path,
+    record: MachineRecord,
+    timeout: float,
+    former: Identity,
+    on_drop: str = "quit",
+    *,
+    rehearsal: bool = False,
 ) -> Renewal:
-    from insula.guest.keeper import hold
-    from insula.guest.link import open_link
-
     run = folder / names.RUN
     deadline = time.monotonic() + timeout
-    with open_link(run) as link, hold(link, "quit", gate=True):
+    with _gated(context, run, on_drop) as link:
         context.engine.set_links(run, False)
         context.engine.resume(run)
         if not record.boot.agent:

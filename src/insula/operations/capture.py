@@ -29,6 +29,7 @@ from insula.operations.context import Context
 from insula.operations.hold import Held
 from insula.operations.operation import Operation
 from insula.store import names
+from insula.store.due import read_due
 from insula.store.machines import MachineRecord, write_machine
 from insula.store.snapshots import PUBLISH, SNAPSHOT_VERSION, DiskState, MemoryState, SnapshotRecord, stage_snapshot
 from insula.store.sums import FileSum, Stamp, is_as_stamped, read_stamps, stamp_file, write_stamps
@@ -208,6 +209,7 @@ def _describe(
     shared = saved is not None and saved.method == "changed-pages"
     protect(staged, identifier, memory=not shared)
     sums = _sums(held.folder, record, staged, shared=shared) if lasting else {}
+    due = read_due(held.folder / names.RUN)
     return SnapshotRecord(
         version=SNAPSHOT_VERSION,
         id=identifier,
@@ -217,7 +219,7 @@ def _describe(
         parent=record.parent,
         image=record.image,
         spec=record.spec,
-        identity=record.identity,
+        identity=due.former if due is not None and due.former is not None else record.identity,
         boot=record.boot,
         arch=record.arch,
         board=record.board,

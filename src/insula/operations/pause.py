@@ -10,12 +10,14 @@ from insula.errors import HostLacks, InsulaError
 from insula.model.requests import PauseMachine, ResumeMachine
 from insula.model.status import MachineStatus, State
 from insula.operations.context import Context
-from insula.operations.hold import hold_machine, status_of
+from insula.operations.hold import Held, hold_machine, status_of
 from insula.operations.observe import observe_state
 from insula.operations.operation import Operation
 from insula.store import names
+from insula.store.due import read_due
 from insula.store.events import append_event
 
+_ANSWER = 60.0  # seconds for a guest that was loaded to come to itself
 _HEARD = 5.0  # seconds; a keeper hears of it from QEMU within milliseconds
 _REFUSED = 1.0  # seconds after the CPUs run; a full disk refuses within milliseconds
 _DISK_REASONS = ("no-space", "io-error")
@@ -35,15 +37,20 @@ def pause(context: Context, request: PauseMachine, operation: Operation) -> Mach
 
 
 def resume(context: Context, request: ResumeMachine, operation: Operation) -> MachineStatus:
-    """Let a paused machine run on; on return its CPUs run. A running one is left alone.
+    """Let a paused machine run on; on return its CPUs run. A running one is left alone. One that was loaded to stand is told
+    first what it must know after that; when that cannot be, it stands again.
 
-    Raises HostLacks (``no_space``) or InsulaError (``disk_error``) when what had paused it does so again at once.
+    Raises HostLacks (``no_space``) or InsulaError (``disk_error``) when what had paused it does so again at once, AgentAbsent
+    (``agent_timeout``), GuestError.
     """
     with hold_machine(context, request.name, "resume") as held:
-        operation.unchanged = held.already
-        if held.already:
+        due = read_due(held.folder / names.RUN) is not None
+        operation.unchanged = held.already and not due
+        if operation.unchanged:
             return held.status
         operation.tell("let the CPUs run")
+        if due:
+            return _resume_loaded(context, held)
         since = _since(held.folder)
         context.engine.resume(held.folder / names.RUN)
         append_event(held.folder, "resumed")
@@ -56,8 +63,21 @@ def resume(context: Context, request: ResumeMachine, operation: Operation) -> Ma
         return status_of(held.folder)
 
 
+def _resume_loaded(context: Context, held: Held) -> MachineStatus:
+    from insula.operations.awaken import awaken_due
+
+    try:
+        awaken_due(context, held.folder, held.record, _ANSWER)
+    except BaseException:
+        _wait_told(held.folder, State.PAUSED)
+        raise
+    append_event(held.folder, "resumed")
+    _wait_told(held.folder, State.RUNNING)
+    return status_of(held.folder)
+
+
 def _wait_answered(folder: Path) -> None:
-    """A guest that was restored as it was when paused has not been greeted yet. One that is not heard of just runs."""
+    """Its agent was not greeted before it was paused. One that is not heard of just runs."""
     from insula.guest.keeper import wait_agent
     from insula.guest.link import open_link
 

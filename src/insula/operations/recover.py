@@ -20,6 +20,7 @@ from insula.operations.observe import is_alive, observe
 from insula.operations.operation import Operation
 from insula.operations.settle import end_by_force, find_by_id, is_ephemeral, settle_locked
 from insula.store import names
+from insula.store.due import read_due
 from insula.store.events import append_event
 from insula.store.locks import machine_lock, sweep_locks
 from insula.store.machines import machine_names, read_machine, remove_machine_folder, sweep_machines
@@ -86,7 +87,8 @@ def _finish(context: Context, folder: Path, entry: journal.Entry) -> bool:
     """Finish or undo what ``entry`` began; whether that is done."""
     done = True
     if is_alive(folder):
-        done = _rejoin(context, folder, goes_on=not entry.stands) and (entry.verb not in _BIRTHS or _finish_start(folder))
+        stands = entry.stands or read_due(folder / names.RUN) is not None
+        done = _rejoin(context, folder, goes_on=not stands) and (entry.verb not in _BIRTHS or _finish_start(folder))
     else:
         finish_publishing(folder, entry.verb, entry.step)
     if done:

@@ -21,8 +21,9 @@ from insula.disks.verify import ensure_sums
 from insula.errors import InsulaError
 from insula.host.files import fsync_folder, remove_tree
 from insula.model.requests import RestoreSnapshot
-from insula.model.status import MachineStatus
+from insula.model.status import MachineStatus, State
 from insula.operations import journal
+from insula.operations.admit import admit
 from insula.operations.awaken import awaken, loaded
 from insula.operations.capture import captured
 from insula.operations.context import Context
@@ -34,6 +35,7 @@ from insula.operations.recover import recover
 from insula.operations.snapshot import find_snapshot
 from insula.operations.suspend import end_quietly, give_up, is_suspended, keep_suspended
 from insula.store import names
+from insula.store.due import note_due
 from insula.store.events import append_event
 from insula.store.machines import DiskRecord, MachineRecord, staged_machine
 from insula.store.snapshots import (
@@ -58,11 +60,13 @@ def restore(context: Context, request: RestoreSnapshot, operation: Operation) ->
         place, state = find_snapshot(held.folder, request.snapshot)
         if state.memory is not None:
             check_loadable(context, f"{request.name}@{request.snapshot}", state)
+            assert state.board is not None
+            admit(context, state.spec.memory, state.board, replaces=held.record.id)
         operation.tell("check its files")
         ensure_sums(held.folder, place, state.sums)
         with Steps(operation) as steps:
             steps.undo(lambda: recover(context, held.folder))
-            journal.note(held.folder, "restore", "make fresh heads")
+            journal.note(held.folder, "restore", "make fresh heads", stands=held.status.state is State.PAUSED)
             record = _with_fresh_heads(held, state, place)
             _exchange(context, held, request, operation, record, place, state)
         append_event(held.folder, "restored", name=request.snapshot)
@@ -108,6 +112,8 @@ def _exchange(
             stack.enter_context(_second(folder))
             stack.enter_context(waiting)
             waiting.enter_context(loaded(context, folder, record, place, state.memory, names.RUN_NEXT))
+            if state.state == "paused":
+                note_due(folder / names.RUN_NEXT, state.former(record.identity))
         replace = stack.enter_context(staged_machine(folder, record))  # while there is a way back if the disk is full
         _end_first(context, held, request, operation, stands=state.state == "paused")
         if is_suspended(folder):
@@ -120,9 +126,7 @@ def _exchange(
         append_event(folder, "started", way="restored")
         if state.state == "running":
             operation.tell("let it go on")
-            # A snapshot that came from elsewhere may be of a machine that is another one here.
-            former = state.identity if state.identity.uuid != record.identity.uuid else None
-            awaken(context, folder, record, _ANSWER, former)
+            awaken(context, folder, record, _ANSWER, state.former(record.identity))
 
 
 @contextlib.contextmanager

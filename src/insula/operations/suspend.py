@@ -19,6 +19,7 @@ from insula.host.files import fsync_file, fsync_folder, remove_tree
 from insula.model.requests import SuspendMachine
 from insula.model.status import MachineStatus
 from insula.operations import journal
+from insula.operations.admit import admit
 from insula.operations.awaken import awaken, loaded
 from insula.operations.capture import Captured, captured
 from insula.operations.context import Context
@@ -102,7 +103,7 @@ def wake(context: Context, folder: Path, record: MachineRecord, operation: Opera
         gone = give_up(folder)  # nobody ends QEMU for our death any more: what it has loaded is nowhere else from here on
     append_event(folder, "started", way="suspended")
     try:
-        awaken(context, folder, record, timeout)
+        awaken(context, folder, record, timeout, state.former(record.identity), on_drop="resume")
     except BaseException:
         with contextlib.suppress(Exception):  # there is no way back: whatever is wrong with its agent, the guest goes on
             recover(context, folder)
@@ -145,6 +146,8 @@ def _check(context: Context, folder: Path, record: MachineRecord, state: Snapsho
             hint=f"to boot it without: remove {folder / names.SUSPENDED}, then start it",
         )
     check_loadable(context, folder.name, state)
+    assert state.board is not None
+    admit(context, state.spec.memory, state.board)
     ensure_sums(folder, folder / names.SUSPENDED, state.sums)
 
 

@@ -71,6 +71,11 @@ class SnapshotRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory: MemoryState | None
     sums: dict[str, FileSum]
 
+    def former(self, own: Identity) -> Identity | None:
+        """Who the guest in memory takes itself for, when that is somebody else than the machine with the identity ``own``: the
+        snapshot came from elsewhere."""
+        return self.identity if self.identity.uuid != own.uuid else None
+
 
 def snapshot_folder(machine: Path, name: str) -> Path:
     """The folder of an existing snapshot. Raises NotFound, naming those there are."""

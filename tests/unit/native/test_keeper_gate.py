@@ -121,3 +121,24 @@ def test_a_holder_who_dies_and_had_it_end_lets_nobody_in(rig: Rig) -> None:
     rig.end()
     with pytest.raises(MachineEnded):
         waiting.finish(10)
+
+
+def test_a_holder_who_dies_and_had_it_pause_lets_nobody_in_until_another_has_held_it(rig: Rig) -> None:
+    rig.greet(status="paused", agent_open=True)
+    link = rig.link()
+    keeper.hold(link, "pause", gate=True)
+    rig.event("RESUME")
+    rig.agent.live()
+    waiting = rig.link().open("exec", wait_ms=10_000)
+    link.close()
+    assert rig.command() == "stop"
+    with rig.link() as other, pytest.raises(AgentAbsent):
+        other.call("exec", timeout=10)
+    second = rig.link()
+    with keeper.hold(second, "pause", gate=True):
+        own = second.open("renew", wait_ms=10_000)
+        assert verb(rig) == "renew"
+        own.finish(10)
+        assert waiting.result is None
+    assert verb(rig) == "exec"
+    waiting.finish(10)
