@@ -22,6 +22,8 @@ _NEED_PACKAGES = (BuildImage, CreateMachine, ImportSnapshot, RestartMachine, Sta
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; errors become one JSON line on standard error.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Do not tell what is being done.")
+_SHAPE = ("cpus", "memory", "disk", "network", "firmware", "display")
+
 name_option = click.option("--name", default="", help="The machine's name (default: a generated one).")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 
@@ -46,6 +48,13 @@ def shape_options(command: F) -> F:
     """The options that describe a machine's shape."""
     for option in (
         click.option(
+            "--display",
+            type=click.Choice(["none", "vga"]),
+            default="none",
+            show_default=True,
+            help="Graphics card: none, or VGA.",
+        ),
+        click.option(
             "--firmware", type=click.Choice(["bios", "uefi"]), default="bios", show_default=True, help="Firmware to boot by."
         ),
         click.option(
@@ -63,7 +72,7 @@ def make_spec(options: dict[str, Any]) -> MachineSpec:
     """The shape that `shape_options` described."""
     from insula.model.spec import MachineSpec
 
-    return MachineSpec(**{field: options[field] for field in ("cpus", "memory", "disk", "network", "firmware")})
+    return MachineSpec(**{field: options[field] for field in _SHAPE})
 
 
 def client() -> LocalClient:

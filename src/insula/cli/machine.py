@@ -198,6 +198,7 @@ def _print_details(detail: Any) -> None:
             ("network", f"{detail.network}, {detail.mac}" if detail.mac else detail.network),
             ("addresses", ", ".join(detail.addresses)),
             ("firmware", detail.firmware),
+            ("display", detail.display if detail.display != "none" else ""),
             ("board", ", ".join(part for part in (detail.board, detail.cpu_model, detail.accelerator, detail.qemu) if part)),
             ("agent", "answers" if detail.agent else ""),
             ("guest", ", ".join(f"{key} {value}" for key, value in detail.guest.items())),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypedDict, Unpack
 from insula.client.local import LocalClient
 from insula.client.machine import ExecResult, Machine, Snapshot
 from insula.model import requests
-from insula.model.spec import Firmware, MachineSpec, Network
+from insula.model.spec import Display, Firmware, MachineSpec, Network
 from insula.model.units import parse_size
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Shape(TypedDict, total=False):
     disk: Size
     network: Network
     firmware: Firmware
+    display: Display
 
 
 class Insula:
@@ -58,7 +59,7 @@ class Insula:
         It goes on from a state the image has just after boot, which the first one of its shape makes; ``cold`` boots it.
 
         Without ``name`` the machine is temporary: it is deleted at the end of a ``with`` block and, at the latest, when this
-        process ends. ``shape``: cpus, memory and disk (bytes, or text like ``1G``), network, firmware.
+        process ends. ``shape``: cpus, memory and disk (bytes, or text like ``1G``), network, firmware, display.
         """
         request = requests.RunMachine(
             image=image,
@@ -142,17 +143,22 @@ class Insula:
 
 
 def make_spec(
-    *, cpus: int = 1, memory: Size = "512M", disk: Size = "10G", network: str = "nat", firmware: str = "bios"
+    *,
+    cpus: int = 1,
+    memory: Size = "512M",
+    disk: Size = "10G",
+    network: str = "nat",
+    firmware: str = "bios",
+    display: str = "none",
 ) -> MachineSpec:
     """A machine's shape from what people write. Raises UsageError for an impossible one."""
     import msgspec
 
     from insula.errors import UsageError
 
+    shape = {"cpus": cpus, "memory": _bytes(memory), "disk": _bytes(disk)}
     try:
-        return msgspec.convert(
-            {"cpus": cpus, "memory": _bytes(memory), "disk": _bytes(disk), "network": network, "firmware": firmware}, MachineSpec
-        )
+        return msgspec.convert({**shape, "network": network, "firmware": firmware, "display": display}, MachineSpec)
     except msgspec.ValidationError as cause:
         raise UsageError(f"not a possible shape: {cause}", code="bad_shape") from cause
 

@@ -68,8 +68,8 @@ class LaunchPlan(msgspec.Struct, frozen=True):
     """All an engine needs to start one machine. Paths are absolute; ``memory`` is in bytes, a whole number of MiB.
 
     ``folder`` is the machine's own folder (its run folder, called ``run``, is made in it); ``uuid`` and ``generation`` are UUIDs
-    as text; ``on_end`` is the command that is run, outside the jail, once the machine has ended. With ``load`` the machine does
-    not boot but goes on, once it is told to resume.
+    as text; ``on_end`` is the command that is run, outside the jail, once the machine has ended. ``display`` is a graphics card
+    that nobody looks at yet. With ``load`` the machine does not boot but goes on, once it is told to resume.
     """
 
     name: str
@@ -82,6 +82,7 @@ class LaunchPlan(msgspec.Struct, frozen=True):
     boot: DiskBoot | DirectBoot
     disks: tuple[DiskPlan, ...] = ()
     nics: tuple[NicPlan, ...] = ()
+    display: Literal["none", "vga"] = "none"
     on_end: tuple[str, ...] = ()
     load: LoadPlan | None = None
     run: str = names.RUN

@@ -11,6 +11,7 @@ from insula.model.units import GIB, KIB, MIB, format_size
 
 Network = Literal["nat", "none"]
 Firmware = Literal["bios", "uefi"]
+Display = Literal["none", "vga"]
 
 DEFAULT_CPUS = 1
 DEFAULT_MEMORY = 512 * MIB
@@ -31,6 +32,7 @@ class MachineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     disk: int = DEFAULT_DISK
     network: Network = "nat"
     firmware: Firmware = "bios"
+    display: Display = "none"
 
 
 def check_spec(spec: MachineSpec) -> MachineSpec:

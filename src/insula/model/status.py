@@ -78,6 +78,7 @@ class MachineDetails(MachineStatus, frozen=True, kw_only=True):
     disk_used: int
     guest: dict[str, str]
     process: dict[str, int]
+    display: str = "none"
     origin: str = ""
     renewed: Renewal | None = None
 

@@ -23,6 +23,7 @@ from insula.model.spec import MachineSpec
 from insula.model.status import MachineStatus, State
 from insula.model.units import format_size
 from insula.operations import journal
+from insula.operations.admit import admit
 from insula.operations.context import Context
 from insula.operations.failed_boot import Printed, explain
 from insula.operations.hold import Held, hold_machine, status_of
@@ -89,7 +90,10 @@ def boot(
         check_files(context, folder, record)
         check_memory(record.spec)
         _step(steps, folder, "choose the board")
-        record = as_launched(folder, _with_board(context, folder, record, balloon=introduce))
+        record = _with_board(context, folder, record, balloon=introduce)
+        assert record.board is not None
+        admit(context, record.spec.memory, record.board)
+        record = as_launched(folder, record)
         _step(steps, folder, "start QEMU")
         printed = Printed(folder)
         steps.undo(lambda: _end(context, folder))  # before, not after: Ctrl-C may come between the two
@@ -189,6 +193,7 @@ def launch_plan(folder: Path, record: MachineRecord, load: LoadPlan | None = Non
             for index, disk in enumerate(record.disks)
         ),
         nics=(NicPlan(record.identity.mac),) if record.spec.network == "nat" else (),
+        display=record.spec.display,
         on_end=_settle_command(folder.parent.parent, record.id),
         load=load,
         run=run,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from insula.engines.qemu.changed import Copied, Ram, is_soon_read, parse_rams
+from insula.engines.qemu.changed import Copied, Ram, is_soon_read, parse_rams, private_mappings, zeros_between
 from insula.engines.qemu.memory import PAGE
 from insula.engines.qemu.pagemap import own_pages, own_runs, pages_of, read_memory, read_own, runs_of, scan_own
 from insula.model.units import MIB
@@ -67,6 +67,24 @@ def test_qemus_list_of_its_memory() -> None:
 def test_a_list_that_is_not_understood_is_not_used(change: tuple[str, str]) -> None:
     assert parse_rams(RAMBLOCKS.replace(*change)) == []
     assert parse_rams("") == []
+
+
+def test_zeros_around_what_is_there() -> None:
+    assert zeros_between([], 2 * PAGE) == [(0, bytes(2 * PAGE))]
+    assert zeros_between([(0, 1), (3, 4)], 5 * PAGE) == [(PAGE, bytes(2 * PAGE)), (4 * PAGE, bytes(PAGE))]
+    assert zeros_between([(0, 2)], 2 * PAGE) == []
+
+
+def test_memory_of_which_only_the_process_itself_has_a_part() -> None:
+    maps = """\
+1000-3000 rw-p 00000000 00:00 0
+3000-4000 ---p 00000000 00:00 0                          [heap]
+5000-6000 rw-s 00000000 00:01 77                         /memfd:shared (deleted)
+6000-7000 rw-p 00000000 fd:01 99                         /boot/memory with a space
+7000-8000 rw-s 00000000 00:00 0
+9000-a000 rw-p 00000000 00:00 0                          [anon: a name]
+"""
+    assert private_mappings(maps) == [(0x1000, 0x4000), (0x9000, 0xA000)]
 
 
 def test_what_is_read_while_the_guest_stands_is_bounded() -> None:

@@ -4,7 +4,7 @@ The board is q35 and complete from the start: the places below never move, so th
 and a guest never meets its hardware at another address::
 
     00      host bridge               08      disk 0
-    01      display          (free)   09      vsock                (free)
+    01      display, if any           09      vsock                (free)
     02      virtio-serial             0a      shared folder        (free)
     03      random numbers            0b      extra memory         (free)
     04      balloon, booted only      0c      IOMMU                (free)
@@ -27,6 +27,7 @@ from insula.engines.base import DirectBoot, DiskBoot, DiskPlan, LaunchPlan, NicP
 from insula.errors import UsageError
 from insula.model.units import GIB, MIB
 
+SLOT_DISPLAY: Final = 0x01
 SLOT_SERIAL: Final = 0x02
 SLOT_RANDOM: Final = 0x03
 SLOT_BALLOON: Final = 0x04
@@ -39,7 +40,6 @@ NIC_PORTS: Final = (0, 1, 2, 3)
 DISK_PORTS: Final = (4, 5, 6, 7)
 
 RESERVED: Final[Mapping[int, str]] = {
-    0x01: "display",
     0x06: "USB controller (tablet, keyboard)",
     0x07: "sound",
     0x09: "vsock",
@@ -266,7 +266,14 @@ def _devices(plan: LaunchPlan) -> tuple[Part, ...]:
     )
     disks = tuple(_disk(index, disk) for index, disk in enumerate(plan.disks))
     nics = tuple(_nic(index, nic) for index, nic in enumerate(plan.nics))
-    return (*ports, *fixed, *disks, *nics)
+    return (*ports, *_display(plan), *fixed, *disks, *nics)
+
+
+def _display(plan: LaunchPlan) -> tuple[Part, ...]:
+    """A plain VGA card: every firmware and every system ever made knows it, and its screen is memory that snapshots can hold."""
+    if plan.display == "none":
+        return ()
+    return (Part("VGA", {"id": "display0", "bus": "pcie.0", "addr": f"{SLOT_DISPLAY:#x}"}),)
 
 
 def _balloon(plan: LaunchPlan) -> tuple[Part, ...]:

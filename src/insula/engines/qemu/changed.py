@@ -2,7 +2,8 @@
 changed since are read, from outside its QEMU, while it stands.
 
 QEMU maps such a file privately, so whatever the guest writes becomes a page of QEMU's own, and the kernel knows which those are
-(pagemap.py). They are few as long as the machine is young or idle; when they are not, this way is not offered.
+(pagemap.py). They are few as long as the machine is young or idle; when they are not, this way is not offered. Of other
+blocks of memory, of which there is no file, all is taken: where such a block is QEMU's alone, a page it does not have yet is zeros.
 
 What QEMU says of its memory is not believed but used: the addresses lead into that process's own memory and nowhere else, and
 nothing is read that is larger than the machine.
@@ -15,7 +16,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -43,11 +44,13 @@ Block = tuple[str, int, Pages]
 
 @dataclass(frozen=True, slots=True)
 class Ram:
-    """A block of QEMU's memory: its name, its length in bytes, and its address in QEMU."""
+    """A block of QEMU's memory: its name, its length in bytes, and its address in QEMU. ``private``: neither a file nor another
+    process has a part in it."""
 
     name: str
     length: int
     address: int
+    private: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,27 +78,42 @@ class Changes:
     def few(self) -> bool:
         """Whether they can be read while the guest stands. Raises OSError."""
         began = time.perf_counter()
-        changed = count_pages(self._own()) * PAGE + self._others()
+        changed = (count_pages(self._own()) + self._others()) * PAGE
         return is_soon_read(time.perf_counter() - began, changed)
 
     def read(self) -> Copied | None:
         """All of them, of the instant; None when they have become too many. The guest stands. Raises OSError."""
         own = self._own()
-        if not is_soon_read(0.0, (count_pages(own) * PAGE + self._others()) // _GROWTH):
+        if not is_soon_read(0.0, (count_pages(own) + self._others()) * PAGE // _GROWTH):
             return None
-        return Copied([self._copy(self.main, own), *(self._copy(ram, [(0, ram.length // PAGE)]) for ram in self.others)])
+        return Copied([self._copy(self.main, own), *(self._whole(ram) for ram in self.others)])
 
     def _own(self) -> list[Run]:
         return own_runs(self.pagemap, self.main.address, self.main.length)
 
     def _others(self) -> int:
-        return sum(ram.length for ram in self.others)
+        return sum(count_pages(self._there(ram)) for ram in self.others)
+
+    def _there(self, ram: Ram) -> list[Run]:
+        """Where a block that no file is behind can be other than zeros."""
+        return own_runs(self.pagemap, ram.address, ram.length) if ram.private else [(0, ram.length // PAGE)]
+
+    def _whole(self, ram: Ram) -> tuple[Ram, list[tuple[int, bytes]]]:
+        """Zeros are said, too: what loads it has something else there, perhaps."""
+        runs = self._there(ram)
+        return ram, sorted([*self._copy(ram, runs)[1], *zeros_between(runs, ram.length)])
 
     def _copy(self, ram: Ram, runs: list[Run]) -> tuple[Ram, list[tuple[int, bytes]]]:
         pieces = [
             (start * PAGE, read_memory(self.memory, ram.address + start * PAGE, (end - start) * PAGE)) for start, end in runs
         ]
         return ram, pieces
+
+
+def zeros_between(runs: list[Run], length: int) -> list[tuple[int, bytes]]:
+    """Pure: the pieces of zeros around ``runs`` in a block of ``length`` bytes."""
+    edges = [0, *(edge * PAGE for run in runs for edge in run), length]
+    return [(start, bytes(end - start)) for start, end in zip(edges[::2], edges[1::2], strict=True) if end > start]
 
 
 def is_soon_read(looking: float, changed: int) -> bool:
@@ -133,7 +151,8 @@ def _find(monitor: Monitor, run: Path, order: SaveOrder, stack: contextlib.ExitS
     process = _process(monitor, run, order, stack)
     if process is None:
         return None
-    pagemap, memory = (_opened(name, stack, process) for name in ("pagemap", "mem"))
+    pagemap, memory, maps = (_opened(name, stack, process) for name in ("pagemap", "mem", "maps"))
+    others = _told_private(others, maps)
     file = os.open(base, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     stack.callback(os.close, file)
     offset = find_main(read_blocks(file), order.size).pages
@@ -155,6 +174,28 @@ def parse_rams(untrusted: str) -> list[Ram]:
         if ram.length % PAGE or ram.address % PAGE or not ram.address:
             return []
         found.append(ram)
+    return found
+
+
+def _told_private(rams: list[Ram], maps: int) -> list[Ram]:
+    with os.fdopen(os.dup(maps)) as file:
+        private = private_mappings(file.read())
+    return [
+        replace(ram, private=any(start <= ram.address and ram.address + ram.length <= end for start, end in private))
+        for ram in rams
+    ]
+
+
+def private_mappings(text: str) -> list[Run]:
+    """Pure: the addresses of private memory that no file is behind; what lies together is one. Format: proc(5), maps."""
+    found: list[Run] = []
+    for line in text.splitlines():
+        words = line.split(maxsplit=5)
+        start, end = (int(word, 16) for word in words[0].split("-"))
+        if words[1].endswith("p") and words[4] == "0":
+            if found and found[-1][1] == start:
+                start = found.pop()[0]
+            found.append((start, end))
     return found
 
 
