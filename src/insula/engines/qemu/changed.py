@@ -3,7 +3,7 @@ changed since are read, from outside its QEMU, while it stands.
 
 QEMU maps such a file privately, so whatever the guest writes becomes a page of QEMU's own, and the kernel knows which those are
 (pagemap.py). They are few as long as the machine is young or idle; when they are not, this way is not offered. Of other
-blocks of memory, of which there is no file, all is taken: where such a block is QEMU's alone, a page it does not have yet is zeros.
+blocks, of which there is no file, all is taken: where such a block is QEMU's alone, a page it does not have yet is zeros.
 
 What QEMU says of its memory is not believed but used: the addresses lead into that process's own memory and nowhere else, and
 nothing is read that is larger than the machine.
