@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 import insula
-from insula.errors import HostLacks, InsulaError
-from insula.operations import fork as forking
+from insula.errors import InsulaError
 from tests.faults.rewound import left_over
 from tests.faults.small_disk import SmallDisk
 from tests.framework.doors import popen_cli, run_cli
@@ -118,18 +117,6 @@ def test_of_two_first_runs_one_boots_and_the_other_waits_for_it(home: Path, tiny
     assert len({output for output, _, _ in ends}) == 2
     assert sum(b"start QEMU" in errors for _, errors, _ in ends) == 1
     assert len([state for state in insula.connect(home).warm_states() if state.memory == 136 << 20]) == 1
-    assert left_over(home) == []
-
-
-def test_too_little_memory_says_how_many_forks_fit(home: Path, running: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forking, "_LEAST_EACH", 1 << 40)
-    with pytest.raises(HostLacks) as error:
-        insula.connect(home).get(running).fork(3)
-    assert error.value.code == "no_memory"
-    assert "3 forks need 3.0 TiB" in error.value.message
-    monkeypatch.undo()
-    with insula.connect(home).get(running).fork(1)[0] as child:
-        assert child.exec("true").code == 0
     assert left_over(home) == []
 
 

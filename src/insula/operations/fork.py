@@ -17,13 +17,13 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from insula.errors import AlreadyExists, HostLacks, InsulaError, UsageError
+from insula.errors import AlreadyExists, InsulaError, UsageError
 from insula.host.files import fleeting, remove_tree
 from insula.model.names import check_machine_name
 from insula.model.requests import DeleteMachine, ForkMachine
 from insula.model.status import MachineStatus
-from insula.model.units import MIB, format_size
 from insula.operations import journal
+from insula.operations.admit import admit, board_of
 from insula.operations.awaken import awaken, loaded
 from insula.operations.capture import captured
 from insula.operations.context import Context
@@ -35,22 +35,22 @@ from insula.operations.merge import merge_behind, merge_first
 from insula.operations.operation import Operation, Steps
 from insula.operations.origin import Origin, fill_fork, named_origin
 from insula.operations.settle import settle_locked
-from insula.operations.spare import give_back_memory, refill_behind, taken
+from insula.operations.spare import refill_behind, taken
 from insula.operations.stop import pull_plug
 from insula.store import names
 from insula.store.events import append_event
 from insula.store.machines import (
     ImageUse,
+    MachineRecord,
     new_machine_folder,
     publish_machine,
     read_machine,
     remove_machine_folder,
     write_machine,
 )
+from insula.store.snapshots import SnapshotRecord
 
-# What a fork was seen to take before it does anything: QEMU itself, its translated code, the first pages of its own.
-_LEAST_EACH: Final = 64 * MIB
-MOST_AT_ONCE: Final = 500
+MOST_AT_ONCE: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,6 @@ def fork(context: Context, request: ForkMachine, operation: Operation) -> ForkRe
     """
     wanted = _names(context, request)
     with _origin(context, request, operation) as origin:
-        check_room(context, request.count)
         operation.tell(f"make {request.count} forks" if request.count > 1 else f"make {wanted[0]}")
         return _make_all(context, request, wanted, origin)
 
@@ -102,32 +101,23 @@ def _origin(context: Context, request: ForkMachine, operation: Operation) -> Ite
     """The state to fork, held until the children exist."""
     if request.snapshot:
         with hold_machine(context, request.name, "fork snapshot"):
-            yield named_origin(context, request.name, request.snapshot)
+            origin = named_origin(context, request.name, request.snapshot)
+            _admit(context, request, origin.record)
+            yield origin
         return
     merge_first(context, request.name, Operation("merge", request.name))
     with hold_machine(context, request.name, "fork") as held:
+        _admit(context, request, held.record)
         with captured(context, held, operation, lasting=False) as state:
             yield Origin(held.folder, state.folder, state.record)
         journal.clear(held.folder)
         merge_behind(context, state.machine)
 
 
-def check_room(context: Context, count: int) -> None:
-    """Raises HostLacks (``no_memory``) saying how many forks fit."""
-    from insula.host.memory import available_bytes
-
-    available = available_bytes()
-    if count * _LEAST_EACH > available:
-        give_back_memory(context)
-        available = available_bytes()
-    if count * _LEAST_EACH > available:
-        fit = available // _LEAST_EACH
-        needed = format_size(count * _LEAST_EACH)
-        raise HostLacks(
-            f"{count} forks need {needed} of memory at least; this host has {format_size(available)} available",
-            code="no_memory",
-            hint=f"{fit} would fit" if fit else "stop other machines first",
-        )
+def _admit(context: Context, request: ForkMachine, record: MachineRecord | SnapshotRecord) -> None:
+    """Before anything is done. Raises HostLacks (``no_memory``) saying how many forks fit."""
+    whose = "forks" if request.count > 1 else "the fork"
+    admit(context, record.spec.memory, board_of(context, record), count=request.count, whose=whose)
 
 
 def _make_all(context: Context, request: ForkMachine, wanted: list[str], origin: Origin) -> ForkResult:

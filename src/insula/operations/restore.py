@@ -23,7 +23,7 @@ from insula.host.files import fsync_folder, remove_tree
 from insula.model.requests import RestoreSnapshot
 from insula.model.status import MachineStatus, State
 from insula.operations import journal
-from insula.operations.admit import admit
+from insula.operations.admit import admit, board_of
 from insula.operations.awaken import awaken, loaded
 from insula.operations.capture import captured
 from insula.operations.context import Context
@@ -60,8 +60,7 @@ def restore(context: Context, request: RestoreSnapshot, operation: Operation) ->
         place, state = find_snapshot(held.folder, request.snapshot)
         if state.memory is not None:
             check_loadable(context, f"{request.name}@{request.snapshot}", state)
-            assert state.board is not None
-            admit(context, state.spec.memory, state.board, replaces=held.record.id)
+            admit(context, state.spec.memory, board_of(context, state), replaces=held.record.id)
         operation.tell("check its files")
         ensure_sums(held.folder, place, state.sums)
         with Steps(operation) as steps:

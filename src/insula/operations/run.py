@@ -13,6 +13,7 @@ from insula.model.requests import CreateMachine, DeleteMachine, ExecMachine, Exe
 from insula.model.spec import check_spec
 from insula.model.status import MachineStatus
 from insula.model.streams import Streams
+from insula.operations.admit import admit, board_of
 from insula.operations.context import Context
 from insula.operations.create import created, prepare
 from insula.operations.delete import delete
@@ -24,6 +25,7 @@ from insula.operations.origin import Origin
 from insula.operations.spare import refill_behind
 from insula.operations.start import boot, check_memory
 from insula.store.machines import ImageUse, read_machine
+from insula.store.spares import spare_folders
 
 if TYPE_CHECKING:
     from insula.guest.execute import ExitStatus
@@ -99,6 +101,8 @@ def _fork(
         if origin is None:
             return None
         stack.callback(refill_behind, context, origin.record.id)
+        if not spare_folders(context.home, origin.record.id):
+            admit(context, origin.record.spec.memory, board_of(context, origin.record))
         with contextlib.suppress(DamagedRecord):  # it was replaced by a younger one while we linked its files
             how = brought_up(context, origin, name, operation, request.timeout, ephemeral=request.ephemeral, image=use)
             return stack.enter_context(how)

@@ -24,6 +24,7 @@ from insula.model.names import split_snapshot
 from insula.model.requests import FillSpares, ListSpares, SetSpares
 from insula.model.status import SpareStatus
 from insula.operations import journal
+from insula.operations.admit import board_of, check_room
 from insula.operations.awaken import loaded, rehearse
 from insula.operations.context import Context
 from insula.operations.identities import own_identity
@@ -35,7 +36,7 @@ from insula.operations.settle import end_by_force
 from insula.store import names
 from insula.store.locks import only_one
 from insula.store.machines import ImageUse, new_machine_folder, publish_machine, read_machine, write_machine
-from insula.store.snapshots import read_snapshot
+from insula.store.snapshots import SnapshotRecord, read_snapshot
 from insula.store.spares import (
     Wanted,
     forget_origin,
@@ -53,12 +54,14 @@ _PATIENCE: Final = 60.0  # seconds for a guest to come to itself
 def set_count(context: Context, request: SetSpares, operation: Operation) -> SpareStatus:
     """Have ``count`` spares of an image's warm state or of a snapshot from now on; on return they are there, or gone.
 
-    Raises UsageError, NotFound, and what making a warm state or a fork raises.
+    Raises UsageError, NotFound, HostLacks (``no_memory``: the hint says how many fit), and what making a warm state or a fork
+    raises.
     """
     if not 0 <= request.count <= MOST:
         raise UsageError(f"{request.count} spares are not possible", code="bad_count", hint=f"ask for 0 to {MOST}")
     origin, title = _resolve(context, request, operation)
     key = origin.record.id
+    _check_room(context, origin.record, request.count)
     write_wanted(context.home, key, Wanted(_VERSION, request.count, title, str(origin.machine), str(origin.folder)))
     fill(context, FillSpares(origin=key), operation)
     return _status(context, key)
@@ -93,9 +96,18 @@ def fill(context: Context, request: FillSpares, operation: Operation) -> None:
             return
         for folder in living[wanted.count :]:
             _end(folder)
+        _check_room(context, record, wanted.count)
         for number in range(len(living), wanted.count):
             operation.tell(f"make spare {number + 1} of {wanted.count}")
             _make(context, Origin(Path(wanted.machine), Path(wanted.snapshot), record))
+
+
+def _check_room(context: Context, record: SnapshotRecord, count: int) -> None:
+    """Raises HostLacks (``no_memory``) when so many spares are too many: all of them, or none more."""
+    missing = count - len(spare_folders(context.home, record.id))
+    if missing > 0:
+        whose = "spares" if missing > 1 else "the spare"
+        check_room(context, record.spec.memory, board_of(context, record), count=missing, whose=whose)
 
 
 def _make(context: Context, origin: Origin) -> None:

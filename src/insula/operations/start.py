@@ -23,7 +23,7 @@ from insula.model.spec import MachineSpec
 from insula.model.status import MachineStatus, State
 from insula.model.units import format_size
 from insula.operations import journal
-from insula.operations.admit import admit
+from insula.operations.admit import admit, board_of
 from insula.operations.context import Context
 from insula.operations.failed_boot import Printed, explain
 from insula.operations.hold import Held, hold_machine, status_of
@@ -91,8 +91,7 @@ def boot(
         check_memory(record.spec)
         _step(steps, folder, "choose the board")
         record = _with_board(context, folder, record, balloon=introduce)
-        assert record.board is not None
-        admit(context, record.spec.memory, record.board)
+        admit(context, record.spec.memory, board_of(context, record))
         record = as_launched(folder, record)
         _step(steps, folder, "start QEMU")
         printed = Printed(folder)

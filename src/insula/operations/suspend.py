@@ -19,7 +19,7 @@ from insula.host.files import fsync_file, fsync_folder, remove_tree
 from insula.model.requests import SuspendMachine
 from insula.model.status import MachineStatus
 from insula.operations import journal
-from insula.operations.admit import admit
+from insula.operations.admit import admit, board_of
 from insula.operations.awaken import awaken, loaded
 from insula.operations.capture import Captured, captured
 from insula.operations.context import Context
@@ -146,8 +146,7 @@ def _check(context: Context, folder: Path, record: MachineRecord, state: Snapsho
             hint=f"to boot it without: remove {folder / names.SUSPENDED}, then start it",
         )
     check_loadable(context, folder.name, state)
-    assert state.board is not None
-    admit(context, state.spec.memory, state.board)
+    admit(context, state.spec.memory, board_of(context, state))
     ensure_sums(folder, folder / names.SUSPENDED, state.sums)
 
 

@@ -1,0 +1,91 @@
+"""Admit machines: refuse those that this host's memory is not for, before anything is done. See resources/admission.py."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from insula.errors import HostLacks, InsulaError
+from insula.host.memory import available_bytes, private_bytes
+from insula.isolation.inhabitants import all_inhabitants
+from insula.model.units import format_size
+from insula.operations.context import Context
+from insula.operations.observe import is_alive
+from insula.resources.admission import Claim, Room, overcommit, worst_case
+from insula.store.machines import BoardRecord, MachineRecord, machine_names, read_machine
+from insula.store.snapshots import SnapshotRecord
+from insula.store.spares import spare_folders, spare_origins
+
+
+def admit(
+    context: Context, memory: int, board: BoardRecord, *, count: int = 1, whose: str = "the machine", replaces: str = ""
+) -> None:
+    """Let ``count`` machines of this kind come into being; spares go before they are refused. ``whose``: what a message calls
+    them. ``replaces``: the id of the machine whose place one takes, and whose memory that gets.
+
+    Raises HostLacks (``no_memory``): the message has what is asked for and what is left, the hint how many fit. UsageError.
+    """
+    from insula.operations.spare import give_back_memory
+
+    try:
+        check_room(context, memory, board, count=count, whose=whose, replaces=replaces)
+    except HostLacks:
+        give_back_memory(context)
+        check_room(context, memory, board, count=count, whose=whose, replaces=replaces)
+
+
+def check_room(context: Context, memory: int, board: BoardRecord, *, count: int, whose: str, replaces: str = "") -> None:
+    """As `admit`, but spares stay."""
+    available, running = available_bytes(), _claims(context)
+    if replaces in running:
+        available += running.pop(replaces).owned
+    room = Room(available, list(running.values()), overcommit())
+    each = room.counted(worst_case(memory, board.accelerator))
+    if count * each > room.left:
+        raise _refusal(room, each, count, f"{count} {whose}" if count > 1 else whose)
+
+
+def board_of(context: Context, record: MachineRecord | SnapshotRecord) -> BoardRecord:
+    """The board it has, or would get."""
+    return record.board or context.engine.choose_board(record.arch)
+
+
+def _refusal(room: Room, each: int, count: int, whose: str) -> HostLacks:
+    fit = room.left // each
+    counted = f"each is counted with {format_size(each)}" if count > 1 else f"it is counted with {format_size(each)}"
+    others = (
+        f"; of the {format_size(room.available)} available {format_size(room.promised)} may yet be taken by those that run"
+        if room.running
+        else ""
+    )
+    asked = f"{whose} {'need' if count > 1 else 'needs'} {format_size(count * each)} of memory"
+    return HostLacks(
+        f"{asked}; this host has {format_size(room.left)} left",
+        code="no_memory",
+        hint=f"{fit or 'none'} would fit: {counted}{others}" + ("" if fit else "; stop other machines first"),
+    )
+
+
+def _claims(context: Context) -> dict[str, Claim]:
+    """The machines and spares that run, by their ids."""
+    alive = {}
+    for folder in _folders(context):
+        with contextlib.suppress(InsulaError, OSError):
+            if is_alive(folder):
+                record = read_machine(folder)
+                alive[record.id] = record
+    pids = all_inhabitants(alive) if alive else {}
+    return {
+        key: Claim(
+            worst_case(record.spec.memory, record.board.accelerator if record.board else ""),
+            sum(private_bytes(pid) for pid in pids.get(key, ())),
+        )
+        for key, record in alive.items()
+    }
+
+
+def _folders(context: Context) -> Iterator[Path]:
+    yield from (context.home.machine(name) for name in machine_names(context.home))
+    for origin in spare_origins(context.home):
+        yield from spare_folders(context.home, origin)

@@ -1,0 +1,1 @@
+"""What this host has to give, and to whom."""
