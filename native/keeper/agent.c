@@ -14,8 +14,7 @@ static void agent_send(struct keeper *keeper, const struct wire_frame *frame, ui
 {
     uint8_t header[WIRE_HEADER];
     wire_header(header, frame->type, frame->stream, channel, frame->length);
-    if (!queue_add(&keeper->agent.out, header, sizeof header)
-        || !queue_add(&keeper->agent.out, frame->payload, frame->length))
+    if (!queue_pass(&keeper->agent.out, keeper->fd.agent, header, sizeof header, frame->payload, frame->length))
         keeper->agent.torn = true; /* no memory */
 }
 

@@ -125,6 +125,7 @@ void client_accept(struct keeper *keeper)
         int fd = accept_next(keeper);
         if (fd < 0)
             return;
+        widen_socket(fd);
         keeper->clients[i] = (struct client){ .fd = fd };
     }
     for (int i = 0; i < CLIENTS_MAX && turn_away(keeper); i++)
@@ -154,7 +155,7 @@ void client_send(struct client *client, uint8_t type, uint8_t stream, uint32_t c
 {
     uint8_t header[WIRE_HEADER];
     wire_header(header, type, stream, channel, (uint32_t)length);
-    if (!queue_add(&client->out, header, sizeof header) || !queue_add(&client->out, payload, length))
+    if (!queue_pass(&client->out, client->fd, header, sizeof header, payload, length))
         client->gone = true; /* half a frame must never be followed by another */
 }
 

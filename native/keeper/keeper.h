@@ -22,9 +22,9 @@ enum {
     CLIENTS_MAX = 64,
     READER_SIZE = 2 * WIRE_FRAME_MAX,
     AGENT_QUEUE_HIGH = 262144,   /* beyond it clients' frames for the agent stay in their sockets */
-    CLIENT_QUEUE_HIGH = 2097152, /* beyond it a client that does not read its answers is not read either */
+    CLIENT_QUEUE_HIGH = 2 * WIRE_WINDOW_MAX, /* beyond it a client that does not read its answers is not read either */
     HELD_MAX = WIRE_WINDOW * 2,  /* frames of one channel kept while no agent answers */
-    QUEUES_MAX = 32 << 20,       /* beyond it the client with most waiting for it is dropped */
+    QUEUES_MAX = 64 << 20,       /* beyond it the client with most waiting for it is dropped */
     CONSOLE_QUEUE_HIGH = 4096,
     MONITOR_QUEUE_MAX = 16384,   /* a QEMU that leaves so many commands unread will not obey the next one either */
     FOLLOWER_HIGH = 65536,       /* followers of console and events read on when less than this waits for them */

@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -140,6 +141,27 @@ bool queue_flush(struct queue *queue, int fd)
         queue_take(queue, (size_t)sent);
     }
     return true;
+}
+
+bool queue_pass(struct queue *queue, int fd, const void *header, size_t header_length, const void *payload, size_t length)
+{
+    size_t sent = 0;
+    if (length >= PAGE && queue_length(queue) == 0) {
+        struct iovec parts[] = { { (void *)header, header_length }, { (void *)payload, length } };
+        struct msghdr message = { .msg_iov = parts, .msg_iovlen = 2 };
+        ssize_t taken = sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+        sent = taken > 0 ? (size_t)taken : 0; /* that the other side is gone shows when the rest is flushed */
+    }
+    size_t skipped = sent < header_length ? sent : header_length;
+    sent -= skipped;
+    return queue_add(queue, (const uint8_t *)header + skipped, header_length - skipped)
+           && queue_add(queue, (const uint8_t *)payload + sent, length - sent);
+}
+
+void widen_socket(int fd)
+{
+    const int wanted = 1 << 20; /* more than the kernel grants anybody (net.core.wmem_max): it gives what it gives */
+    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &wanted, sizeof wanted);
 }
 
 /* ---- rings ---- */

@@ -39,6 +39,13 @@ void queue_clear(struct queue *queue);
 /* Write what `fd` takes without blocking. False when the other side is gone. */
 bool queue_flush(struct queue *queue, int fd);
 
+/* Write a header and its payload to `fd` as far as it takes them now, and add the rest: bulk is copied once less than by way of
+ * the queue. Behind what waits already all of it is added. False: no memory; half a frame may have been written. */
+bool queue_pass(struct queue *queue, int fd, const void *header, size_t header_length, const void *payload, size_t length);
+
+/* As much room as an ordinary process may have for what is sent and not yet read there: bulk then stops less often. */
+void widen_socket(int fd);
+
 /* The last `size` bytes of a stream, for any number of readers who each remember how far they are. */
 struct ring {
     uint8_t *bytes;

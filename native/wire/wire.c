@@ -214,7 +214,8 @@ bool wire_grant_take(struct wire_grant *grant, uint32_t bytes)
 uint32_t wire_grant_consumed(struct wire_grant *grant, uint32_t bytes)
 {
     grant->owed += bytes;
-    if (grant->owed < grant->reach / 2)
+    uint32_t step = grant->reach / 2 < WIRE_CREDIT_STEP ? grant->reach / 2 : WIRE_CREDIT_STEP;
+    if (grant->owed < step)
         return 0;
     uint32_t credit = grant->owed;
     grant->left += credit;

@@ -22,7 +22,8 @@ enum {
     WIRE_ANSWER = WIRE_MARK + WIRE_NONCE + 8, /* mark, nonce, u16 version, u16 0, u32 length of the fields that follow */
     WIRE_HELLO_MAX = 4096,                   /* no answer carries more bytes of fields */
     WIRE_WINDOW = 262144,                    /* credit every stream starts with */
-    WIRE_WINDOW_MAX = 1048576,               /* credit never adds up to more */
+    WIRE_WINDOW_MAX = 4194304,               /* credit never adds up to more */
+    WIRE_CREDIT_STEP = 1048576,              /* it is given at the latest when so much was consumed: some keep to that window */
 };
 
 enum wire_type {

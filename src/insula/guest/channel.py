@@ -99,7 +99,7 @@ class Channel:
             return None
         stream, data = self._inbox.popleft()
         self._owed[stream] += len(data)
-        if self._owed[stream] >= self._reach[stream] // 2 and self.result is None:
+        if self._owed[stream] >= min(self._reach[stream] // 2, wire.CREDIT_STEP) and self.result is None:
             self._grant(stream, self._owed[stream])
             self._owed[stream] = 0
         return stream, data

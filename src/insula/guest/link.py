@@ -22,7 +22,8 @@ from insula.guest.wire import Fields, Frame, FrameReader, Value
 SOCKET = "keeper.sock"
 _ROOM = 5.0  # seconds for a place in the queue of those who wait for the keeper
 _FIRST_WORD = 10.0  # seconds within which a keeper that does its work has answered a greeting
-_LEAST = 12  # bytes of the smallest frame
+_LEAST = 48  # to take a frame in costs as much as so many bytes of it
+_SENDING = 1 << 20  # bytes to have room for between us and the keeper
 _ITSELF = 0  # the channel on which the keeper speaks about the connection
 
 
@@ -76,6 +77,8 @@ class Link:
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
+        # More than the kernel grants anybody (net.core.wmem_max): it gives what it gives. Bulk then stops less often.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SENDING)
         self._socket = connection
         self._reader = FrameReader()
         self._backlog: deque[memoryview] = deque()

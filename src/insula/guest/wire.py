@@ -12,7 +12,8 @@ VERSION = 1
 MAGIC = b"IN"
 PAYLOAD_MAX = 65_536
 WINDOW = 262_144  # credit each stream starts with, in bytes
-WINDOW_MAX = 1_048_576  # credit never adds up to more
+WINDOW_MAX = 4_194_304  # credit never adds up to more
+CREDIT_STEP = 1_048_576  # it is given at the latest when so many bytes were consumed: some keep to a window of this size
 
 OPEN, DATA, EOF, CREDIT, SIGNAL, RESIZE, RESULT, CLOSE = range(1, 9)
 STDIN, STDOUT, STDERR = range(3)

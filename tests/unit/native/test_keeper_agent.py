@@ -305,10 +305,10 @@ def test_too_much_for_one_who_does_not_read_costs_only_that_one(rig: Rig) -> Non
     """However much a client allows to be sent, what waits for it is bounded; past that it is dropped."""
     rig.live()
     lazy, link = rig.raw(), rig.link()
-    for channel in range(1, 41):
+    for channel in range(1, 81):
         lazy.open(channel, "exec")
         lazy.send(wire.CREDIT, channel, wire.encode_credit(wire.WINDOW_MAX), wire.STDOUT)
-    numbers = [frame.channel for frame in (rig.agent.read() for _ in range(80)) if frame.type == wire.OPEN]
+    numbers = [frame.channel for frame in (rig.agent.read() for _ in range(160)) if frame.type == wire.OPEN]
     for number in numbers:
         for _ in range(16):
             rig.agent.send(wire.DATA, number, bytes(65536), wire.STDOUT)
@@ -362,7 +362,7 @@ def test_credit_goes_end_to_end(rig: Rig) -> None:
     assert client.read() == Frame(wire.CREDIT, 1, wire.encode_credit(2000), 0)
 
 
-@pytest.mark.parametrize("size", [1 << 20, 0xFFFFFFFF])
+@pytest.mark.parametrize("size", [1 << 22, 0xFFFFFFFF])
 def test_credit_is_clamped(rig: Rig, size: int) -> None:
     rig.live()
     client = rig.raw()

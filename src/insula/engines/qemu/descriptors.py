@@ -8,11 +8,14 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from typing import Final
 
 from insula.engines.base import DiskBoot, LaunchPlan
 from insula.engines.qemu.board import Board
 from insula.host.sockets import listen_unix
 from insula.store import names
+
+_SENDING: Final = 1 << 20  # bytes to have room for on their way to the other side: bulk then stops less often
 
 
 class Descriptors:
@@ -44,6 +47,8 @@ class Descriptors:
     def pair(self, qemu: str, keeper: str) -> None:
         """A connection between QEMU and the keeper."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        for end in (ours, theirs):  # more than the kernel grants anybody (net.core.wmem_max): it gives what it gives
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SENDING)
         self.qemu[qemu] = ours.detach()
         self.keeper[keeper] = theirs.detach()
 
