@@ -12,10 +12,12 @@ import pytest
 
 from insula.disks.overlays import create_overlay
 from insula.engines.base import DiskPlan, LaunchPlan, LayerFile, LoadPlan, NewHead, Saved, SaveOrder
+from insula.isolation.inhabitants import inhabitants
 from insula.model.units import MIB
 from insula.operations.capture import protect
 from insula.store import names
 from tests.contract.conftest import Bench
+from tests.framework.processes import written_files
 
 pytestmark = [pytest.mark.guest, pytest.mark.limit(120)]
 
@@ -30,19 +32,24 @@ class Life:
         self.run = bench.launch(plan)
         self.saves = 0
 
-    def save(self, *, go_on: bool = True, at_instant: Callable[[], None] = lambda: None) -> tuple[Saved, Path]:
+    def new_head(self, folder: Path) -> NewHead:
+        return NewHead("disk0", len(self.plan.disks[0].layers) + 1, folder / "head.qcow2")
+
+    def save(
+        self, *, go_on: bool = True, at_instant: Callable[[], None] = lambda: None, switched: Callable[[], None] | None = None
+    ) -> tuple[Saved, Path]:
         """What was done, and the folder of the files."""
         self.saves += 1
-        former, depth = self.plan.disks[0].head.path, len(self.plan.disks[0].layers) + 1
+        former = self.plan.disks[0].head.path
         folder = self.plan.folder / f"saved{self.saves}"
         folder.mkdir()
-        layer, head = folder / "layer.qcow2", folder / "head.qcow2"
+        layer = folder / "layer.qcow2"
         os.link(former, layer)
-        create_overlay(head, 16 * MIB)
+        create_overlay(self.new_head(folder).path, 16 * MIB)
         order = SaveOrder(
             uuid=self.plan.uuid, memory=folder / names.MEMORY, state=folder / names.STATE, machine=self.plan.board.machine,
-            size=self.plan.memory, heads=(NewHead("disk0", depth, head),), layers={"disk0": layer}, at_instant=at_instant,
-            switched=(folder / "switched").touch, go_on=go_on,
+            size=self.plan.memory, heads=(self.new_head(folder),), layers={"disk0": layer}, at_instant=at_instant,
+            switched=switched or (folder / "switched").touch, go_on=go_on,
         )  # fmt: skip
         saved = self.bench.engine.save(self.run, order)
         protect(folder, str(uuid.uuid4()), memory=saved.method != "changed-pages")
@@ -147,3 +154,39 @@ def test_after_a_failure_a_guest_that_ran_runs_on(bench: Bench, parent: Life, ev
             life.save(at_instant=fail)
         assert not (life.plan.folder / f"saved{life.saves}" / "switched").exists()
         eventually(lambda: life.state() == "running")  # noqa: B023 - called before the next turn
+
+
+class _DiedError(Exception):
+    """What stands for the end of a command at once."""
+
+
+def _die() -> None:
+    raise _DiedError
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["", "dies"])
+@pytest.mark.parametrize("before", ["running", "paused"])
+@pytest.mark.parametrize("generation", [0, 1], ids=["booted", "loaded"])
+def test_qemu_cannot_write_former_heads_any_more(
+    bench: Bench, parent: Life, eventually: Eventually, generation: int, before: str, dies: bool
+) -> None:
+    """Also when a command died right after the disks had switched, and another lets QEMU follow the record."""
+    if bench.engine.name == "fake":
+        pytest.skip("it has no process")
+    life = parent.child("child", *parent.save()) if generation else parent
+    if before == "running":
+        bench.engine.resume(life.run)
+        eventually(lambda: life.state() == "running")
+    else:
+        bench.engine.pause(life.run)
+    folder = life.plan.folder / f"saved{life.saves + 1}"
+    if dies:
+        with pytest.raises(_DiedError):
+            life.save(switched=_die)
+        heads, layers = (life.new_head(folder),), {"disk0": folder / "layer.qcow2"}
+        bench.engine.switch_heads(life.run, heads, layers, go_on=before == "running")
+    else:
+        life.save()
+    (qemu,) = [pid for pid, name in inhabitants(life.plan.folder, life.plan.uuid).items() if name.startswith("qemu")]
+    disks = {path for path in written_files(qemu).values() if path.startswith(str(bench.home.root)) and ".qcow2" in path}
+    assert disks == {str(folder / "head.qcow2")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from insula.store.machines import MachineRecord, read_machine
 from insula.store.names import Home
 from insula.store.snapshots import SnapshotRecord, needed_layers, read_snapshot, snapshot_layers, snapshot_names
 from tests.framework.doors import cli_environment
+from tests.framework.processes import written_files
 from tests.framework.project import ROOT
 
 _KNOWN = {
@@ -89,26 +89,17 @@ def _unnamed(folder: Path, record: MachineRecord, states: list[SnapshotRecord]) 
 
 
 def _written(folder: Path, record: MachineRecord) -> Iterator[str]:
-    """Who may write to a disk must have the heads; after a death between the switch of the disks and the opening anew of the
-    former ones perhaps these, too."""
+    """Of all disks and layers the guest's process can write the heads, and nothing else."""
     heads = {str(folder / disk.head) for disk in record.disks}
+    places = (f"{folder}/{names.DISKS}/", f"{folder}/{names.LAYERS}/")
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdigit() and "qemu" in (entry / "comm").read_text():
-                written = set(_open_for_writing(entry, folder))
-                if written and not heads <= written:
+                written = {path for path in written_files(int(entry.name)).values() if path.startswith(places)}
+                if written and heads != written:
                     yield f"QEMU writes to {sorted(path.removeprefix(str(folder)) for path in written)}"
         except OSError:
             continue
-
-
-def _open_for_writing(process: Path, folder: Path) -> Iterator[str]:
-    for link in (process / "fd").iterdir():
-        target = os.readlink(link)
-        if target.startswith((f"{folder}/{names.DISKS}/", f"{folder}/{names.LAYERS}/")):
-            flags = int((process / "fdinfo" / link.name).read_text().split("flags:")[1].split()[0], 8)
-            if flags & os.O_ACCMODE != os.O_RDONLY:
-                yield target
 
 
 def _entries(folder: Path) -> list[Path]:

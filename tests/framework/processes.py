@@ -7,6 +7,7 @@ import json
 import os
 import select
 import signal
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -33,6 +34,18 @@ def _kind(words: list[bytes]) -> str | None:
     if os.path.basename(words[0]).startswith(b"qemu-system-"):
         return "qemu"
     return {b"inner": "keeper", b"porter": "porter"}.get(words[1])
+
+
+def written_files(pid: int) -> dict[tuple[int, int], str]:
+    """The regular files that a process can write by what it has open: device and inode, and a name it was opened by."""
+    found = {}
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            flags = int(Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().split("flags:")[1].split()[0], 8)
+            seen = link.stat()
+            if flags & os.O_ACCMODE != os.O_RDONLY and stat.S_ISREG(seen.st_mode):
+                found[seen.st_dev, seen.st_ino] = os.readlink(link)
+    return found
 
 
 def inhabitants(folder: Path) -> list[int]:

@@ -60,8 +60,8 @@ def add_head(monitor: Monitor, head: NewHead) -> None:
         return
     common = {"read-only": False, "auto-read-only": False, "discard": "unmap"}
     overlay = {"driver": "qcow2", "node-name": node, "file": f"{node}-file", "backing": None, "detect-zeroes": "unmap", **common}
-    # Each by itself: a file added along with its overlay is drained twice and resumed once when `freeze` opens both anew
-    # (QEMU 10.0, bdrv_reopen_queue_child), and the guest's disk would hang from then on.
+    # Each by itself: a file added along with its overlay is drained twice and resumed once when both are opened anew (QEMU 10.0,
+    # bdrv_reopen_queue_child), and the guest's disk would hang from then on.
     if f"{node}-file" not in there:  # a verb that died may have come as far
         number = add_descriptor(monitor, head.path, os.O_RDWR, None, node)
         file = {"driver": "file", "node-name": f"{node}-file", "filename": f"/dev/fdset/{number}", **common}
@@ -94,16 +94,6 @@ def is_current(monitor: Monitor, head: NewHead) -> bool:
     return head.depth == 0 or any("backing_file" in node for node in nodes if node["node-name"] == _node(head))
 
 
-def offer_reading(monitor: Monitor, heads: tuple[NewHead, ...], layers: Mapping[str, Path]) -> None:
-    """Hand over the former heads for reading, before the disks switch: QEMU tries by itself to open them so then, and one that
-    it cannot stays open for writing, though it says otherwise."""
-    for head in heads:
-        node = f"{head.disk}-{head.depth - 1}"
-        for one in monitor.execute("query-fdsets"):
-            if any(descriptor.get("opaque") == node for descriptor in one["fds"]):
-                add_descriptor(monitor, layers[head.disk], os.O_RDONLY, one["fdset-id"], node)
-
-
 def is_frozen(monitor: Monitor, head: NewHead) -> bool:
     """Whether the former head below it is open for reading alone, or there is none."""
     node = f"{head.disk}-{head.depth - 1}"
@@ -116,15 +106,13 @@ def is_frozen(monitor: Monitor, head: NewHead) -> bool:
 
 
 def freeze(monitor: Monitor, heads: tuple[NewHead, ...], layers: Mapping[str, Path]) -> None:
-    """Former heads are opened anew, read-only, and what QEMU could write them by is taken back."""
+    """The files of former heads are opened anew, read-only, and what QEMU could write them by is taken back. The overlays in them
+    are read-only since they have a head upon them. Possible also while the guest stands, and its disks are closed for now."""
     for head in heads:
-        node, depth = f"{head.disk}-{head.depth - 1}", head.depth - 1
+        node = f"{head.disk}-{head.depth - 1}"
         known = next(one for one in monitor.execute("query-fdsets") if any(fd.get("opaque") == node for fd in one["fds"]))
         add_descriptor(monitor, layers[head.disk], os.O_RDONLY, known["fdset-id"], node)
-        common = {"read-only": True, "auto-read-only": False}
-        file = {"driver": "file", "node-name": f"{node}-file", "filename": f"/dev/fdset/{known['fdset-id']}", **common}
-        below = f"{head.disk}-{depth - 1}" if depth else None
-        overlay = {"driver": "qcow2", "node-name": node, "file": f"{node}-file", "backing": below, **common}
-        monitor.execute("blockdev-reopen", {"options": [file, overlay]})
+        file = {"driver": "file", "node-name": f"{node}-file", "filename": f"/dev/fdset/{known['fdset-id']}"}
+        monitor.execute("blockdev-reopen", {"options": [{**file, "read-only": True, "auto-read-only": False}]})
         for descriptor in known["fds"]:
             monitor.execute("remove-fd", {"fdset-id": known["fdset-id"], "fd": descriptor["fd"]})

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from insula.engines.base import Method, NewHead, Saved, SaveOrder
 from insula.engines.qemu.changed import Copied, changes
-from insula.engines.qemu.heads import DescriptorSets, add_head, drop_head, freeze, is_current, is_frozen, offer_reading, switch
+from insula.engines.qemu.heads import DescriptorSets, add_head, drop_head, freeze, is_current, is_frozen, switch
 from insula.engines.qemu.memory import MAIN, block_pages, find_main, read_blocks
 from insula.engines.qemu.monitor import read_status
 from insula.engines.qemu.qmp import Event, Monitor, Refused
@@ -69,8 +69,7 @@ def save(run: Path, order: SaveOrder) -> Saved:
         undo.callback(sets.close)
         order.switched()
         resumed = _go_on(monitor, ran and order.go_on)
-        if resumed is not None:
-            freeze(monitor, order.heads, order.layers)
+        freeze(monitor, order.heads, order.layers)
     pause = resumed - taken.since if resumed is not None and ran else 0.0
     return Saved(taken.method, None if taken.method == "stream" else _compose_state(order, taken.changed), pause)
 
@@ -132,11 +131,9 @@ def switch_heads(socket_path: Path, heads: tuple[NewHead, ...], layers: Mapping[
         left = tuple(head for head in heads if not is_current(monitor, head))
         for head in left:
             add_head(monitor, head)
-        offer_reading(monitor, left, layers)
         switch(monitor, left)
         _go_on(monitor, go_on)
-        if read_status(monitor).running:  # the disks of one that stands since it was saved are closed for now
-            freeze(monitor, tuple(head for head in heads if not is_frozen(monitor, head)), layers)
+        freeze(monitor, tuple(head for head in heads if not is_frozen(monitor, head)), layers)
 
 
 def set_links(socket_path: Path, up: bool) -> None:
