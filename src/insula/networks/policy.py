@@ -1,0 +1,208 @@
+"""The router's rules: who reaches the world, the host and other networks, and what reaches a machine from there.
+
+A packet carries its card's mark since the guard at its tap. Answers pass freely; each packet of who began a flow is judged
+anew, so that a new rule also ends what was there before it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from typing import Any, Final
+
+from insula.model.network import LOCAL_IPV4, LOCAL_IPV6, NetworkSpec, Rule, format_rule, peer_kind
+from insula.networks import naming
+from insula.networks.matching import flow, matches
+from insula.networks.peers import rule_counters
+from insula.networks.plan import Attached, Uplink, gateway4, gateway6
+from insula.networks.terms import (
+    ACCEPT,
+    DROP,
+    REJECT,
+    Holding,
+    Json,
+    Table,
+    concat,
+    counted,
+    ct,
+    either,
+    jump,
+    match,
+    meta,
+    payload,
+    subnet,
+    vmap,
+)
+
+INET: Final = Table("inet", naming.TABLE)
+
+# How long an address counts as a domain's after dnsmasq named it. Guests keep answers for `dns.ANSWER_SECONDS`, much less.
+DOMAIN_SECONDS: Final = 300
+
+_ANSWER: Final = [match(ct("state"), ["established", "related"], "in"), match(ct("direction"), "reply"), ACCEPT]
+_KNOWN: Final = match(ct("state"), ["established", "related"], "in")
+_FROM_MACHINES: Final = match(meta("iifname"), naming.BRIDGES)
+_TO_MACHINES: Final = match(meta("oifname"), naming.BRIDGES)
+_FROM_OUTSIDE: Final = match(meta("iifname"), naming.UPLINK)
+_TO_OUTSIDE: Final = match(meta("oifname"), naming.UPLINK)
+
+
+def base(uplink: Uplink | None, host_addresses: Iterable[str]) -> list[Json]:
+    """The frame. ``host_addresses`` are the host's own, which no machine reaches, whatever the way."""
+    host = sorted(set(host_addresses))
+    return [
+        INET.set("nats", "ifname"),
+        INET.set("services4", ["ifname", "ipv4_addr"]),
+        INET.set("services6", ["ifname", "ipv6_addr"]),
+        INET.set("mute", "mark"),
+        INET.set("host4", "ipv4_addr"),
+        INET.set("host6", "ipv6_addr"),
+        *INET.only("host4", *[each for each in host if ":" not in each]),
+        *INET.only("host6", *[each for each in host if ":" in each]),
+        INET.map("egress", "mark"),
+        INET.map("ingress4", "ipv4_addr"),
+        INET.map("ingress6", "ipv6_addr"),
+        *_input(uplink),
+        *_forward(),
+        *_masquerade(uplink),
+    ]
+
+
+def _input(uplink: Uplink | None) -> list[Json]:
+    """To the fabric itself: DHCP, DNS, ping and neighbours, of a machine's own network only; from the host DNS and ping."""
+    names: list[Json] = [match(meta("l4proto"), either("tcp", "udp")), match(payload("th", "dport"), 53)]
+    echo = either("echo-request", "nd-neighbor-solicit", "nd-neighbor-advert", "nd-router-solicit", "mld2-listener-report")
+    services: list[list[Json]] = [
+        [match(payload("udp", "dport"), either(67, 547)), ACCEPT],
+        [match(payload("icmpv6", "type"), echo), ACCEPT],
+        [match(payload("icmp", "type"), "echo-request"), ACCEPT],
+        [*names, match(meta("mark"), "@mute"), DROP],
+        [*names, ACCEPT],
+    ]
+    rules: list[list[Json]] = [
+        [match(meta("iifname"), "lo"), ACCEPT],
+        [_KNOWN, ACCEPT],
+        [_FROM_MACHINES, match(concat(meta("iifname"), payload("ip", "daddr")), "@services4"), jump("services")],
+        [_FROM_MACHINES, match(concat(meta("iifname"), payload("ip6", "daddr")), "@services6"), jump("services")],
+        [_FROM_MACHINES, match(payload("ip6", "daddr"), either(subnet("fe80::/10"), subnet("ff02::/16"))), jump("services")],
+    ]
+    if uplink is not None:
+        rules += [
+            [_FROM_OUTSIDE, match(payload("ip", "saddr"), uplink.host4), jump("services")],
+            [_FROM_OUTSIDE, match(payload("ip6", "saddr"), uplink.host6), jump("services")],
+        ]
+    neighbours = either("nd-neighbor-solicit", "nd-neighbor-advert")
+    rules.append([_FROM_OUTSIDE, match(payload("icmpv6", "type"), neighbours), ACCEPT])
+    return [
+        *INET.chain("services", services),
+        *INET.base_chain("input", "filter", "input", 0, "drop"),
+        *INET.rules("input", rules),
+    ]
+
+
+def _forward() -> list[Json]:
+    rules: list[list[Json]] = [
+        list(_ANSWER),
+        [_FROM_MACHINES, _TO_MACHINES, DROP],
+        [_FROM_MACHINES, match(payload("ip", "daddr"), "@host4"), REJECT],
+        [_FROM_MACHINES, match(payload("ip6", "daddr"), "@host6"), REJECT],
+        [match(meta("iifname"), "@nats"), _TO_OUTSIDE, vmap(meta("mark"), "egress")],
+        [_FROM_OUTSIDE, match(meta("oifname"), "@nats"), vmap(payload("ip", "daddr"), "ingress4")],
+        [_FROM_OUTSIDE, match(meta("oifname"), "@nats"), vmap(payload("ip6", "daddr"), "ingress6")],
+    ]
+    return [*INET.base_chain("forward", "filter", "forward", 0, "drop"), *INET.rules("forward", rules)]
+
+
+def _masquerade(uplink: Uplink | None) -> list[Json]:
+    """Where pasta is the uplink it knows one address only; as root the host hides the networks, and reaches them itself."""
+    rules: list[list[Json]] = [] if uplink is not None else [[_TO_OUTSIDE, {"masquerade": None}]]
+    return [*INET.base_chain("outside", "nat", "postrouting", 100), *INET.rules("outside", rules)]
+
+
+def network(network: str, spec: NetworkSpec) -> list[Json]:
+    return [INET.put(name, element) for name, element in network_holds(network, spec).elements]
+
+
+def network_holds(network: str, spec: NetworkSpec) -> Holding:
+    bridge = naming.bridge_name(network)
+    elements: list[tuple[str, Any]] = [("nats", bridge)] if spec.mode == "nat" else []
+    if gateway := gateway4(spec):
+        elements += [("services4", concat(bridge, each)) for each in (gateway, "255.255.255.255")]
+    if gateway := gateway6(spec):
+        elements.append(("services6", concat(bridge, gateway)))
+    return Holding(elements=tuple(elements))
+
+
+def nic(attached: Attached) -> list[Json]:
+    """A card's rules between its network and the outside; a bridged network has no outside here."""
+    if attached.network.mode == "bridge":
+        return []
+    held, key = holds(attached), attached.nic.key
+    return [
+        *[INET.counter(name) for name in held.counters],
+        *[INET.set(name, kind, **more) for name, kind, more in held.sets],
+        *INET.chain(f"egress_{key}", _egress(attached)),
+        *INET.chain(f"ingress_{key}", [*_judged(attached, "ingress"), [ACCEPT]]),
+        *[INET.put(name, element) for name, element in held.elements],
+    ]
+
+
+_KINDS: Final = ("ipv4_addr", "ipv6_addr")
+_EXPIRING: Final[dict[str, Any]] = {"flags": ["timeout"], "timeout": DOMAIN_SECONDS}
+
+
+def holds(attached: Attached) -> Holding:
+    if attached.network.mode == "bridge":
+        return Holding()
+    card, rules = attached.nic, attached.firewall.rules
+    elements: list[tuple[str, Any]] = [("egress", [naming.mark(card.key), jump(f"egress_{card.key}")])]
+    elements += [("ingress4", [card.ipv4, jump(f"ingress_{card.key}")])] if card.ipv4 else []
+    elements += [("ingress6", [card.ipv6, jump(f"ingress_{card.key}")])] if card.ipv6 else []
+    if attached.firewall.profile == "none" and not any(rule.action == "allow" and rule.direction == "egress" for rule in rules):
+        elements.append(("mute", naming.mark(card.key)))  # what asks for names could tell the outside anything by them
+    return Holding(
+        chains=(f"egress_{card.key}", f"ingress_{card.key}"),
+        elements=tuple(elements),
+        sets=tuple(
+            (name, kind, _EXPIRING)
+            for domain in domains(attached)
+            for name, kind in zip(naming.domain_sets(card.key, domain), _KINDS, strict=True)
+        ),
+        counters=tuple(naming.counter_name(what, card.key) for what in ("egress", *rule_counters(attached))),
+    )
+
+
+def domains(attached: Attached) -> list[str]:
+    """The domains that a card's rules name, each once."""
+    return sorted({rule.peer for rule in attached.firewall.rules if peer_kind(rule.peer) == "domain"})
+
+
+def _egress(attached: Attached) -> list[list[Json]]:
+    rules, refuse = _judged(attached, "egress"), [counted(naming.counter_name("egress", attached.nic.key)), REJECT]
+    if attached.firewall.profile == "none":
+        return [*rules, refuse]
+    if attached.firewall.profile == "internet-only":
+        rules.append([match(payload("ip", "daddr"), either(*map(subnet, LOCAL_IPV4))), *refuse])
+        rules.append([match(payload("ip6", "daddr"), either(*map(subnet, LOCAL_IPV6))), *refuse])
+    return [*rules, [ACCEPT]]
+
+
+def _judged(attached: Attached, direction: str) -> list[list[Json]]:
+    found: list[list[Json]] = []
+    for number, rule in enumerate(attached.firewall.rules):
+        if rule.direction != direction:
+            continue
+        verdict = [counted(naming.counter_name(f"rule{number}", attached.nic.key)), ACCEPT if rule.action == "allow" else REJECT]
+        if peer_kind(rule.peer) == "domain":
+            found += _domain(rule, naming.domain_sets(attached.nic.key, rule.peer), verdict)
+        else:
+            found += [[*fit, *verdict] for fit in matches(rule)]
+    return found
+
+
+def _domain(rule: Rule, sets: tuple[str, str], verdict: list[Json]) -> list[list[Json]]:
+    """An address is a domain's for a while only; a flow that began meanwhile stays the domain's, by the rule's own mark."""
+    own = zlib.crc32(format_rule(rule).encode()) | 1
+    marked: Json = {"mangle": {"key": ct("mark"), "value": own}}
+    fits = [match(payload("ip", "daddr"), f"@{sets[0]}"), match(payload("ip6", "daddr"), f"@{sets[1]}")]
+    return [[_KNOWN, match(ct("mark"), own), *verdict], *[[fit, *flow(rule), marked, *verdict] for fit in fits]]

@@ -1,0 +1,124 @@
+"""All rules of the fabric, as transactions for ``nft -j -f -``. Pure: the same wish gives the same rules.
+
+Each function gives one whole transaction's commands. All but `everything` and `host_rules` may be loaded again over what is
+there: what they name is as wanted afterwards, what they do not name stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from insula.model.network import NetworkSpec
+from insula.networks import guard, naming, peers, policy
+from insula.networks.guard import BRIDGE, PRELUDE
+from insula.networks.plan import Attached, Uplink
+from insula.networks.policy import INET
+from insula.networks.terms import ACCEPT, DROP, Json, Table, ct, either, match, meta, payload, subnet
+
+__all__ = [
+    "PRELUDE",
+    "base_rules",
+    "drop_host_rules",
+    "drop_network_rules",
+    "drop_nic_rules",
+    "everything",
+    "host_rules",
+    "network_rules",
+    "nic_sets",
+    "nic_rules",
+]
+
+
+def base_rules(uplink: Uplink | None, host_addresses: Iterable[str] = ()) -> list[Json]:
+    """In the fabric, once, after the text `PRELUDE` was loaded by ``nft -f -``; again whenever the host's addresses changed.
+
+    ``uplink`` is None where pasta is the uplink. ``host_addresses`` are all addresses of the host itself: machines reach none.
+    """
+    return [BRIDGE.add(), INET.add(), *guard.base(), *peers.base(), *policy.base(uplink, host_addresses)]
+
+
+def network_rules(network: str, spec: NetworkSpec) -> list[Json]:
+    """In the fabric, before the first card of a network: which addresses are its gateway's, and whether it has an outside."""
+    return [*guard.network(network, spec), *policy.network(network, spec)]
+
+
+def drop_network_rules(network: str, spec: NetworkSpec) -> list[Json]:
+    """The opposite of `network_rules`, whether that was loaded or not."""
+    return [*BRIDGE.release(guard.network_holds(network, spec)), *INET.release(policy.network_holds(network, spec))]
+
+
+def nic_sets(attached: Attached) -> list[Json]:
+    """In the fabric: what `nic_rules` needs to be there, to be loaded right before it where there is anything in it."""
+    return peers.sets(attached)
+
+
+def nic_rules(attached: Attached, former: Attached | None = None) -> list[Json]:
+    """In the fabric, before a card's tap is up, and whenever its firewall or addresses changed.
+
+    ``former`` is what was loaded for the card before, if anything was: what is wanted no more of it goes, in the same instant.
+    """
+    commands = [*guard.nic(attached), *peers.nic(attached), *policy.nic(attached)]
+    if former is None or former == attached:
+        return commands
+    commands += BRIDGE.release(guard.holds(former).without(guard.holds(attached)))
+    commands += BRIDGE.release(peers.holds(former).without(peers.holds(attached)))
+    return commands + INET.release(policy.holds(former).without(policy.holds(attached)))
+
+
+def drop_nic_rules(attached: Attached) -> list[Json]:
+    """Remove all that `nic_rules` loaded for ``attached``, whether it is there or not."""
+    released = [*BRIDGE.release(guard.holds(attached)), *BRIDGE.release(peers.holds(attached))]
+    return [*released, *INET.release(policy.holds(attached))]
+
+
+def everything(
+    uplink: Uplink | None,
+    host_addresses: Iterable[str],
+    networks: Mapping[str, NetworkSpec],
+    cards: Iterable[Attached],
+) -> list[Json]:
+    """In the fabric: all rules anew, in one transaction, whatever was there but `PRELUDE` and the `nic_sets` of all cards.
+
+    The router's counters begin at zero.
+    """
+    commands = base_rules(uplink, host_addresses)
+    for network, spec in networks.items():
+        commands += network_rules(network, spec)
+    for attached in cards:
+        commands += nic_rules(attached)
+    return [INET.add(), INET.delete(), *commands]
+
+
+def host_rules(home: str, networks: Iterable[NetworkSpec]) -> list[Json]:
+    """In the host's own namespace, as root: our one table, replaced as a whole.
+
+    What comes out of the fabric may go out into the world hidden behind the host's address, and not to the host itself;
+    into the fabric come answers, and what the host itself sends.
+    """
+    table, link = Table("inet", naming.host_table(home)), naming.host_link(home)
+    inside, into = match(meta("iifname"), link), match(meta("oifname"), link)
+    answer = [match(ct("state"), ["established", "related"], "in"), match(ct("direction"), "reply"), ACCEPT]
+    neighbours = match(payload("icmpv6", "type"), either("nd-neighbor-solicit", "nd-neighbor-advert"))
+    hidden: list[list[Json]] = []
+    for spec in networks:
+        for subnet_, family in ((spec.ipv4, "ip"), (spec.ipv6, "ip6")):
+            if spec.mode == "nat" and subnet_:
+                away = match(meta("oifname"), link, "!=")
+                hidden.append([match(payload(family, "saddr"), subnet(subnet_)), away, {"masquerade": None}])
+    return [
+        table.add(),
+        table.delete(),
+        table.add(),
+        *table.base_chain("input", "filter", "input", -10),
+        *table.rules("input", [[inside, *answer], [inside, neighbours, ACCEPT], [inside, DROP]]),
+        *table.base_chain("forward", "filter", "forward", -10),
+        *table.rules("forward", [[into, *answer], [into, DROP]]),
+        *table.base_chain("outside", "nat", "postrouting", 100),
+        *table.rules("outside", hidden),
+    ]
+
+
+def drop_host_rules(home: str) -> list[Json]:
+    """Remove `host_rules`, whether they are there or not."""
+    table = Table("inet", naming.host_table(home))
+    return [table.add(), table.delete()]
