@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
 import stat
 import subprocess
 import sys
@@ -10,6 +13,7 @@ from pathlib import Path
 
 from insula.host.files import is_temporary
 from insula.store import names
+from insula.store.locks import is_still_there
 from insula.store.machines import MachineRecord, read_machine
 from insula.store.names import Home
 from insula.store.snapshots import SnapshotRecord, needed_layers, read_snapshot, snapshot_layers, snapshot_names
@@ -37,14 +41,24 @@ _KNOWN = {
 _IN_SNAPSHOT = {names.SNAPSHOT_RECORD, names.MEMORY, names.STATE, names.VARIABLES, names.VERIFIED_LAYERS}
 
 
-def victim(home: Path, step: int | str, verb: str, name: str) -> tuple[int, list[str], str]:
-    """Run tests.faults.victim; its status, the steps it told of until the fatal one, and the error's code."""
+def victim(home: Path, step: int | str, verb: str, name: str, **told: str) -> tuple[int, list[str], str]:
+    """Run tests.faults.victim, ``told`` being what it finds in its environment; its status, the steps it told of until the fatal
+    one, and the error's code."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults.victim", str(home), str(step), verb, name],
-        env=cli_environment(home), cwd=ROOT, capture_output=True, check=False, timeout=120,
+        env=cli_environment(home) | told, cwd=ROOT, capture_output=True, check=False, timeout=120,
     )  # fmt: skip
     assert b"Traceback" not in done.stderr, done.stderr.decode()
     return done.returncode, done.stdout.decode().splitlines(), done.stderr.decode().strip()
+
+
+def chain_of(folder: Path) -> str:
+    """qemu-img's name for a machine's first disk as its record has it."""
+    disk: dict[str, object] | None = None
+    record = read_machine(folder).disks[0]
+    for path in (*record.layers, record.head):
+        disk = {"driver": "qcow2", "file": {"driver": "file", "filename": str(folder / path)}, "backing": disk}
+    return f"json:{json.dumps(disk)}"
 
 
 def left_over(home: Path) -> list[str]:
@@ -53,12 +67,26 @@ def left_over(home: Path) -> list[str]:
 
 
 def _left_over(home: Home) -> Iterator[str]:
+    # First those who work behind are waited for: what they are at is no left-over.
+    yield from (str(path.relative_to(home.root)) for path in _entries(home.host) if path.suffix == ".lock" and _is_stale(path))
     for folder in (home.machines, home.warm, home.spares):
         yield from (str(path.relative_to(home.root)) for path in _entries(folder) if path.name.startswith("."))
-    yield from (str(path.relative_to(home.root)) for path in _entries(home.host) if path.suffix == ".lock")
     for folder in (*_entries(home.machines), *_entries(home.warm)):
         if not folder.name.startswith("."):
             yield from (f"{folder.name}/{line}" for line in _of_machine(folder))
+
+
+def _is_stale(lock: Path) -> bool:
+    """Whether the file of `only_one` is still there once nobody works under it; who does, behind some command, is waited for."""
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return is_still_there(descriptor, lock)
+    finally:
+        os.close(descriptor)
 
 
 def _of_machine(folder: Path) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from insula.operations.merge import BOUND
 from insula.store import names
 from insula.store.machines import read_machine, write_machine
 from insula.store.snapshots import needed_layers, readable_snapshots, snapshot_layers
+from tests.faults.rewound import chain_of
 from tests.framework.doors import cli_environment
 
 pytestmark = [pytest.mark.full, pytest.mark.limit(400)]
@@ -35,15 +35,6 @@ def _victim(home: Path, step: int, verb: str, name: str, machine_id: str = "") -
     ).returncode  # fmt: skip
 
 
-def _chain(folder: Path) -> str:
-    """qemu-img's name for a machine's disk."""
-    disk: dict[str, object] | None = None
-    record = read_machine(folder).disks[0]
-    for path in (*record.layers, record.head):
-        disk = {"driver": "qcow2", "file": {"driver": "file", "filename": str(folder / path)}, "backing": disk}
-    return f"json:{json.dumps(disk)}"
-
-
 @pytest.fixture
 def long_chain(home: Path, tiny: str, name: str) -> Path:
     """A stopped machine of a small disk with more layers than there should be, and different content in each."""
@@ -52,7 +43,7 @@ def long_chain(home: Path, tiny: str, name: str) -> Path:
     for number in range(BOUND + 2):
         start = (600 << 20) + number * (48 << 10)
         words = ["-c", f"write -P {number + 1} {start} 64k", "-c", f"write -z {start + (16 << 10)} 8k"]
-        subprocess.run(["qemu-io", *words, _chain(folder)], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["qemu-io", *words, chain_of(folder)], check=True, stdout=subprocess.DEVNULL)
         machine.snapshot(f"s{number}")
         if number % 2:
             machine.snapshots()[-2].delete()
@@ -84,11 +75,11 @@ def _check_tidy(home: Path, folder: Path) -> None:
 def test_merging_killed_at_every_change(home: Path, long_chain: Path, tmp_path: Path) -> None:
     machine = insula.connect(home).get(long_chain.name)
     machine_id = read_machine(long_chain).id
-    subprocess.run(["qemu-img", "convert", "-O", "qcow2", _chain(long_chain), tmp_path / "before"], check=True)
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", chain_of(long_chain), tmp_path / "before"], check=True)
     step = 1
     while True:
         status = _victim(home, step, "merge", long_chain.name, machine_id)
-        compared = subprocess.run(["qemu-img", "compare", "-q", tmp_path / "before", _chain(long_chain)], check=False)
+        compared = subprocess.run(["qemu-img", "compare", "-q", tmp_path / "before", chain_of(long_chain)], check=False)
         assert compared.returncode == 0, f"after change {step}"
         if status == 0:
             break

@@ -7,6 +7,9 @@ done to its end. With an ``i`` before it (``i1``, ``ic1``) the signal is that of
 With a letter before it that names somebody else (``q1``, ``Kc7``) that one is killed; the request goes on, to its end or to an
 error, whose code is written to standard error, the status being 3: ``q`` and ``k`` are the oldest QEMU and keeper of the
 machine NAME, ``Q`` and ``K`` the youngest of any machine.
+
+In the environment: ``VICTIM_ID`` is the id of the machine, for verbs that want that; ``VICTIM_BOUND`` the number of layers beyond
+which they are merged.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from insula.errors import InsulaError
 from insula.model import requests
 from insula.model.spec import MachineSpec
 from insula.model.transfer import Transfer
+from insula.operations import merge
 from insula.operations.operation import Progress
 
 _SPEC = MachineSpec(memory=128 << 20, network="none")
@@ -58,6 +62,7 @@ def request_for(verb: str, name: str, machine_id: str = "") -> requests.Request:
         "clone": requests.CloneMachine(name=name, new_name=f"{name}-x1"),
         "clone-full": requests.CloneMachine(name=name, new_name=f"{name}-x1", full=True),
         "warm": requests.WarmImage(image="tiny", spec=_SPEC, refresh=True),
+        "spare": requests.SetSpares(origin=f"{name}@base", count=1),
     }
     return made[verb]
 
@@ -147,6 +152,8 @@ def main() -> None:
     home, step, verb, name = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
     letter = step[0] if step[0] in "iqQkK" else ""
     step = step.removeprefix(letter)
+    if bound := os.environ.get("VICTIM_BOUND"):
+        merge.BOUND = int(bound)  # type: ignore[misc]  # a long chain takes its time to make
     countdown = _Countdown(int(step.removeprefix("c")), _fatal(letter or "-", home, name))
     if step.startswith("c"):
         _count_changes(countdown, home)
