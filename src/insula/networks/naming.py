@@ -10,6 +10,8 @@ import os
 import zlib
 from typing import Final
 
+from insula.model.addresses import slaac_address
+
 UPLINK: Final = "up0"
 TABLE: Final = "insula"
 BRIDGES: Final = "b*"
@@ -82,19 +84,6 @@ def mark(key: str) -> int:
 def bridge_mac(network: str) -> str:
     """A locally administered hardware address for a network's bridge, always the same: guests remember their gateway's."""
     return "0a:1d:" + ":".join(network[at : at + 2] for at in range(0, 8, 2))
-
-
-def interface_id(mac: str) -> int:
-    """The lower 64 bits of the address that a host with ``mac`` gives itself in a /64 (modified EUI-64, RFC 4291, appendix A)."""
-    raw = bytes.fromhex(mac.replace(":", ""))
-    return int.from_bytes(bytes([raw[0] ^ 2]) + raw[1:3] + b"\xff\xfe" + raw[3:], "big")
-
-
-def slaac_address(prefix: str, mac: str) -> str:
-    """The address that a host with ``mac`` gives itself in ``prefix`` (such as ``fd00:1::/64``)."""
-    from ipaddress import IPv6Address, IPv6Network
-
-    return str(IPv6Address(int(IPv6Network(prefix).network_address) | interface_id(mac)))
 
 
 def link_local(mac: str) -> str:

@@ -52,6 +52,7 @@ VERIFIED_LAYERS: Final = "verified.json"
 DISKS: Final = "disks"
 LAYERS: Final = "layers"
 FIRMWARE: Final = "firmware"
+TPM: Final = "tpm"  # of a machine, a folder; of a snapshot, a file
 VARIABLES: Final = "vars.fd"
 RUN: Final = "run"
 RUN_NEXT: Final = "run.next"  # of a QEMU that is to take the place of the one in run/
@@ -73,6 +74,7 @@ ON_COPY: Final[dict[str, OnCopy]] = {
     DISKS: OnCopy.COPY,
     LAYERS: OnCopy.LINK,
     FIRMWARE: OnCopy.COPY,
+    TPM: OnCopy.COPY,
     RUN: OnCopy.SKIP,
     RUN_NEXT: OnCopy.SKIP,
     SNAPSHOTS: OnCopy.SKIP,
@@ -152,6 +154,9 @@ class Home:
 
     def image(self, digest: str) -> Path:
         return self.images / digest
+
+    def network(self, name: str) -> Path:
+        return self.networks / name
 
     def __repr__(self) -> str:
         return f"Home({os.fspath(self.root)!r})"
