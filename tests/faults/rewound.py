@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -11,9 +12,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import insula
+from insula.errors import NotFound
 from insula.host.files import is_temporary
+from insula.host.watch import Watch
+from insula.operations.observe import is_alive
 from insula.store import names
-from insula.store.locks import is_still_there
+from insula.store.locks import is_still_there, machine_lock
 from insula.store.machines import MachineRecord, read_machine
 from insula.store.names import Home
 from insula.store.snapshots import SnapshotRecord, needed_layers, read_snapshot, snapshot_layers, snapshot_names
@@ -21,6 +26,7 @@ from tests.framework.doors import cli_environment
 from tests.framework.processes import written_files
 from tests.framework.project import ROOT
 
+_PATIENCE = 20.0  # seconds for what ends or goes on by itself
 _KNOWN = {
     names.RECORD,
     names.LOCK,
@@ -50,6 +56,24 @@ def victim(home: Path, step: int | str, verb: str, name: str, **told: str) -> tu
     )  # fmt: skip
     assert b"Traceback" not in done.stderr, done.stderr.decode()
     return done.returncode, done.stdout.decode().splitlines(), done.stderr.decode().strip()
+
+
+def settled(home: Path, name: str) -> str | None:
+    """The machine's state once its keeper has done what it was told for the case of a death, None when it is gone then; a guest
+    never stays paused."""
+    folder = home / "machines" / name
+    try:
+        with Watch() as watch:
+            watch.add(folder)
+            with contextlib.suppress(FileNotFoundError):
+                watch.add(folder / names.RUN)
+            machine = insula.connect(home).get(name)
+            while (state := machine.state) in ("paused", "starting") or (state == "stopped" and is_alive(folder)):
+                assert watch.wait_change(timeout=_PATIENCE), f"{name} stays {state}"
+        with machine_lock(folder / names.LOCK, name, "look", patience=_PATIENCE):  # its keeper's call may be at work
+            return insula.connect(home).get(name).state
+    except (NotFound, FileNotFoundError):
+        return None
 
 
 def chain_of(folder: Path) -> str:

@@ -16,12 +16,8 @@ import pytest
 import insula
 from insula.client.local import LocalClient
 from insula.errors import NotFound
-from insula.host.watch import Watch
 from insula.model.requests import SetSpares
-from insula.operations.observe import is_alive
-from insula.store import names
-from insula.store.locks import machine_lock
-from tests.faults.rewound import chain_of, left_over, victim
+from tests.faults.rewound import chain_of, left_over, settled, victim
 from tests.framework.doors import run_cli
 
 pytestmark = [pytest.mark.guest, pytest.mark.limit(120)]
@@ -79,23 +75,6 @@ def _spares(home: Path, parent: str, count: int) -> None:
     LocalClient(home).do(SetSpares(origin=f"{parent}@base", count=count))
 
 
-def _settled(home: Path, name: str) -> str | None:
-    """The machine's state once its keeper has done what it was told for the case of a death; None when it is gone then."""
-    folder = home / "machines" / name
-    try:
-        with Watch() as watch:
-            watch.add(folder)
-            with contextlib.suppress(FileNotFoundError):
-                watch.add(folder / names.RUN)
-            machine = insula.connect(home).get(name)
-            while (state := machine.state) in ("paused", "starting") or (state == "stopped" and is_alive(folder)):
-                assert watch.wait_change(timeout=_PATIENCE), f"{name} stays {state}"
-        with machine_lock(folder / names.LOCK, name, "look", patience=_PATIENCE):  # its keeper's call may be at work
-            return insula.connect(home).get(name).state
-    except (NotFound, FileNotFoundError):
-        return None
-
-
 def _check(home: Path, parent: str, content: Path, verb: str) -> None:
     """After any death: see the module."""
     _spares(home, parent, 0)  # waits for those who make some behind, and sweeps
@@ -104,7 +83,7 @@ def _check(home: Path, parent: str, content: Path, verb: str) -> None:
     for name in (parent, *_children(home, parent)):
         run_cli(home, "snapshot", "delete", "--json", f"{name}@nothing")  # a verb that finishes the dead one's work
     for child in _children(home, parent):
-        state = _settled(home, child)
+        state = settled(home, child)
         assert state in ("running", "stopped", None)
         if state == "running":
             _check_guest(home, child, verb)

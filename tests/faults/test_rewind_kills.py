@@ -13,12 +13,8 @@ import pytest
 
 import insula
 from insula.errors import NotFound
-from insula.host.watch import Watch
-from insula.operations.observe import is_alive
-from insula.store import names
-from insula.store.locks import machine_lock
 from insula.store.machines import read_machine
-from tests.faults.rewound import left_over, victim
+from tests.faults.rewound import left_over, settled, victim
 from tests.framework.doors import run_cli
 
 pytestmark = [pytest.mark.guest, pytest.mark.limit(120)]
@@ -97,20 +93,6 @@ def _snapshot(home: Path, name: str, snapshot: str) -> insula.Snapshot:
     return next(one for one in insula.connect(home).get(name).snapshots() if one.name == snapshot)
 
 
-def _settled(home: Path, name: str) -> str:
-    """The machine's state once its keeper has done what it was told for the case of a death; a guest never stays paused."""
-    folder = home / "machines" / name
-    machine = insula.connect(home).get(name)
-    with Watch() as watch:
-        watch.add(folder)
-        with contextlib.suppress(FileNotFoundError):
-            watch.add(folder / names.RUN)
-        while (state := machine.state) in ("paused", "starting") or (state == "stopped" and is_alive(folder)):
-            assert watch.wait_change(timeout=_PATIENCE), f"{name} stays {state}"
-    with machine_lock(folder / names.LOCK, name, "look", patience=_PATIENCE):  # its keeper's call may be at work
-        return machine.state
-
-
 def _check(home: Path, name: str, text: str) -> None:
     """After any death: see the module."""
     listed = insula.connect(home).list()
@@ -119,7 +101,7 @@ def _check(home: Path, name: str, text: str) -> None:
     _run_next(home)  # may have to finish what its keeper could not be told in time
     for each in (machine, *_children(home, name)):
         run_cli(home, "snapshot", "delete", "--json", f"{each.name}@nothing")  # a verb that finishes the dead one's work
-        state = _settled(home, each.name)
+        state = settled(home, each.name)
         assert state in ("running", "stopped", "suspended")
     assert left_over(home) == []
     assert "base" in [snapshot.name for snapshot in machine.snapshots() if snapshot.status.state == "running"]

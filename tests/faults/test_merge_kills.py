@@ -1,0 +1,138 @@
+"""`kill -9` of a merge, of QEMU or of a keeper while layers of a running machine become one: before QEMU takes the merged layer
+in, between that and the record, and after. The guest goes on, or boots again, with all it wrote; the next merge succeeds."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import insula
+from insula.store.machines import read_machine
+from tests.faults.rewound import left_over, settled, victim
+from tests.framework.doors import run_cli
+
+pytestmark = [pytest.mark.guest, pytest.mark.limit(120)]
+
+_NAME = "merging"
+_BOUND = 3  # layers; more are merged
+_LAYERS = 6
+_NEVER = 10_000  # changes
+_SAID = {"machine_ended", "keeper_gone", "keeper_failed", "not_running", "wrong_state", "busy"}
+
+
+@pytest.fixture(scope="module")
+def machine(home: Path, tiny: str) -> Iterator[insula.Machine]:
+    machine = insula.connect(home).run(tiny, name=_NAME, memory="128M", network="none")
+    yield machine
+    machine.delete(force=True)
+
+
+def _depth(home: Path) -> int:
+    return len(read_machine(home / "machines" / _NAME).disks[0].layers)
+
+
+def _prepare(home: Path, machine: insula.Machine) -> str:
+    """The machine runs with too many layers, each of which holds something; the sums of all it wrote."""
+    if machine.state != "running":
+        machine.start()
+    for snapshot in machine.snapshots():
+        snapshot.delete()
+    while (depth := _depth(home)) < _LAYERS:
+        machine.exec("sh", "-c", f"head -c 200000 /dev/urandom > /root/n{depth}; sync", check=True)
+        snapshot = machine.snapshot(f"s{depth}")
+        if depth != 2:  # of that the layers stay
+            snapshot.delete()
+    return _sums(home)
+
+
+def _sums(home: Path) -> str:
+    """The sums of all the guest wrote, as it finds it on its disk."""
+    script = "sync; echo 3 > /proc/sys/vm/drop_caches; md5sum /root/n*"
+    done = run_cli(home, "exec", "--wait", "20", _NAME, "--", "sh", "-c", script)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
+
+
+def _merge(home: Path, step: str) -> tuple[int, list[str], str]:
+    machine_id = read_machine(home / "machines" / _NAME).id
+    return victim(home, step, "merge", _NAME, VICTIM_ID=machine_id, VICTIM_BOUND=str(_BOUND))
+
+
+def _check(home: Path, machine: insula.Machine, sums: str) -> None:
+    """After any death: see the module."""
+    run_cli(home, "delete", "--json", "nobody-here")  # any command sweeps the home first
+    run_cli(home, "snapshot", "delete", "--json", f"{_NAME}@nothing")  # a verb that finishes the dead one's work
+    state = settled(home, _NAME)
+    assert state in ("running", "stopped")
+    assert left_over(home) == []
+    if state == "stopped":
+        machine.start()
+    assert _sums(home) == sums
+    assert all(snapshot.status.size > 0 for snapshot in machine.snapshots())
+
+
+def _round(home: Path, machine: insula.Machine, letter: str, step: int) -> bool:
+    """Whether there was such a change."""
+    sums = _prepare(home, machine)
+    status, changes, code = _merge(home, f"{letter}c{step}")
+    try:
+        assert status in ((0, 3) if letter else (0, -signal.SIGKILL))
+        assert code in _SAID or not code
+        _check(home, machine, sums)
+    except BaseException as failure:
+        failure.add_note(f"{letter or 'the merge'} killed at change {step}: {changes[-3:]}, then {code}")
+        raise
+    return len(changes) >= step
+
+
+@pytest.fixture(scope="module")
+def changes(home: Path, machine: insula.Machine) -> list[str]:
+    """Those a merge makes that nobody disturbs."""
+    sums = _prepare(home, machine)
+    status, changes, _ = _merge(home, f"c{_NEVER}")
+    assert (status, _depth(home)) == (0, _BOUND)
+    _check(home, machine, sums)
+    return changes
+
+
+# Right before the first request to QEMU, among those to it, before the record is written, before the journal is cleared.
+_MOMENTS: dict[str, Callable[[list[str]], int]] = {
+    "before QEMU has it": lambda changes: _first(changes, "qmp.sock"),
+    "while QEMU takes it": lambda changes: _first(changes, "qmp.sock") + sum("qmp.sock" in one for one in changes) // 2,
+    "before the record names it": lambda changes: _first(changes, ".machine.json"),
+    "after": lambda changes: _first(changes, "/journal.json"),
+}
+
+
+def _first(changes: list[str], words: str) -> int:
+    return next(number for number, change in enumerate(changes, 1) if words in change)
+
+
+@pytest.mark.parametrize("moment", _MOMENTS)
+def test_a_merge_killed_leaves_all_in_order(home: Path, machine: insula.Machine, changes: list[str], moment: str) -> None:
+    assert _round(home, machine, "", _MOMENTS[moment](changes))
+
+
+@pytest.mark.parametrize(
+    ("letter", "moment"),
+    [
+        ("q", "before the record names it"),
+        pytest.param("q", "while QEMU takes it", marks=pytest.mark.full),
+        pytest.param("k", "while QEMU takes it", marks=pytest.mark.full),
+    ],
+)
+def test_a_qemu_or_keeper_killed_is_no_loss(
+    home: Path, machine: insula.Machine, changes: list[str], letter: str, moment: str
+) -> None:
+    assert _round(home, machine, letter, _MOMENTS[moment](changes))
+
+
+@pytest.mark.full
+@pytest.mark.limit(1800)
+@pytest.mark.parametrize("letter", ["", "q", "k"])
+def test_a_death_before_any_change_is_no_loss(home: Path, machine: insula.Machine, changes: list[str], letter: str) -> None:
+    for change in range(1, len(changes) + 1, 2 if letter else 1):
+        _round(home, machine, letter, change)
