@@ -22,7 +22,6 @@ ANSWER_SECONDS: Final = 5
 CONFIG: Final = "dnsmasq.conf"
 CARDS: Final = "cards"  # a file per card, watched by dnsmasq: its lease
 NAMES: Final = "names"  # a file per card, watched by dnsmasq: its names
-LEASES: Final = "leases"
 
 _CAPABILITIES: Final = "+net_admin,+net_raw,+net_bind_service"
 
@@ -30,7 +29,7 @@ _CAPABILITIES: Final = "+net_admin,+net_raw,+net_bind_service"
 def dnsmasq_argv(folder: str, uid: int | None) -> list[str]:
     """The command, to be run inside the fabric; stays in the foreground. ``folder`` holds what `dnsmasq_files` names.
 
-    As ``uid`` (which must be able to read the folder, and to write its leases) it keeps only what DHCP and nft's sets need.
+    As ``uid`` (which must be able to read the folder; it writes nothing) it keeps only what DHCP and nft's sets need.
     None is for a user namespace that knows one user only; there it must not try to become anybody.
     """
     words = []
@@ -74,7 +73,7 @@ def dnsmasq_config(
         "domain-needed",
         "bogus-priv",
         "dhcp-authoritative",
-        f"dhcp-leasefile={folder}/{LEASES}",
+        "leasefile-ro",  # all leases follow from the files of cards
         f"dhcp-hostsdir={folder}/{CARDS}",
         f"hostsdir={folder}/{NAMES}",
         "quiet-dhcp",
