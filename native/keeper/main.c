@@ -1,3 +1,4 @@
+#include "hold.h"
 #include "keeper.h"
 
 #include <stdio.h>
@@ -13,10 +14,15 @@ int main(int argc, char **argv)
         return porter_main(argc - 2, argv + 2);
     if (argc > 1 && strcmp(argv[1], "inner") == 0)
         return inner_main(argc - 2, argv + 2);
+    if (argc > 1 && strcmp(argv[1], "hold") == 0)
+        return hold_main(argc - 2, argv + 2);
+    if (argc > 1 && strcmp(argv[1], "forward") == 0)
+        return forward_main(argc - 2, argv + 2);
     if (argc > 1 && strcmp(argv[1], "--version") == 0) {
         dprintf(1, "insula-keeper %s\n", INSULA_BUILD);
         return 0;
     }
-    dprintf(2, "usage: insula-keeper porter … -- JAIL-COMMAND…\n       insula-keeper inner … -- QEMU-COMMAND…\n");
+    dprintf(2, "usage: insula-keeper porter … -- JAIL-COMMAND…\n       insula-keeper inner … -- QEMU-COMMAND…\n"
+               "       insula-keeper hold …\n       insula-keeper forward …\n");
     return 2;
 }

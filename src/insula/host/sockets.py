@@ -21,13 +21,14 @@ def _short(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
-def connect_unix(path: Path, *, wait: bool = True) -> socket.socket:
-    """A stream connection. Raises FileNotFoundError or ConnectionRefusedError when nobody listens there.
+def connect_unix(path: Path, *, wait: bool = True, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    """A connection, of a stream unless another ``kind`` is asked for.
 
+    Raises FileNotFoundError or ConnectionRefusedError when nobody listens there.
     Who listens without ever accepting lets connections pile up; once there is no room for more, this raises BlockingIOError,
     without ``wait`` at once, else after some seconds.
     """
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    connection = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
     # unix(7): a blocking connect waits for room as long as a send would (socket(7), SO_SNDTIMEO; struct timeval).
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(_ROOM), 1))
     try:
@@ -41,9 +42,9 @@ def connect_unix(path: Path, *, wait: bool = True) -> socket.socket:
     return connection
 
 
-def listen_unix(path: Path, backlog: int = 64) -> socket.socket:
+def listen_unix(path: Path, backlog: int = 64, kind: int = socket.SOCK_STREAM) -> socket.socket:
     """A listening socket at ``path``, which its owner alone may connect to."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    listener = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
     try:
         with _short(path) as short:
             listener.bind(short)

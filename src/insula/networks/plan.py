@@ -87,7 +87,7 @@ def host_routes(home: str, uplink: Uplink, spec: NetworkSpec) -> list[str]:
     if spec.mode == "nat" and spec.ipv4:
         routes.append(f"route replace {spec.ipv4} via {uplink.inner4} dev {link}")
     if spec.mode == "nat" and spec.ipv6:
-        routes.append(f"-6 route replace {spec.ipv6} via {uplink.inner6} dev {link}")
+        routes.append(f"route replace {spec.ipv6} via {uplink.inner6} dev {link}")
     return routes
 
 
@@ -101,7 +101,7 @@ def fabric_links(uplink: Uplink | None) -> list[str]:
             f"address replace {uplink.inner6}/126 dev {naming.UPLINK} nodad",
             f"link set dev {naming.UPLINK} up",
             f"route replace default via {uplink.host4} dev {naming.UPLINK}",
-            f"-6 route replace default via {uplink.host6} dev {naming.UPLINK}",
+            f"route replace ::/0 via {uplink.host6} dev {naming.UPLINK}",
         ]
     return lines
 

@@ -1,0 +1,47 @@
+"""The packet filter, through nft(8) and its JSON (libnftables-json(5)): each call is one transaction, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+from insula.errors import ChildFailed, HostLacks
+from insula.host.holder import Spaces
+from insula.host.process import Completed, run
+
+_PATIENCE: Final = 60.0  # seconds; thousands of rules take less than one
+
+
+def apply(commands: Sequence[dict[str, Any]], spaces: Spaces | None = None) -> None:
+    """Carry out ``commands``, in ``spaces`` or here. Raises HostLacks (``rules_refused``)."""
+    if commands:
+        _nft(["-j", "-f", "-"], spaces, json.dumps({"nftables": list(commands)}).encode())
+
+
+def apply_text(text: str, spaces: Spaces | None = None) -> None:
+    """As `apply`, for commands in nft's own language."""
+    _nft(["-f", "-"], spaces, text.encode())
+
+
+def objects(spaces: Spaces | None, *words: str) -> list[dict[str, Any]]:
+    """What ``nft -j list WORDS`` tells, as objects of one key each (``{"counter": {…}}``); of what is not there nothing."""
+    try:
+        listing = json.loads(_nft(["-j", "list", *words], spaces).stdout or b"{}")
+    except HostLacks as refusal:
+        if "No such file or directory" in refusal.message:
+            return []
+        raise
+    return [each for each in listing.get("nftables", []) if "metainfo" not in each]
+
+
+def _nft(words: Sequence[str], spaces: Spaces | None, data: bytes | None = None) -> Completed:
+    inside = spaces.enter() if spaces is not None else []
+    try:
+        descriptors = spaces.descriptors() if spaces is not None else ()
+        return run([*inside, "nft", *words], data=data, pass_fds=descriptors, timeout=_PATIENCE)
+    except ChildFailed as failure:
+        lines = [line for line in failure.output.splitlines() if "Error:" in line] or [failure.message]
+        raise HostLacks(
+            f"this host's packet filter refused our rules: {lines[0]}", code="rules_refused", hint="to see why: insula doctor"
+        ) from failure

@@ -1,0 +1,99 @@
+"""Bridged networks: machines on the host's LAN, through a bridge of the host or, where it has none, beside its network card.
+
+A bridge of the host is joined to the fabric by a pair of links, so that guards and rules are where they always are. On a bare
+card a machine gets a macvtap: a link of its own on the card, in the host's network, which no fabric knows. It and its host cannot
+speak to each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+from pathlib import Path
+from typing import Final
+
+from insula.errors import HostLacks, NotFound
+from insula.host import links
+from insula.host.holder import Spaces
+from insula.model.network import NetworkSpec
+from insula.networks import naming, plan
+from insula.networks.plan import Attached
+
+_CLASS: Final = Path("/sys/class/net")
+# linux/if_tun.h: TUNSETIFF; IFF_TAP, IFF_NO_PI, IFF_VNET_HDR
+_SET_INTERFACE: Final = 0x400454CA
+_FLAGS: Final = 0x0002 | 0x1000 | 0x4000
+
+
+def is_direct(attached: Attached) -> bool:
+    """Whether a card hangs on a network card of the host, without the fabric."""
+    spec = attached.network
+    return spec.mode == "bridge" and not (_CLASS / str(spec.parent) / "bridge").is_dir()
+
+
+def check_parent(spec: NetworkSpec) -> None:
+    """Raises NotFound (``parent_missing``) or HostLacks (``needs_root``) when machines cannot be bridged so."""
+    if spec.mode != "bridge":
+        return
+    if os.geteuid() != 0:
+        raise HostLacks(
+            "only root can put machines on the host's LAN",
+            code="needs_root",
+            hint="run insula as root, or use a network of --mode nat, which works without",
+        )
+    if not links.exists(str(spec.parent)):
+        raise NotFound(f"this host has no link '{spec.parent}'", code="parent_missing", hint="to see what it has: ip -brief link")
+
+
+def join(network: str, spec: NetworkSpec, spaces: Spaces) -> None:
+    """Connect the fabric to the LAN's bridge, unless that was done. Raises as `check_parent`, and HostLacks."""
+    check_parent(spec)
+    if not links.exists(naming.lan_host_link(network)):
+        links.apply("ip", plan.lan_links(network, spec, f"/proc/self/fd/{spaces.net}"), pass_fds=spaces.descriptors())
+
+
+def leave(network: str, spec: NetworkSpec) -> None:
+    """Undo `join`."""
+    if spec.mode == "bridge" and links.exists(naming.lan_host_link(network)):
+        links.apply("ip", [f"link delete dev {naming.lan_host_link(network)}"], tolerated=links.GONE)
+
+
+def open_macvtap(attached: Attached) -> int:
+    """Make a card's own link on the host's card; the descriptor for QEMU. Raises as `check_parent`, and HostLacks."""
+    check_parent(attached.network)
+    remove(attached)
+    nic, link = attached.nic, naming.macvtap_name(attached.nic.key)
+    links.apply("ip", plan.macvtap_links(nic.network, attached.network, nic), tolerated=links.THERE)
+    index = (_CLASS / link / "ifindex").read_text().strip()
+    node, made = Path(f"/dev/tap{index}"), False
+    try:
+        if not node.exists():  # where no udev or devtmpfs makes it
+            major, _, minor = (_CLASS / link / f"tap{index}" / "dev").read_text().strip().partition(":")
+            node = Path(f"/dev/insula-tap{index}")
+            os.mknod(node, 0o600 | 0o020000, os.makedev(int(major), int(minor)))
+            made = True
+        descriptor = os.open(node, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as cause:
+        remove(attached)
+        raise HostLacks(
+            f"cannot open the link {link}: {cause.strerror}", code="no_macvtap", hint="to see why: insula doctor"
+        ) from None
+    finally:
+        if made:
+            node.unlink()
+    fcntl.ioctl(descriptor, _SET_INTERFACE, struct.pack("16sH22x", link.encode(), _FLAGS))
+    return descriptor
+
+
+def remove(attached: Attached) -> None:
+    """Undo `open_macvtap`; nothing happens when there is none, or for a card of another kind."""
+    link = naming.macvtap_name(attached.nic.key)
+    if attached.network.mode == "bridge" and links.exists(link):
+        with contextlib.suppress(HostLacks):
+            links.apply("ip", [f"link delete dev {link}"], tolerated=links.GONE)
+    # The tagged link goes with the last one on it.
+    tagged = naming.lan_vlan_link(attached.nic.network)
+    if attached.network.vlan is not None and links.exists(tagged) and not list((_CLASS / tagged).glob("upper_*")):
+        links.apply("ip", [f"link delete dev {tagged}"], tolerated=links.GONE)

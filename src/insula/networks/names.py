@@ -1,0 +1,126 @@
+"""The running dnsmasq of each network: its files, its start, its end.
+
+It is in a room of its own, where it sees nothing but its folder, and can write nothing; as root it is a user of its own. Files of
+cards are dropped into folders that it watches; to forget one, or to follow other domains, it is started anew, which takes
+milliseconds and loses nothing: its leases follow from what it reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Final
+
+from insula.errors import HostLacks
+from insula.host.files import remove_tree
+from insula.host.holder import ROOM, SERVER_RIGHTS, Holder, Program
+from insula.host.process import require_program
+from insula.isolation.uids import service_id
+from insula.model.network import NetworkSpec
+from insula.networks import dns
+from insula.networks.passt import host_resolvers
+from insula.networks.plan import Attached
+
+_PREFIX: Final = "dnsmasq-"
+_READABLE: Final = 0o644
+_WALKABLE: Final = 0o755
+_LAST_WORDS: Final = 300
+
+
+def child_name(network: str) -> str:
+    """What the holder knows a network's dnsmasq as."""
+    return f"{_PREFIX}{network}"
+
+
+def log_file(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.log")
+
+
+def has_names(spec: NetworkSpec) -> bool:
+    """Whether a network has a dnsmasq; on a bridged one the LAN's servers answer."""
+    return spec.mode != "bridge"
+
+
+def write_card(folder: Path, attached: Attached) -> None:
+    """Let a card have its lease and its names. A running dnsmasq sees it at once."""
+    for part, text in ((dns.CARDS, dns.card_file(attached)), (dns.NAMES, dns.names_file(attached))):
+        _put(folder / part / attached.nic.key, text)
+
+
+def drop_card(folder: Path, key: str) -> bool:
+    """Take them away; whether there were any. A running dnsmasq forgets them when it is started anew."""
+    found = False
+    for part in (dns.CARDS, dns.NAMES):
+        with contextlib.suppress(FileNotFoundError):
+            (folder / part / key).unlink()
+            found = True
+    return found
+
+
+def write_config(folder: Path, network: str, spec: NetworkSpec, cards: Collection[Attached]) -> bool:
+    """Make a network's folder, if need be, and its configuration; whether that is another one than before."""
+    for each in (folder, folder / dns.CARDS, folder / dns.NAMES):
+        if not each.is_dir():
+            each.mkdir()
+            each.chmod(_WALKABLE)  # whatever the umask: the server is another user, and sees no folder above
+    text = dns.dnsmasq_config(network, spec, ROOM, host_resolvers(), dns.watched_domains(cards))
+    path = folder / dns.CONFIG
+    if path.exists() and path.read_text() == text:
+        return False
+    _put(path, text)
+    return True
+
+
+def _put(path: Path, text: str) -> None:
+    """In place whole, as dnsmasq reads a file the moment it appears."""
+    temporary = path.parent.with_name(f".{path.name}.new")
+    temporary.write_text(text)
+    temporary.chmod(_READABLE)
+    temporary.replace(path)
+
+
+def start(holder: Holder, folder: Path, network: str, *, running: bool) -> None:
+    """Start a network's dnsmasq, after ending the one that runs. Its bridge must be there. Does not wait until it serves."""
+    name = child_name(network)
+    if running:
+        holder.stop(name)
+    argv = (require_program("dnsmasq"), *dns.dnsmasq_argv(ROOM, None)[1:])
+    program = Program(argv, uid=service_id(name), rights=SERVER_RIGHTS, folder=folder)
+    log = os.open(log_file(folder), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        holder.start(name, program, log)
+    finally:
+        os.close(log)
+
+
+def reread(holder: Holder, network: str) -> None:
+    """Let it read the files of cards anew: what changed in them, not what went."""
+    with contextlib.suppress(HostLacks):  # it is not there: whoever starts it reads them
+        holder.signal(child_name(network), signal.SIGHUP)
+
+
+def end(holder: Holder, folder: Path, network: str) -> None:
+    """End a network's dnsmasq, and remove what it read."""
+    holder.stop(child_name(network))
+    remove_tree(folder)
+    log_file(folder).unlink(missing_ok=True)
+
+
+def why_ended(folder: Path) -> HostLacks:
+    """What a dnsmasq that ended at once said."""
+    return HostLacks(
+        f"the network's name server ended at once: {last_words(log_file(folder))}",
+        code="no_names",
+        hint="run: insula network repair",
+    )
+
+
+def last_words(log: Path) -> str:
+    """The end of what a program of ours printed; old versions of pasta complain of a missing system logger at each line."""
+    lines: Sequence[str] = ()
+    with contextlib.suppress(OSError):
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip() and "to syslog" not in line]
+    return lines[-1][-_LAST_WORDS:] if lines else "it said nothing"
