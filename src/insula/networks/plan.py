@@ -77,6 +77,7 @@ def host_links(home: str, uplink: Uplink, netns: str) -> list[str]:
         f"link set dev {link} addrgenmode none",
         f"address replace {uplink.host4}/30 dev {link}",
         f"address replace {uplink.host6}/126 dev {link} nodad",
+        f"address replace fe80::1/64 dev {link} nodad",
         f"link set dev {link} up",
     ]
 
@@ -99,6 +100,7 @@ def fabric_links(uplink: Uplink | None) -> list[str]:
             f"link set dev {naming.UPLINK} addrgenmode none",
             f"address replace {uplink.inner4}/30 dev {naming.UPLINK}",
             f"address replace {uplink.inner6}/126 dev {naming.UPLINK} nodad",
+            f"address replace fe80::2/64 dev {naming.UPLINK} nodad",  # what a router asks its neighbours with
             f"link set dev {naming.UPLINK} up",
             f"route replace default via {uplink.host4} dev {naming.UPLINK}",
             f"route replace ::/0 via {uplink.host6} dev {naming.UPLINK}",
