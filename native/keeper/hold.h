@@ -74,7 +74,7 @@ void children_end(void);
 
 /* ---- rooms ---- */
 
-/* See only the system's programs, /dev/null, and `folder` (or nothing) at /n; all of it read-only. */
+/* See only the system's programs, /dev/null, /dev/urandom, and `folder` (or nothing) at /n; all of it read-only. */
 bool enter_room(const char *folder);
 
 /* Be user `uid` (or who we are, if it is negative) with none but the capabilities of `mask`, now and in what is executed. */

@@ -54,15 +54,16 @@ static bool add_system_folder(const char *name)
     return symlink(target, to) == 0;
 }
 
-static bool add_device(void)
+static bool add_device(const char *name)
 {
-    if (mkdir("/tmp/dev", 0755) < 0)
-        return false;
-    int place = open("/tmp/dev/null", O_CREAT | O_WRONLY | O_CLOEXEC, 0644);
+    char from[32], to[64];
+    snprintf(from, sizeof from, "/dev/%s", name);
+    snprintf(to, sizeof to, "%s/dev/%s", stage, name);
+    int place = open(to, O_CREAT | O_WRONLY | O_CLOEXEC, 0644);
     if (place < 0)
         return false;
     close(place);
-    return mount("/dev/null", "/tmp/dev/null", NULL, MS_BIND, NULL) == 0;
+    return mount(from, to, NULL, MS_BIND, NULL) == 0;
 }
 
 bool enter_room(const char *folder)
@@ -80,7 +81,7 @@ bool enter_room(const char *folder)
     for (size_t i = 0; i < sizeof folders / sizeof *folders; i++)
         if (!add_system_folder(folders[i]))
             return false;
-    if (!add_device() || mkdir("/tmp/n", 0755) < 0 || (folder && !bind(path, "/tmp/n")))
+    if (mkdir("/tmp/dev", 0755) < 0 || !add_device("null") || !add_device("urandom") || mkdir("/tmp/n", 0755) < 0 || (folder && !bind(path, "/tmp/n")))
         return false;
     if (mount(NULL, stage, NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV, NULL) < 0)
         return false;

@@ -89,7 +89,7 @@ def everything(
     return [INET.add(), INET.delete(), *commands]
 
 
-def host_rules(home: str, networks: Iterable[NetworkSpec]) -> list[Json]:
+def host_rules(home: str, networks: Iterable[NetworkSpec], uplink: Uplink | None = None) -> list[Json]:
     """In the host's own namespace, as root: our one table, replaced as a whole.
 
     What comes out of the fabric may go out into the world hidden behind the host's address, and not to the host itself;
@@ -99,12 +99,13 @@ def host_rules(home: str, networks: Iterable[NetworkSpec]) -> list[Json]:
     inside, into = match(meta("iifname"), link), match(meta("oifname"), link)
     answer = [match(ct("state"), ["established", "related"], "in"), match(ct("direction"), "reply"), ACCEPT]
     neighbours = match(payload("icmpv6", "type"), either("nd-neighbor-solicit", "nd-neighbor-advert"))
-    hidden: list[list[Json]] = []
-    for spec in networks:
-        for subnet_, family in ((spec.ipv4, "ip"), (spec.ipv6, "ip6")):
-            if spec.mode == "nat" and subnet_:
-                away = match(meta("oifname"), link, "!=")
-                hidden.append([match(payload(family, "saddr"), subnet(subnet_)), away, {"masquerade": None}])
+    away = match(meta("oifname"), link, "!=")
+    subnets = [
+        (each, family) for spec in networks if spec.mode == "nat" for each, family in ((spec.ipv4, "ip"), (spec.ipv6, "ip6"))
+    ]
+    if uplink is not None:  # what name servers ask on their own account
+        subnets += [(uplink.inner4, "ip"), (uplink.inner6, "ip6")]
+    hidden = [[match(payload(family, "saddr"), subnet(each)), away, {"masquerade": None}] for each, family in subnets if each]
     return [
         table.add(),
         table.delete(),

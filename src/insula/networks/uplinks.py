@@ -94,7 +94,7 @@ def offer(home_key: str, state: State, networks: Iterable[NetworkSpec]) -> None:
     specs = list(networks)
     if state.uplink is not None:
         links.apply("ip", [line for spec in specs for line in plan.host_routes(home_key, state.uplink, spec)])
-        nft.apply(rules.host_rules(home_key, specs))
+        nft.apply(rules.host_rules(home_key, specs, state.uplink))
 
 
 def withdraw(home_key: str, state: State, spec: NetworkSpec, others: Iterable[NetworkSpec]) -> None:
@@ -102,7 +102,7 @@ def withdraw(home_key: str, state: State, spec: NetworkSpec, others: Iterable[Ne
     if state.uplink is not None:
         gone = [line.replace("route replace", "route delete") for line in plan.host_routes(home_key, state.uplink, spec)]
         links.apply("ip", gone, tolerated=links.GONE)
-        nft.apply(rules.host_rules(home_key, list(others)))
+        nft.apply(rules.host_rules(home_key, list(others), state.uplink))
 
 
 def lower_root(home_key: str, state: State) -> None:
