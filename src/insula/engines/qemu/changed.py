@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from insula.engines.base import SaveOrder
+from insula.engines.qemu.heads import PASSING
 from insula.engines.qemu.memory import MAIN, PAGE, find_main, read_blocks
 from insula.engines.qemu.pagemap import Run, count_pages, own_runs, pages_of, read_memory
 from insula.engines.qemu.qmp import Monitor, Refused
@@ -212,7 +213,7 @@ def _process(monitor: Monitor, run: Path, order: SaveOrder, stack: contextlib.Ex
     proved: it holds a file that was just handed to it, and that nobody else has."""
     token = os.memfd_create("insula-which", os.MFD_CLOEXEC)
     try:
-        number = monitor.execute("add-fd", {}, [token])["fdset-id"]
+        number = monitor.execute("add-fd", {"opaque": PASSING}, [token])["fdset-id"]
         stack.callback(_take_back, monitor, number)
         for pid, name in inhabitants(run.parent, order.uuid).items():
             if name.startswith("qemu"):

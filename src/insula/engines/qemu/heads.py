@@ -9,10 +9,14 @@ import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from insula.engines.base import NewHead
 from insula.engines.qemu.qmp import Monitor, Refused
 from insula.errors import InsulaError, MachineEnded
+
+# What sets of descriptors are called that are of use to one call alone.
+PASSING: Final = "passing"
 
 
 class DescriptorSets:
@@ -26,7 +30,7 @@ class DescriptorSets:
         """QEMU's name for the file at ``path``, open with each of ``accesses``."""
         number: int | None = None
         for access in accesses:
-            number = add_descriptor(self._monitor, path, access, number)
+            number = add_descriptor(self._monitor, path, access, number, PASSING)
         assert number is not None
         self._sets.append(number)
         return f"/dev/fdset/{number}"
@@ -48,6 +52,13 @@ def add_descriptor(monitor: Monitor, path: Path, access: int, number: int | None
         os.close(descriptor)
 
 
+def take_back(monitor: Monitor, opaque: str) -> None:
+    """Take back all descriptors handed over under this name; QEMU keeps what it has opened by them."""
+    for one in monitor.execute("query-fdsets"):
+        if any(descriptor.get("opaque") == opaque for descriptor in one["fds"]):
+            monitor.execute("remove-fd", {"fdset-id": one["fdset-id"]})
+
+
 def _node(head: NewHead) -> str:
     return f"{head.disk}-{head.depth}"
 
@@ -62,7 +73,8 @@ def add_head(monitor: Monitor, head: NewHead) -> None:
     overlay = {"driver": "qcow2", "node-name": node, "file": f"{node}-file", "backing": None, "detect-zeroes": "unmap", **common}
     # Each by itself: a file added along with its overlay is drained twice and resumed once when both are opened anew (QEMU 10.0,
     # bdrv_reopen_queue_child), and the guest's disk would hang from then on.
-    if f"{node}-file" not in there:  # a verb that died may have come as far
+    if f"{node}-file" not in there:  # a verb that died may have come as far, or half as far
+        take_back(monitor, node)
         number = add_descriptor(monitor, head.path, os.O_RDWR, None, node)
         file = {"driver": "file", "node-name": f"{node}-file", "filename": f"/dev/fdset/{number}", **common}
         monitor.execute("blockdev-add", file)
@@ -77,6 +89,8 @@ def drop_head(monitor: Monitor, head: NewHead) -> None:
     for node in (_node(head), f"{_node(head)}-file"):
         with contextlib.suppress(InsulaError):
             monitor.execute("blockdev-del", {"node-name": node})
+    with contextlib.suppress(InsulaError):
+        take_back(monitor, _node(head))
 
 
 def switch(monitor: Monitor, heads: tuple[NewHead, ...]) -> None:

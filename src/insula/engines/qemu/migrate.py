@@ -18,7 +18,17 @@ from typing import Any, Final
 
 from insula.engines.base import Method, NewHead, Saved, SaveOrder
 from insula.engines.qemu.changed import Copied, changes
-from insula.engines.qemu.heads import DescriptorSets, add_head, drop_head, freeze, is_current, is_frozen, switch
+from insula.engines.qemu.heads import (
+    PASSING,
+    DescriptorSets,
+    add_head,
+    drop_head,
+    freeze,
+    is_current,
+    is_frozen,
+    switch,
+    take_back,
+)
 from insula.engines.qemu.memory import MAIN, block_pages, find_main, read_blocks
 from insula.engines.qemu.monitor import read_status
 from insula.engines.qemu.qmp import Event, Monitor, Refused
@@ -134,6 +144,7 @@ def switch_heads(socket_path: Path, heads: tuple[NewHead, ...], layers: Mapping[
         switch(monitor, left)
         _go_on(monitor, go_on)
         freeze(monitor, tuple(head for head in heads if not is_frozen(monitor, head)), layers)
+        take_back(monitor, PASSING)
 
 
 def set_links(socket_path: Path, up: bool) -> None:
