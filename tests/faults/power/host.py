@@ -78,9 +78,9 @@ def run_until_the_end(home: Path, folder: Path, name: str, **settings: Any) -> D
     machine = insula.connect(home).run("tiny", name=name, memory="768M", network="none", cold=True)
     try:
         with Monitor(home / "machines" / name / names.RUN / names.QMP_SOCKET) as monitor:
-            _plug(monitor, "tools", "rp4", {"driver": "raw", "file": _file(monitor, "tools", tools, write=False)})
-            logged = {"file": _file(monitor, "disk", disk), "log": _file(monitor, "log", log)}
-            _plug(monitor, "logged", "rp5", {"driver": "blklogwrites", "log-sector-size": 512, **logged})
+            plug(monitor, "tools", "rp4", {"driver": "raw", "file": hand_over(monitor, "tools", tools, write=False)}, write=False)
+            logged = {"file": hand_over(monitor, "disk", disk), "log": hand_over(monitor, "log", log)}
+            plug(monitor, "logged", "rp5", {"driver": "blklogwrites", "log-sector-size": 512, **logged})
         said = _work(machine, settings)
     finally:
         machine.delete(force=True)
@@ -96,7 +96,7 @@ def _work(machine: insula.Machine, settings: dict[str, Any]) -> str:
     return said
 
 
-def _file(monitor: Monitor, node: str, path: Path, *, write: bool = True) -> str:
+def hand_over(monitor: Monitor, node: str, path: Path, *, write: bool = True) -> str:
     """A file handed to QEMU, as a node."""
     with _opened(path, os.O_RDWR if write else os.O_RDONLY) as descriptor:
         number = monitor.execute("add-fd", {"opaque": node}, [descriptor])["fdset-id"]
@@ -105,9 +105,9 @@ def _file(monitor: Monitor, node: str, path: Path, *, write: bool = True) -> str
     return node
 
 
-def _plug(monitor: Monitor, name: str, port: str, node: dict[str, object]) -> None:
-    write = {"read-only": node["driver"] == "raw"}
-    monitor.execute("blockdev-add", {"node-name": f"{name}-disk", **node, **write})
+def plug(monitor: Monitor, name: str, port: str, node: dict[str, object], *, write: bool = True) -> None:
+    """Give the machine a further disk, with the serial number ``name``."""
+    monitor.execute("blockdev-add", {"node-name": f"{name}-disk", **node, "read-only": not write})
     monitor.execute("device_add", {"driver": "virtio-blk-pci", "id": name, "drive": f"{name}-disk", "bus": port, "serial": name})
 
 

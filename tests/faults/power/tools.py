@@ -11,8 +11,10 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -34,8 +36,15 @@ _LIBRARY: Final = re.compile(r"(/\S+) \(0x")
 SOURCE: Final = "/insula"
 
 
-def make_tools(folder: Path) -> Path:
-    """The image of an ext4 file system, made in ``folder``."""
+def make_tools(
+    folder: Path,
+    programs: Iterable[str] = (),
+    files: Iterable[str] = (),
+    others: Mapping[str, Path] = MappingProxyType({}),
+    size: int = 400 << 20,
+) -> Path:
+    """The image of an ext4 file system of ``size`` bytes, made in ``folder``. ``programs`` and ``files`` are put there, too, and
+    ``others``, files and folders, at the places that are their keys."""
     tree = folder / "tools"
     tree.mkdir()
     for place in ("dev", "proc", "sys", "tmp", "home", "etc"):
@@ -50,12 +59,16 @@ def make_tools(folder: Path) -> Path:
     for part in ("framework", "faults"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / "tests" / part, tree / SOURCE.lstrip("/") / "tests" / part, ignore=ignored)
+    for place, source in others.items():
+        (tree / place).parent.mkdir(parents=True, exist_ok=True)
+        copy = partial(shutil.copytree, symlinks=True) if source.is_dir() else shutil.copy2
+        copy(source, tree / place)
     storage = shutil.which("qemu-storage-daemon")
     assert storage is not None
-    programs = [python(), storage]
-    _copy(tree, programs)
+    programs = [python(), storage, *programs]
+    _copy(tree, [*programs, *files])
     _copy(tree, _libraries([*programs, *map(str, tree.rglob("*.so"))]))
-    return pack(tree, folder / "tools.raw", 400 << 20)
+    return pack(tree, folder / "tools.raw", size)
 
 
 def python() -> str:
