@@ -7,12 +7,14 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tests.framework.doors import cli_command, cli_environment
 from tests.framework.ordinary import AS_A_USER, REACHABLE, needed
+from tests.framework.project import ROOT
 
 _SCRIPT = 'mount -t tmpfs -o size="$2",mode=0700 small "$1" && echo mounted && exec cat'
 # The same for an ordinary user: the disk lies in a folder he may walk, beside another for what he caches.
@@ -28,6 +30,17 @@ echo mounted
 exec cat
 """
 _FILLER = "filler"
+
+
+@contextlib.contextmanager
+def home_on_small_disk(mount_point: Path, size: str, images: Path, *, rootless: bool = False) -> Iterator[SmallDisk]:
+    """A home with the images of another; its machines are deleted on the way out."""
+    disk = SmallDisk(mount_point, size, rootless=rootless)
+    disk.take_images(images)
+    yield disk
+    for name in disk.list():
+        disk.insula("delete", "--force", name)
+    disk.close()
 
 
 class SmallDisk:
@@ -81,12 +94,21 @@ class SmallDisk:
         (self._root / _FILLER).unlink()
 
     def _words(self, *words: str) -> list[str]:
-        return [
-            "nsenter",
-            f"--mount=/proc/{self._holder.pid}/ns/mnt",
-            *(AS_A_USER if self._rootless else []),
-            *cli_command(*words),
-        ]
+        return [*self._enter(), *cli_command(*words)]
+
+    def _enter(self) -> list[str]:
+        return ["nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", *(AS_A_USER if self._rootless else [])]
+
+    def victim(self, verb: str, name: str, **told: str) -> tuple[int, str]:
+        """Have tests.faults.victim do a request to its end, for verbs that have no command line; its status and the error's
+        code."""
+        done = subprocess.run(
+            [*self._enter(), sys.executable, "-m", "tests.faults.victim", str(self.home), "99", verb, name],
+            env=self._environment() | told | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
+            capture_output=True, check=False, timeout=100,
+        )  # fmt: skip
+        assert b"Traceback" not in done.stderr, done.stderr.decode()
+        return done.returncode, done.stderr.decode().strip()
 
     def _environment(self) -> dict[str, str]:
         return cli_environment(self.home) | (
@@ -106,10 +128,17 @@ class SmallDisk:
         )
 
     @contextlib.contextmanager
-    def begun(self, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-        """A command line under way, its output on a pipe; killed on the way out if it goes on."""
+    def begun(self, *words: str, fed: bool = False) -> Iterator[subprocess.Popen[bytes]]:
+        """A command line under way, its output on a pipe, and if it is ``fed`` its input too, and its errors; killed on the way
+        out if it goes on."""
+        pipe = subprocess.PIPE if fed else None
         child = subprocess.Popen(
-            self._words(*words), env=self._environment(), cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+            self._words(*words),
+            env=self._environment(),
+            cwd="/",
+            stdin=pipe or subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=pipe,
         )
         with child:
             try:

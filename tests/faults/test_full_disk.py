@@ -10,7 +10,7 @@ import pytest
 
 from insula.host.watch import Watch
 from insula.store import names
-from tests.faults.small_disk import SmallDisk
+from tests.faults.small_disk import SmallDisk, home_on_small_disk
 
 pytestmark = [pytest.mark.root, pytest.mark.guest, pytest.mark.limit(120)]
 
@@ -21,12 +21,8 @@ _SHAPE = ("--memory", "128M", "--network", "none")
 
 @pytest.fixture
 def disk(request: pytest.FixtureRequest, tmp_path: Path, home: Path, tiny: str) -> Iterator[SmallDisk]:
-    disk = SmallDisk(tmp_path / "small", "64m", rootless=getattr(request, "param", False))
-    disk.take_images(home)
-    yield disk
-    for name in disk.list():
-        disk.insula("delete", "--force", name)
-    disk.close()
+    with home_on_small_disk(tmp_path / "small", "64m", home, rootless=getattr(request, "param", False)) as disk:
+        yield disk
 
 
 def _machines(disk: SmallDisk) -> list[str]:

@@ -15,7 +15,7 @@ import pytest
 import insula
 from insula.errors import InsulaError
 from tests.faults.rewound import left_over
-from tests.faults.small_disk import SmallDisk
+from tests.faults.small_disk import SmallDisk, home_on_small_disk
 from tests.framework.doors import popen_cli, run_cli
 
 pytestmark = [pytest.mark.guest, pytest.mark.limit(120)]
@@ -149,12 +149,8 @@ def test_what_forks_rest_on_can_be_deleted_under_them(home: Path, running: str) 
 # -- a full disk ------------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def disk(tmp_path: Path, home: Path, tiny: str) -> Iterator[SmallDisk]:
-    disk = SmallDisk(tmp_path / "small", "300m")
-    disk.take_images(home)
-    yield disk
-    for name in disk.list():
-        disk.insula("delete", "--force", name)
-    disk.close()
+    with home_on_small_disk(tmp_path / "small", "300m", home) as disk:
+        yield disk
 
 
 # Room that is left, in bytes: none at all, for the heads but not the memory, for a part of the memory, for all but the records.
