@@ -9,202 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final
+import socket
+from collections.abc import Mapping
+from typing import Final
 
-from insula.errors import HostLacks, InsulaError, NotFound
+import msgspec
+
+from insula.errors import InsulaError, NotFound
 from insula.host import links, nft
-from insula.host.files import fleeting, remove_tree
-from insula.host.holder import Holder, connect_holder, start_holder
-from insula.model.network import NetworkSpec
-from insula.networks import lan, naming, plan, rules, uplinks
+from insula.networks import forwarders, lan, naming, plan, rules, uplinks
 from insula.networks import names as dnsmasq
+from insula.networks.ground import Fabric, attached_cards, card_file, cards_inside, expected, locked, opened, together
 from insula.networks.plan import Attached
+from insula.networks.raising import card_links, end, load, mend, raised, shape, started
 from insula.store import names
-from insula.store.locks import folder_lock
-from insula.store.records import read_record, write_record
+from insula.store.records import write_record
 
-_STATE: Final = "state.json"
-_PASTA_LOG: Final = "pasta.log"
-
-
-@dataclass
-class Fabric:
-    """A fabric while its lock is held. ``running``: the programs that ran when it was looked at last."""
-
-    home: names.Home
-    holder: Holder
-    state: uplinks.State
-    key: str
-    cards: dict[str, Attached]
-    running: set[str] = field(default_factory=set)
-
-    @property
-    def folder(self) -> Path:
-        return self.home.fabric
-
-    def network_folder(self, network: str) -> Path:
-        return self.folder / names.FABRIC_NETWORKS / network
-
-    def networks(self) -> dict[str, NetworkSpec]:
-        """The networks that cards are in."""
-        return {attached.nic.network: attached.network for attached in self.cards.values()}
-
-    def of_network(self, network: str) -> list[Attached]:
-        return [attached for attached in self.cards.values() if attached.nic.network == network]
-
-
-# -- what is there -----------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def locked(home: names.Home) -> Iterator[None]:
-    """One at a time changes the fabric. What is written meanwhile need not outlive the computer."""
-    for folder in (home.fabric, home.fabric / names.FABRIC_NICS, home.fabric / names.FABRIC_NETWORKS):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with folder_lock(home.fabric), fleeting():
-        yield
-
-
-def attached_cards(home: names.Home) -> dict[str, Attached]:
-    """All cards that are attached, by their keys."""
-    found = {}
-    folder = home.fabric / names.FABRIC_NICS
-    with contextlib.suppress(FileNotFoundError):
-        for name in sorted(os.listdir(folder)):
-            if name.endswith(".json") and not name.startswith("."):
-                with contextlib.suppress(FileNotFoundError):
-                    found[name.removesuffix(".json")] = read_record(folder / name, Attached)
-    return found
-
-
-def card_file(home: names.Home, key: str) -> Path:
-    return home.fabric / names.FABRIC_NICS / f"{key}.json"
-
-
-@contextlib.contextmanager
-def opened(home: names.Home) -> Iterator[Fabric | None]:
-    """The fabric that is there, or None. Hold the lock."""
-    holder = connect_holder(home.fabric / names.HOLDER_SOCKET)
-    if holder is None or not (home.fabric / _STATE).exists():
-        if holder is not None:
-            holder.close()
-        yield None
-        return
-    with holder:
-        state = read_record(home.fabric / _STATE, uplinks.State)
-        yield Fabric(home, holder, state, naming.home_key(home.root), attached_cards(home), holder.children())
-
-
-@contextlib.contextmanager
-def _raised(home: names.Home) -> Iterator[Fabric]:
-    """The fabric, made if it is not there, or gone on with if its holder died. Hold the lock."""
-    with opened(home) as fabric:
-        if fabric is not None:
-            yield fabric
-            return
-    with _started(home) as (fabric, went_on):
-        if went_on:
-            _mend(fabric)
-        yield fabric
-
-
-@contextlib.contextmanager
-def _started(home: names.Home) -> Iterator[tuple[Fabric, bool]]:
-    key, root = naming.home_key(home.root), os.geteuid() == 0
-    holder, went_on = start_holder(home.fabric / names.HOLDER_SOCKET, own_user=not root)
-    with holder:
-        try:
-            if not (went_on and (home.fabric / _STATE).exists()):
-                _clear(home, key)
-                write_record(home.fabric / _STATE, uplinks.choose(key, root=root))
-            state = read_record(home.fabric / _STATE, uplinks.State)
-            fabric = Fabric(home, holder, state, key, attached_cards(home))
-            if not went_on:
-                _lay_base(fabric)
-        except BaseException:
-            with contextlib.suppress(InsulaError):
-                _end(home, key, holder)
-            raise
-        yield fabric, went_on
-
-
-def _clear(home: names.Home, key: str) -> None:
-    """What an earlier fabric left, of which nothing lives: the host was rebooted, or all of it was killed."""
-    state = _read_state(home)
-    if state is not None and os.geteuid() == 0:
-        uplinks.lower_root(key, state)
-    for attached in attached_cards(home).values():
-        lan.remove(attached)
-    for name in (names.FABRIC_NICS, names.FABRIC_NETWORKS, names.FABRIC_PORTS):
-        remove_tree(home.fabric / name)
-        (home.fabric / name).mkdir(mode=0o700)
-    (home.fabric / _STATE).unlink(missing_ok=True)
-
-
-def _read_state(home: names.Home) -> uplinks.State | None:
-    with contextlib.suppress(FileNotFoundError):
-        return read_record(home.fabric / _STATE, uplinks.State)
-    return None
-
-
-def _lay_base(fabric: Fabric) -> None:
-    """What is there before any network."""
-    _set_sysctls(fabric)
-    _together(lambda: _join_world(fabric), lambda: _base_rules(fabric))
-
-
-def _base_rules(fabric: Fabric) -> None:
-    nft.apply_text(rules.PRELUDE, fabric.holder.spaces)
-    nft.apply(rules.base_rules(fabric.state.uplink, fabric.state.addresses), fabric.holder.spaces)
-
-
-def _set_sysctls(fabric: Fabric) -> None:
-    for name, value in plan.fabric_sysctls().items():
-        try:
-            fabric.holder.sysctl(name.removeprefix("net/"), value)
-        except HostLacks as refusal:
-            if "No such file" not in refusal.message:
-                raise
-
-
-def _join_world(fabric: Fabric) -> None:
-    state, holder = fabric.state, fabric.holder
-    if state.uplink is None:
-        log = os.open(fabric.folder / _PASTA_LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        try:
-            uplinks.start_pasta(fabric.key, holder, log)
-        finally:
-            os.close(log)
-    else:
-        uplinks.raise_root(fabric.key, state, holder, fabric.networks().values())
-    links.apply("ip", plan.fabric_links(state.uplink), holder.spaces)
-
-
-def _together(*works: Callable[[], None]) -> None:
-    """Side by side: each mostly waits for a program. The first error is raised when all have ended."""
-    errors: list[BaseException] = []
-
-    def attempt(work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001 (raised by who waits for all)
-            errors.append(error)
-
-    threads = [threading.Thread(target=attempt, args=(work,)) for work in works[1:]]
-    for thread in threads:
-        thread.start()
-    attempt(works[0])
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-
-
-# -- attaching ---------------------------------------------------------------------------------------------------------------
+_ALL_FRAMES: Final = 3  # ETH_P_ALL of linux/if_ether.h
 
 
 def attach(home: names.Home, attached: Attached) -> int:
@@ -220,7 +41,7 @@ def attach(home: names.Home, attached: Attached) -> int:
             except BaseException:
                 _forget(home, attached)
                 raise
-        with _raised(home) as fabric:
+        with raised(home) as fabric:
             try:
                 return _attach(fabric, attached)
             except BaseException:
@@ -237,23 +58,23 @@ def _attach(fabric: Fabric, attached: Attached) -> int:
     write_record(card_file(fabric.home, key), attached)
     tap = fabric.holder.tap(naming.tap_name(key))
     try:
-        if not known:
-            _prepare_network(fabric, network, spec)
+        if not known and spec.mode == "bridge":
+            lan.join(network, spec, fabric.holder.spaces)
         folder = fabric.network_folder(network)
         if dnsmasq.has_names(spec):
             changed = dnsmasq.write_config(folder, network, spec, fabric.of_network(network))
             dnsmasq.write_card(folder, attached)
-        batch = ([] if known else plan.network_links(network, spec)) + _card_links(attached)
+        batch = ([] if known else plan.network_links(network, spec)) + card_links(attached)
         commands = ([] if known else rules.network_rules(network, spec)) + rules.nic_rules(attached, former)
-        _together(
+        together(
             lambda: links.apply("ip", batch, fabric.holder.spaces, tolerated=links.THERE),
-            lambda: _load(fabric, rules.nic_sets(attached), commands),
+            lambda: load(fabric, rules.nic_sets(attached), commands),
             lambda: (
                 None if known or not fabric.state.uplink else uplinks.offer(fabric.key, fabric.state, fabric.networks().values())
             ),
         )
         if attached.nic.rates.up or attached.nic.rates.down:
-            _shape(fabric, attached)
+            shape(fabric, attached)
         if dnsmasq.has_names(spec):
             running = dnsmasq.child_name(network) in fabric.running
             if changed or not running:
@@ -262,32 +83,6 @@ def _attach(fabric: Fabric, attached: Attached) -> int:
         os.close(tap)
         raise
     return tap
-
-
-def _load(fabric: Fabric, sets: Sequence[dict[str, Any]], commands: Sequence[dict[str, Any]]) -> None:
-    """Rules, after the sets that these fill: nft wants those to be there before (see `rules.nic_sets`)."""
-    nft.apply(sets, fabric.holder.spaces)
-    nft.apply(commands, fabric.holder.spaces)
-
-
-def _prepare_network(fabric: Fabric, network: str, spec: NetworkSpec) -> None:
-    if spec.mode == "bridge":
-        lan.join(network, spec, fabric.holder.spaces)
-
-
-def _card_links(attached: Attached) -> list[str]:
-    tap = naming.tap_name(attached.nic.key)
-    return [*plan.nic_links(attached), *([] if attached.nic.up else [f"link set dev {tap} down"])]
-
-
-def _shape(fabric: Fabric, attached: Attached) -> None:
-    links.apply("ip", plan.shaping_links(attached), fabric.holder.spaces)
-    links.apply("tc", plan.nic_shaping(attached), fabric.holder.spaces, tolerated=links.GONE)
-    if not attached.nic.rates.up:
-        links.apply("ip", plan.drop_shaping_links(attached.nic.key), fabric.holder.spaces, tolerated=links.GONE)
-
-
-# -- detaching ---------------------------------------------------------------------------------------------------------------
 
 
 def detach(home: names.Home, key: str) -> None:
@@ -312,8 +107,9 @@ def _forget(home: names.Home, attached: Attached) -> None:
 def _detach(fabric: Fabric, attached: Attached) -> None:
     key, network, spec = attached.nic.key, attached.nic.network, attached.network
     fabric.cards.pop(key, None)
-    if not any(not lan.is_direct(other) for other in fabric.cards.values()):
-        _end(fabric.home, fabric.key, fabric.holder)
+    forwarders.end_of_card(fabric, key)
+    if not fabric.cards:
+        end(fabric.home, fabric.key, fabric.holder)
         card_file(fabric.home, key).unlink(missing_ok=True)
         return
     last = network not in fabric.networks()
@@ -335,24 +131,6 @@ def _detach(fabric: Fabric, attached: Attached) -> None:
     card_file(fabric.home, key).unlink(missing_ok=True)
 
 
-def _end(home: names.Home, key: str, holder: Holder) -> None:
-    """End the fabric and take all of it off the host."""
-    state = _read_state(home)
-    for attached in attached_cards(home).values():
-        if not lan.is_direct(attached):
-            lan.leave(attached.nic.network, attached.network)
-    holder.quit()
-    if state is not None and state.uplink is not None:
-        uplinks.lower_root(key, state)
-    for name in (names.FABRIC_NETWORKS, names.FABRIC_PORTS):
-        remove_tree(home.fabric / name)
-    for name in (names.HOLDER_SOCKET, _STATE, _PASTA_LOG):
-        (home.fabric / name).unlink(missing_ok=True)
-
-
-# -- changing ----------------------------------------------------------------------------------------------------------------
-
-
 def change(home: names.Home, attached: Attached) -> None:
     """Make a card's firewall, rates, link, name and addresses as in ``attached``, in one instant each.
 
@@ -365,12 +143,12 @@ def change(home: names.Home, attached: Attached) -> None:
             raise NotFound(f"the card {key} hangs in no network now", code="not_attached", hint="run: insula network repair")
         fabric.cards[key] = attached
         write_record(card_file(home, key), attached)
-        _load(fabric, rules.nic_sets(attached), rules.nic_rules(attached, former))
+        load(fabric, rules.nic_sets(attached), rules.nic_rules(attached, former))
         if former.nic.up != attached.nic.up:
             state = "up" if attached.nic.up else "down"
             links.apply("ip", [f"link set dev {naming.tap_name(key)} {state}"], fabric.holder.spaces)
         if former.nic.rates != attached.nic.rates:
-            _shape(fabric, attached)
+            shape(fabric, attached)
         if dnsmasq.has_names(spec):
             folder = fabric.network_folder(network)
             dnsmasq.write_card(folder, attached)
@@ -379,79 +157,110 @@ def change(home: names.Home, attached: Attached) -> None:
                 dnsmasq.start(fabric.holder, folder, network, running=dnsmasq.child_name(network) in fabric.running)
 
 
-# -- repairing ---------------------------------------------------------------------------------------------------------------
-
-
 def repair(home: names.Home) -> list[str]:
-    """Make the fabric what its files say, whatever was killed or changed. The keys of cards whose link to QEMU is lost for good.
+    """Make the fabric what its files say, whatever was killed or changed. The keys of cards that QEMU has lost for good.
 
-    Those cards count as detached afterwards; their machines need new ones.
+    Those are detached; machines that go on need new ones.
     """
     if not home.fabric.exists():
         return []
     with locked(home):
-        before = attached_cards(home)
-        if not before:
+        wanted = cards_inside(home)
+        if not wanted:
             return []
         with opened(home) as fabric:
             if fabric is not None:
-                return _mend(fabric)
-        with _started(home) as (fabric, went_on):
-            lost = _mend(fabric) if went_on else sorted(before)
-            if not fabric.cards:
-                _end(home, fabric.key, fabric.holder)
-            return lost
+                return _mend_and_drop(fabric)
+        with started(home) as (fabric, went_on):
+            if went_on:
+                return _mend_and_drop(fabric)
+            end(home, fabric.key, fabric.holder)
+            return sorted(wanted)
 
 
-def _mend(fabric: Fabric) -> list[str]:
-    fabric.running = fabric.holder.children()
-    present = _links_inside(fabric)
-    lost = sorted(key for key, card in fabric.cards.items() if not lan.is_direct(card) and naming.tap_name(key) not in present)
+def _mend_and_drop(fabric: Fabric) -> list[str]:
+    lost = mend(fabric)
     for key in lost:
-        (fabric.folder / names.FABRIC_NICS / f"{key}.json").unlink(missing_ok=True)
-        del fabric.cards[key]
-    _set_sysctls(fabric)
-    _mend_links(fabric, present)
-    nft.apply_text(rules.PRELUDE, fabric.holder.spaces)
-    cards = [card for card in fabric.cards.values() if not lan.is_direct(card)]
-    sets = [command for card in cards for command in rules.nic_sets(card)]
-    _load(fabric, sets, rules.everything(fabric.state.uplink, fabric.state.addresses, fabric.networks(), cards))
-    for attached in cards:
-        if attached.nic.rates.up or attached.nic.rates.down:
-            _shape(fabric, attached)
-    for network, spec in fabric.networks().items():
-        if dnsmasq.has_names(spec):
-            _mend_names(fabric, network, spec)
+        _detach(fabric, fabric.cards[key])
     return lost
 
 
-def _mend_links(fabric: Fabric, present: Mapping[str, object]) -> None:
-    holder, state = fabric.holder, fabric.state
-    if state.uplink is not None:
-        uplinks.raise_root(fabric.key, state, holder, fabric.networks().values())
-    elif uplinks.PASTA not in fabric.running:
-        if naming.UPLINK in present:  # of a pasta that is gone: another one makes its own
-            links.apply("ip", [f"link delete dev {naming.UPLINK}"], holder.spaces, tolerated=links.GONE)
-        _join_world(fabric)
-    batch = list(plan.fabric_links(state.uplink))
-    for network, spec in fabric.networks().items():
-        if spec.mode == "bridge":
-            lan.join(network, spec, holder.spaces)
-        batch += plan.network_links(network, spec)
-    for attached in fabric.cards.values():
-        batch += [] if lan.is_direct(attached) else _card_links(attached)
-    links.apply("ip", batch, holder.spaces, tolerated=links.THERE)
+# -- looking -----------------------------------------------------------------------------------------------------------------
 
 
-def _mend_names(fabric: Fabric, network: str, spec: NetworkSpec) -> None:
-    folder = fabric.network_folder(network)
-    changed = dnsmasq.write_config(folder, network, spec, fabric.of_network(network))
-    for attached in fabric.of_network(network):
-        dnsmasq.write_card(folder, attached)
-    running = dnsmasq.child_name(network) in fabric.running
-    if changed or not running:
-        dnsmasq.start(fabric.holder, folder, network, running=running)
+class CardStatus(msgspec.Struct, frozen=True):
+    """What went through a card, as its machine sees it, and what its rules counted: packets and bytes by the rule's name."""
+
+    attached: Attached
+    present: bool
+    sent_bytes: int = 0
+    sent_packets: int = 0
+    sent_dropped: int = 0
+    received_bytes: int = 0
+    received_packets: int = 0
+    received_dropped: int = 0
+    counters: dict[str, tuple[int, int]] = {}
 
 
-def _links_inside(fabric: Fabric) -> dict[str, links.Counted]:
-    return links.counters(fabric.holder.spaces)
+class Status(msgspec.Struct, frozen=True):
+    """A home's fabric. ``missing``: programs that should run and do not (`repair` starts them)."""
+
+    running: bool
+    cards: dict[str, CardStatus] = {}
+    missing: tuple[str, ...] = ()
+
+
+def status(home: names.Home) -> Status:
+    """What hangs in networks and how it fares; never waits for who changes them. Raises HostLacks."""
+    cards = attached_cards(home)
+    with opened(home) as fabric:
+        if fabric is None:
+            return Status(False, {key: CardStatus(card, present=False) for key, card in cards.items()})
+        seen = links.counters(fabric.holder.spaces)
+        counted = _counters(fabric)
+        found = {key: _card_status(key, card, seen, counted.get(key, {})) for key, card in cards.items()}
+        return Status(True, found, tuple(sorted(expected(fabric) - fabric.running)))
+
+
+def _card_status(key: str, card: Attached, seen: Mapping[str, links.Counted], counted: dict[str, tuple[int, int]]) -> CardStatus:
+    if lan.is_direct(card):
+        link = links.counters().get(naming.macvtap_name(key))
+        # It is a link like others: what it receives is the machine's.
+        numbers = None if link is None else (*link.sent, *link.received)
+    else:
+        link = seen.get(naming.tap_name(key))
+        numbers = None if link is None else (*link.received, *link.sent)  # a tap receives what the machine sends
+    return CardStatus(card, False, counters=counted) if numbers is None else CardStatus(card, True, *numbers, counted)
+
+
+def _counters(fabric: Fabric) -> dict[str, dict[str, tuple[int, int]]]:
+    """By card, then by what was counted."""
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    for each in nft.objects(fabric.holder.spaces, "counters"):
+        if counter := each.get("counter"):
+            what, _, key = counter["name"].rpartition("_")
+            packets, size = found.setdefault(key, {}).get(what, (0, 0))
+            found[key][what] = packets + counter["packets"], size + counter["bytes"]
+    return found
+
+
+def capture_socket(home: names.Home, key: str) -> socket.socket:
+    """A packet(7) socket that gets every frame of a card, whole, from now on. Raises NotFound (``not_attached``), HostLacks."""
+    with opened(home) as fabric:
+        attached = attached_cards(home).get(key)
+        if attached is None or (fabric is None and not lan.is_direct(attached)):
+            raise NotFound(f"the card {key} hangs in no network now", code="not_attached", hint="start the machine first")
+        if fabric is None or lan.is_direct(attached):
+            frames = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL_FRAMES))
+            link = naming.macvtap_name(key)
+        else:
+            frames = fabric.holder.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL_FRAMES))
+            link = naming.tap_name(key)
+        try:
+            frames.bind((link, _ALL_FRAMES))
+        except OSError as cause:
+            frames.close()
+            raise NotFound(
+                f"the card {key} is gone: {cause.strerror}", code="not_attached", hint="run: insula network repair"
+            ) from None
+        return frames

@@ -1,16 +1,9 @@
-"""How a fabric is joined to the world: as root by a pair of links into the host, which forwards and hides; otherwise by pasta.
-
-As root two switches of the host (`_FORWARDING`) must be on. What they were before is remembered, and they are set back
-when the fabric ends, unless somebody else has changed them meanwhile.
-"""
+"""How a fabric is joined to the world: as root by a pair of links into the host, which forwards and hides; otherwise by pasta."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import socket
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -20,61 +13,33 @@ from insula.host import links, nft
 from insula.host.holder import Holder, Program
 from insula.host.process import require_program
 from insula.model.network import NetworkSpec
-from insula.networks import naming, plan, rules
+from insula.networks import naming, plan, rules, switches
 
 PASTA: Final = "pasta"
-_FORWARDING: Final = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
-_ACCEPT_RA: Final = "accept_ra"
 
 
 class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a fabric is joined by. ``former``: what switches below /proc/sys/net were, which we turned.
-
-    ``addresses``: the host's own, which its rules name. ``uplink`` is None where pasta is the uplink.
-    """
+    """What a fabric is joined by; ``uplink`` is None where that is pasta. ``addresses``: the host's own, which its rules name."""
 
     version: int
     addresses: tuple[str, ...]
     uplink: plan.Uplink | None = None
-    former: dict[str, str] = {}
 
 
 def choose(home_key: str, *, root: bool) -> State:
     """A plan for a new uplink. Raises HostLacks (``no_free_subnet``)."""
-    link = naming.host_link(home_key)
     if not root:
-        return State(1, tuple(links.addresses()))
+        return State(1, host_addresses(home_key))
     try:
-        uplink = plan.choose_uplink(home_key, links.routes(except_link=link))
+        uplink = plan.choose_uplink(home_key, links.routes(except_link=naming.host_link(home_key)))
     except ValueError as cause:
         raise HostLacks(str(cause), code="no_free_subnet", hint="to see what is taken: ip route") from None
-    return State(1, tuple(links.addresses(except_link=link)), uplink, _former())
+    return State(1, host_addresses(home_key), uplink)
 
 
-def _former() -> dict[str, str]:
-    """The switches that must be turned, with what they are now."""
-    found = {}
-    for name in (*_FORWARDING, *_router_switches()):
-        with contextlib.suppress(OSError):
-            value = (Path("/proc/sys/net") / name).read_text().strip()
-            if value != _wanted(name):
-                found[name] = value
-    return found
-
-
-def _wanted(name: str) -> str:
-    return "2" if name.endswith(_ACCEPT_RA) else "1"
-
-
-def _router_switches() -> list[str]:
-    """A host that forwards IPv6 no longer learns its own way out from routers, unless told that it shall (2)."""
-    found = []
-    with contextlib.suppress(OSError):
-        for name in sorted(os.listdir("/proc/sys/net/ipv6/conf")):
-            switch = f"ipv6/conf/{name}/{_ACCEPT_RA}"
-            if name not in ("all", "default", "lo") and (Path("/proc/sys/net") / switch).read_text().strip() == "1":
-                found.append(switch)
-    return found
+def host_addresses(home_key: str) -> tuple[str, ...]:
+    """The host's own addresses, which machines must not reach; without those of our own link, which answer nobody anyway."""
+    return tuple(links.addresses(except_link=naming.host_link(home_key)))
 
 
 def raise_root(home_key: str, state: State, holder: Holder, networks: Iterable[NetworkSpec]) -> None:
@@ -85,8 +50,7 @@ def raise_root(home_key: str, state: State, holder: Holder, networks: Iterable[N
         made = plan.host_links(home_key, state.uplink, f"/proc/self/fd/{spaces.net}")
         links.apply("ip", made, pass_fds=spaces.descriptors())
     offer(home_key, state, networks)
-    for name in sorted(state.former, reverse=True):  # accept_ra of ipv6/conf/NAME before forwarding: nothing is forgotten
-        _turn(name, _wanted(name))
+    switches.turn_on()
 
 
 def offer(home_key: str, state: State, networks: Iterable[NetworkSpec]) -> None:
@@ -105,26 +69,12 @@ def withdraw(home_key: str, state: State, spec: NetworkSpec, others: Iterable[Ne
         nft.apply(rules.host_rules(home_key, list(others), state.uplink))
 
 
-def lower_root(home_key: str, state: State) -> None:
-    """As root: the host as it was before `raise_root`."""
+def lower_root(home_key: str) -> None:
+    """As root: the host as it was before `raise_root`, but for what other homes' fabrics still need."""
     if links.exists(naming.host_link(home_key)):
         links.apply("ip", [f"link delete dev {naming.host_link(home_key)}"], tolerated=links.GONE)
     nft.apply(rules.drop_host_rules(home_key))
-    for name in sorted(state.former):
-        with contextlib.suppress(OSError):
-            if (Path("/proc/sys/net") / name).read_text().strip() == _wanted(name):
-                _turn(name, state.former[name])
-
-
-def _turn(name: str, value: str) -> None:
-    try:
-        (Path("/proc/sys/net") / name).write_text(value)
-    except OSError as cause:
-        raise HostLacks(
-            f"this host does not let us set net/{name}: {cause.strerror}",
-            code="no_forwarding",
-            hint=f"run: sysctl -w net.{name.replace('/', '.')}={value}",
-        ) from None
+    switches.turn_back()
 
 
 def start_pasta(home_key: str, holder: Holder, log: int) -> None:

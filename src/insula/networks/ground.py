@@ -1,0 +1,120 @@
+"""What a fabric is told by: its lock, its files, and its holder while somebody works on it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from insula.host.files import fleeting
+from insula.host.holder import Holder, connect_holder
+from insula.model.network import NetworkSpec
+from insula.networks import lan, naming, uplinks
+from insula.networks import names as dnsmasq
+from insula.networks.plan import Attached
+from insula.store import names
+from insula.store.locks import folder_lock
+from insula.store.records import read_record
+
+STATE: Final = "state.json"
+PASTA_LOG: Final = "pasta.log"
+
+
+@dataclass
+class Fabric:
+    """A fabric while its lock is held. ``cards``: those that hang in it. ``running``: the programs that ran when it began."""
+
+    home: names.Home
+    holder: Holder
+    state: uplinks.State
+    key: str
+    cards: dict[str, Attached]
+    running: set[str] = field(default_factory=set)
+
+    @property
+    def folder(self) -> Path:
+        return self.home.fabric
+
+    def network_folder(self, network: str) -> Path:
+        return self.folder / names.FABRIC_NETWORKS / network
+
+    def networks(self) -> dict[str, NetworkSpec]:
+        """The networks that cards are in."""
+        return {attached.nic.network: attached.network for attached in self.cards.values()}
+
+    def of_network(self, network: str) -> list[Attached]:
+        return [attached for attached in self.cards.values() if attached.nic.network == network]
+
+
+@contextlib.contextmanager
+def locked(home: names.Home) -> Iterator[None]:
+    """One at a time changes the fabric. What is written meanwhile need not outlive the computer."""
+    for folder in (home.fabric, home.fabric / names.FABRIC_NICS, home.fabric / names.FABRIC_NETWORKS):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with folder_lock(home.fabric), fleeting():
+        yield
+
+
+def attached_cards(home: names.Home) -> dict[str, Attached]:
+    """All cards that are attached, by their keys."""
+    found = {}
+    folder = home.fabric / names.FABRIC_NICS
+    with contextlib.suppress(FileNotFoundError):
+        for name in sorted(os.listdir(folder)):
+            if name.endswith(".json") and not name.startswith("."):
+                with contextlib.suppress(FileNotFoundError):
+                    found[name.removesuffix(".json")] = read_record(folder / name, Attached)
+    return found
+
+
+def cards_inside(home: names.Home) -> dict[str, Attached]:
+    """Those that hang in the fabric, not on a network card of the host."""
+    return {key: attached for key, attached in attached_cards(home).items() if not lan.is_direct(attached)}
+
+
+def card_file(home: names.Home, key: str) -> Path:
+    return home.fabric / names.FABRIC_NICS / f"{key}.json"
+
+
+@contextlib.contextmanager
+def opened(home: names.Home) -> Iterator[Fabric | None]:
+    """The fabric that is there, or None. Hold the lock."""
+    holder = connect_holder(home.fabric / names.HOLDER_SOCKET)
+    if holder is None or not (home.fabric / STATE).exists():
+        if holder is not None:
+            holder.close()
+        yield None
+        return
+    with holder:
+        state = read_record(home.fabric / STATE, uplinks.State)
+        yield Fabric(home, holder, state, naming.home_key(home.root), cards_inside(home), holder.children())
+
+
+def expected(fabric: Fabric) -> set[str]:
+    """The programs that should run, but for those that publish ports."""
+    servers = {dnsmasq.child_name(network) for network, spec in fabric.networks().items() if dnsmasq.has_names(spec)}
+    return servers if fabric.state.uplink is not None else servers | {uplinks.PASTA}
+
+
+def together(*works: Callable[[], None]) -> None:
+    """Side by side: each mostly waits for a program. The first error is raised when all have ended."""
+    errors: list[BaseException] = []
+
+    def attempt(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 (raised by who waits for all)
+            errors.append(error)
+
+    threads = [threading.Thread(target=attempt, args=(work,)) for work in works[1:]]
+    for thread in threads:
+        thread.start()
+    attempt(works[0])
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]

@@ -1,0 +1,205 @@
+"""How a fabric comes, is put right, and goes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from insula.errors import HostLacks, InsulaError
+from insula.host import links, nft
+from insula.host.files import remove_tree
+from insula.host.holder import Holder, start_holder
+from insula.model.network import NetworkSpec
+from insula.networks import forwarders, lan, naming, plan, rules, uplinks
+from insula.networks import names as dnsmasq
+from insula.networks.ground import PASTA_LOG, STATE, Fabric, attached_cards, cards_inside, expected, opened, together
+from insula.networks.plan import Attached
+from insula.store import names
+from insula.store.records import read_record, write_record
+
+
+@contextlib.contextmanager
+def raised(home: names.Home) -> Iterator[Fabric]:
+    """The fabric, made if it is not there, or gone on with if its holder died. Hold the lock."""
+    with opened(home) as fabric:
+        if fabric is not None:
+            if expected(fabric) - fabric.running:
+                mend(fabric)
+            elif note_addresses(fabric):
+                nft.apply(rules.base_rules(fabric.state.uplink, fabric.state.addresses), fabric.holder.spaces)
+            yield fabric
+            return
+    with started(home) as (fabric, went_on):
+        if went_on:
+            mend(fabric)
+        yield fabric
+
+
+@contextlib.contextmanager
+def started(home: names.Home) -> Iterator[tuple[Fabric, bool]]:
+    key, root = naming.home_key(home.root), os.geteuid() == 0
+    holder, went_on = start_holder(home.fabric / names.HOLDER_SOCKET, own_user=not root)
+    with holder:
+        try:
+            if not (went_on and (home.fabric / STATE).exists()):
+                _clear(home, key)
+                write_record(home.fabric / STATE, uplinks.choose(key, root=root))
+            state = read_record(home.fabric / STATE, uplinks.State)
+            fabric = Fabric(home, holder, state, key, cards_inside(home))
+            if not went_on:
+                _lay_base(fabric)
+        except BaseException:
+            with contextlib.suppress(InsulaError):
+                end(home, key, holder)
+            raise
+        yield fabric, went_on
+
+
+def _clear(home: names.Home, key: str) -> None:
+    """What an earlier fabric left, of which nothing lives: the host was rebooted, or all of it was killed."""
+    state = _read_state(home)
+    if state is not None and os.geteuid() == 0:
+        uplinks.lower_root(key)
+    for attached in attached_cards(home).values():
+        lan.remove(attached)
+    for name in (names.FABRIC_NICS, names.FABRIC_NETWORKS, names.FABRIC_PORTS):
+        remove_tree(home.fabric / name)
+        (home.fabric / name).mkdir(mode=0o700)
+    (home.fabric / STATE).unlink(missing_ok=True)
+
+
+def _read_state(home: names.Home) -> uplinks.State | None:
+    with contextlib.suppress(FileNotFoundError):
+        return read_record(home.fabric / STATE, uplinks.State)
+    return None
+
+
+def _lay_base(fabric: Fabric) -> None:
+    """What is there before any network."""
+    _set_sysctls(fabric)
+    together(lambda: _join_world(fabric), lambda: _base_rules(fabric))
+
+
+def _base_rules(fabric: Fabric) -> None:
+    nft.apply_text(rules.PRELUDE, fabric.holder.spaces)
+    nft.apply(rules.base_rules(fabric.state.uplink, fabric.state.addresses), fabric.holder.spaces)
+
+
+def _set_sysctls(fabric: Fabric) -> None:
+    for name, value in plan.fabric_sysctls().items():
+        try:
+            fabric.holder.sysctl(name.removeprefix("net/"), value)
+        except HostLacks as refusal:
+            if "No such file" not in refusal.message:
+                raise
+
+
+def _join_world(fabric: Fabric) -> None:
+    state, holder = fabric.state, fabric.holder
+    if state.uplink is None:
+        log = os.open(fabric.folder / PASTA_LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            uplinks.start_pasta(fabric.key, holder, log)
+        finally:
+            os.close(log)
+    else:
+        uplinks.raise_root(fabric.key, state, holder, fabric.networks().values())
+    links.apply("ip", plan.fabric_links(state.uplink), holder.spaces)
+
+
+def mend(fabric: Fabric) -> list[str]:
+    """Make all as the files say, whatever it is. The keys of cards whose taps are gone: their QEMUs have ended, or lost them."""
+    fabric.running = fabric.holder.children()
+    present = links.counters(fabric.holder.spaces)
+    lost = [key for key in sorted(fabric.cards) if naming.tap_name(key) not in present]
+    _set_sysctls(fabric)
+    _mend_links(fabric, present)
+    note_addresses(fabric)
+    nft.apply_text(rules.PRELUDE, fabric.holder.spaces)
+    sets = [command for card in fabric.cards.values() for command in rules.nic_sets(card)]
+    wanted = rules.everything(fabric.state.uplink, fabric.state.addresses, fabric.networks(), fabric.cards.values())
+    load(fabric, sets, wanted)
+    for key, attached in fabric.cards.items():
+        if key not in lost and (attached.nic.rates.up or attached.nic.rates.down):
+            shape(fabric, attached)
+    for network, spec in fabric.networks().items():
+        if dnsmasq.has_names(spec):
+            _mend_names(fabric, network, spec)
+    forwarders.mend(fabric)
+    return lost
+
+
+def note_addresses(fabric: Fabric) -> bool:
+    """Look at the host's addresses anew; whether they are others than the rules know."""
+    addresses = uplinks.host_addresses(fabric.key)
+    if addresses == fabric.state.addresses:
+        return False
+    fabric.state = msgspec.structs.replace(fabric.state, addresses=addresses)
+    write_record(fabric.folder / STATE, fabric.state)
+    return True
+
+
+def load(fabric: Fabric, sets: Sequence[dict[str, Any]], commands: Sequence[dict[str, Any]]) -> None:
+    """Rules, after the sets that these fill: nft wants those to be there before (see `rules.nic_sets`)."""
+    nft.apply(sets, fabric.holder.spaces)
+    nft.apply(commands, fabric.holder.spaces)
+
+
+def _mend_links(fabric: Fabric, present: Collection[str]) -> None:
+    holder, state = fabric.holder, fabric.state
+    if state.uplink is not None:
+        uplinks.raise_root(fabric.key, state, holder, fabric.networks().values())
+    elif uplinks.PASTA not in fabric.running:
+        if naming.UPLINK in present:  # of a pasta that is gone: another one makes its own
+            links.apply("ip", [f"link delete dev {naming.UPLINK}"], holder.spaces, tolerated=links.GONE)
+        _join_world(fabric)
+    batch = list(plan.fabric_links(state.uplink))
+    for network, spec in fabric.networks().items():
+        if spec.mode == "bridge":
+            lan.join(network, spec, holder.spaces)
+        batch += plan.network_links(network, spec)
+    for key, attached in fabric.cards.items():
+        batch += card_links(attached) if naming.tap_name(key) in present else []
+    links.apply("ip", batch, holder.spaces, tolerated=links.THERE)
+
+
+def _mend_names(fabric: Fabric, network: str, spec: NetworkSpec) -> None:
+    folder = fabric.network_folder(network)
+    changed = dnsmasq.write_config(folder, network, spec, fabric.of_network(network))
+    for attached in fabric.of_network(network):
+        dnsmasq.write_card(folder, attached)
+    running = dnsmasq.child_name(network) in fabric.running
+    if changed or not running:
+        dnsmasq.start(fabric.holder, folder, network, running=running)
+
+
+def card_links(attached: Attached) -> list[str]:
+    """In the fabric: a card's tap in its network, up or not."""
+    tap = naming.tap_name(attached.nic.key)
+    return [*plan.nic_links(attached), *([] if attached.nic.up else [f"link set dev {tap} down"])]
+
+
+def shape(fabric: Fabric, attached: Attached) -> None:
+    """Slow a card down as its rates say, or no more."""
+    links.apply("ip", plan.shaping_links(attached), fabric.holder.spaces)
+    links.apply("tc", plan.nic_shaping(attached), fabric.holder.spaces, tolerated=links.GONE)
+    if not attached.nic.rates.up:
+        links.apply("ip", plan.drop_shaping_links(attached.nic.key), fabric.holder.spaces, tolerated=links.GONE)
+
+
+def end(home: names.Home, key: str, holder: Holder) -> None:
+    """End the fabric and take all of it off the host."""
+    state = _read_state(home)
+    for attached in cards_inside(home).values():
+        lan.leave(attached.nic.network, attached.network)
+    holder.quit()
+    if state is not None and state.uplink is not None:
+        uplinks.lower_root(key)
+    for name in (names.FABRIC_NETWORKS, names.FABRIC_PORTS):
+        remove_tree(home.fabric / name)
+    for name in (names.HOLDER_SOCKET, STATE, PASTA_LOG):
+        (home.fabric / name).unlink(missing_ok=True)
