@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
@@ -62,26 +63,22 @@ def refusals(stderr: str) -> Iterator[tuple[int, str]]:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What a link has carried: received and sent as the link's own side sees it."""
+    """What a link has carried, as its own side sees it: bytes, packets, and packets dropped."""
 
     up: bool
-    received_bytes: int
-    received_packets: int
-    received_dropped: int
-    sent_bytes: int
-    sent_packets: int
-    sent_dropped: int
+    received: tuple[int, int, int]
+    sent: tuple[int, int, int]
 
 
-def counters(spaces: Spaces) -> dict[str, Counted]:
-    """All links in ``spaces``, by name. Raises ChildFailed."""
-    argv = [*spaces.enter(), "ip", "-json", "-statistics", "link", "show"]
-    listing = json.loads(run(argv, pass_fds=spaces.descriptors(), timeout=_PATIENCE).stdout or b"[]")
+def counters(spaces: Spaces | None = None) -> dict[str, Counted]:
+    """All links in ``spaces`` (or here), by name. Raises ChildFailed."""
+    inside, descriptors = (spaces.enter(), spaces.descriptors()) if spaces is not None else ([], ())
+    listing = run([*inside, "ip", "-json", "-statistics", "link", "show"], pass_fds=descriptors, timeout=_PATIENCE).stdout
     found = {}
-    for each in listing:
+    for each in json.loads(listing or b"[]"):
         got, sent = each["stats64"]["rx"], each["stats64"]["tx"]
-        numbers = [side[name] for side in (got, sent) for name in ("bytes", "packets", "dropped")]
-        found[each["ifname"]] = Counted("UP" in each["flags"], *numbers)
+        sides = [(side["bytes"], side["packets"], side["dropped"]) for side in (got, sent)]
+        found[each["ifname"]] = Counted("UP" in each["flags"], *sides)
     return found
 
 
@@ -91,7 +88,7 @@ _REQUEST_DUMP: Final = 0x301  # NLM_F_REQUEST | NLM_F_DUMP
 _ERROR, _DONE = 2, 3
 _ADDRESS, _LOCAL = 1, 2  # IFA_ADDRESS, IFA_LOCAL
 _DESTINATION, _OUT = 1, 4  # RTA_DST, RTA_OIF
-_MAIN, _UNICAST = 254, 1  # RT_TABLE_MAIN, RTN_UNICAST
+_MAIN, _UNICAST, _BY_ROUTERS = 254, 1, 9  # RT_TABLE_MAIN, RTN_UNICAST, RTPROT_RA
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 
 
@@ -157,6 +154,18 @@ def has_default_route(family: int) -> bool:
         if (seen, length, table, kind) == (family, 0, _MAIN, _UNICAST):
             return True
     return False
+
+
+def learned_from_routers() -> set[str]:
+    """The links by which this host goes to what IPv6 routers told it of."""
+    found = set()
+    for message in _dump(_GETROUTE):
+        family, protocol = struct.unpack_from("=B4xB", message)
+        told = _attributes(message[12:])
+        if family == socket.AF_INET6 and protocol == _BY_ROUTERS and _OUT in told:
+            with contextlib.suppress(OSError):  # the link is just going
+                found.add(socket.if_indextoname(struct.unpack("=I", told[_OUT])[0]))
+    return found
 
 
 def exists(link: str) -> bool:

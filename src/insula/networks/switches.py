@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from insula.errors import HostLacks
+from insula.host import links
 from insula.store.locks import folder_lock
 
 _FOLDER: Final = Path("/run/insula")
@@ -68,10 +69,8 @@ def _router_switches() -> list[str]:
 
     These are turned before it forwards, so that nothing it learned is forgotten.
     """
-    folder = _ROOT / "ipv6/conf"
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    switches = [f"ipv6/conf/{name}/{_ACCEPT_RA}" for name in names if name not in ("all", "default", "lo")]
-    return [switch for switch in switches if _read(switch) == "1" and not _OURS.fullmatch(switch.split("/")[2])]
+    switches = [f"ipv6/conf/{name}/{_ACCEPT_RA}" for name in sorted(links.learned_from_routers())]
+    return [switch for switch in switches if _read(switch) == "1"]
 
 
 def _read(name: str) -> str | None:
