@@ -115,6 +115,9 @@ def fabric_sysctls() -> dict[str, str]:
         "net/ipv6/conf/all/forwarding": "1",
         "net/ipv4/conf/all/send_redirects": "0",
         "net/ipv4/conf/default/send_redirects": "0",
+        # What is forbidden is refused at once, also the second time within a second.
+        "net/ipv4/icmp_ratelimit": "0",
+        "net/ipv6/icmp/ratelimit": "0",
         "net/ipv6/conf/all/accept_ra": "0",
         "net/ipv6/conf/default/accept_ra": "0",
         "net/bridge/bridge-nf-call-iptables": "0",

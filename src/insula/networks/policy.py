@@ -18,7 +18,8 @@ from insula.networks.plan import Attached, Uplink, gateway4, gateway6
 from insula.networks.terms import (
     ACCEPT,
     DROP,
-    REJECT,
+    PROHIBITED,
+    RESET,
     Holding,
     Json,
     Table,
@@ -40,6 +41,7 @@ INET: Final = Table("inet", naming.TABLE)
 DOMAIN_SECONDS: Final = 300
 
 _ANSWER: Final = [match(ct("state"), ["established", "related"], "in"), match(ct("direction"), "reply"), ACCEPT]
+_REFUSE: Final = jump("refuse")
 _KNOWN: Final = match(ct("state"), ["established", "related"], "in")
 _FROM_MACHINES: Final = match(meta("iifname"), naming.BRIDGES)
 _TO_MACHINES: Final = match(meta("oifname"), naming.BRIDGES)
@@ -62,6 +64,8 @@ def base(uplink: Uplink | None, host_addresses: Iterable[str]) -> list[Json]:
         INET.map("egress", "mark"),
         INET.map("ingress4", "ipv4_addr"),
         INET.map("ingress6", "ipv6_addr"),
+        # What was open ends at once for the machine too; what is new is told that it is forbidden, not that nobody is there.
+        *INET.chain("refuse", [[_KNOWN, match(meta("l4proto"), "tcp"), RESET], [PROHIBITED]]),
         *_input(uplink),
         *_forward(),
         *_masquerade(uplink),
@@ -104,8 +108,8 @@ def _forward() -> list[Json]:
     rules: list[list[Json]] = [
         list(_ANSWER),
         [_FROM_MACHINES, _TO_MACHINES, DROP],
-        [_FROM_MACHINES, match(payload("ip", "daddr"), "@host4"), REJECT],
-        [_FROM_MACHINES, match(payload("ip6", "daddr"), "@host6"), REJECT],
+        [_FROM_MACHINES, match(payload("ip", "daddr"), "@host4"), _REFUSE],
+        [_FROM_MACHINES, match(payload("ip6", "daddr"), "@host6"), _REFUSE],
         [match(meta("iifname"), "@nats"), _TO_OUTSIDE, vmap(meta("mark"), "egress")],
         [_FROM_OUTSIDE, match(meta("oifname"), "@nats"), vmap(payload("ip", "daddr"), "ingress4")],
         [_FROM_OUTSIDE, match(meta("oifname"), "@nats"), vmap(payload("ip6", "daddr"), "ingress6")],
@@ -178,7 +182,7 @@ def domains(attached: Attached) -> list[str]:
 
 
 def _egress(attached: Attached) -> list[list[Json]]:
-    rules, refuse = _judged(attached, "egress"), [counted(naming.counter_name("egress", attached.nic.key)), REJECT]
+    rules, refuse = _judged(attached, "egress"), [counted(naming.counter_name("egress", attached.nic.key)), _REFUSE]
     if attached.firewall.profile == "none":
         return [*rules, refuse]
     if attached.firewall.profile == "internet-only":
@@ -192,7 +196,7 @@ def _judged(attached: Attached, direction: str) -> list[list[Json]]:
     for number, rule in enumerate(attached.firewall.rules):
         if rule.direction != direction:
             continue
-        verdict = [counted(naming.counter_name(f"rule{number}", attached.nic.key)), ACCEPT if rule.action == "allow" else REJECT]
+        verdict = [counted(naming.counter_name(f"rule{number}", attached.nic.key)), ACCEPT if rule.action == "allow" else _REFUSE]
         if peer_kind(rule.peer) == "domain":
             found += _domain(rule, naming.domain_sets(attached.nic.key, rule.peer), verdict)
         else:

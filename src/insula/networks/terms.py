@@ -11,7 +11,8 @@ Json = dict[str, Any]  # one object of libnftables-json: its shape is checked by
 ACCEPT: Json = {"accept": None}
 DROP: Json = {"drop": None}
 RETURN: Json = {"return": None}
-REJECT: Json = {"reject": {"type": "icmpx", "expr": "admin-prohibited"}}
+PROHIBITED: Json = {"reject": {"type": "icmpx", "expr": "admin-prohibited"}}
+RESET: Json = {"reject": {"type": "tcp reset"}}
 
 
 def payload(protocol: str, field: str) -> Json:

@@ -1,0 +1,119 @@
+"""A host in a network namespace of its own, on a LAN with somebody else, for a real fabric to be made on it by `actor`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.framework.ordinary import AS_A_USER, REACHABLE, needed
+from tests.functional.networks.lab import PYTHON, Failed, Node
+
+OTHER4, HOST4 = "203.0.113.9", "203.0.113.1"
+
+# Arguments: a folder, whether for a user, the home, then those of REACHABLE, "--" and the command. What names links is the
+# namespace's own sysfs; the tun device is as distributions have it.
+_HOST = (
+    REACHABLE
+    + r"""
+set -e
+folder=$1 user=$2 home=$3; shift 3
+mount -t sysfs sysfs /sys
+mount -t tmpfs -o mode=755 tmpfs /run
+ip link set lo up
+if [ "$user" = yes ]; then
+    mkdir -p "$folder/dev" "$folder/home"
+    mount -t tmpfs -o mode=755 tmpfs "$folder/dev"
+    mknod -m 666 "$folder/dev/tun" c 10 200
+    mount --bind "$folder/dev/tun" /dev/net/tun
+    chmod 755 "$folder"; chown 65534 "$folder/home"
+    words=
+    while [ "$1" != -- ]; do words="$words $1"; shift; done
+    mkdir "$folder/ours"
+    reachable "$folder/ours" $words
+fi
+while [ "$1" != -- ]; do shift; done
+shift
+exec "$@"
+"""
+)
+
+
+class World:
+    """``host`` does what `actor` can, ``other`` what `node` can."""
+
+    def __init__(self, folder: Path, stack: contextlib.ExitStack, *, ordinary: bool) -> None:
+        self._stack = stack
+        home = folder / "home" / "insula"
+        environment = ["/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", f"INSULA_HOME={home}", f"HOME={folder}/home"]
+        environment += [f"XDG_CACHE_HOME={_cache(folder, ordinary)}", f"PYTHONPATH={os.environ['PYTHONPATH']}:{Path(__file__).parents[3]}"]
+        actor = [*environment, sys.executable, "-B", "-m", "tests.functional.networks.actor"]
+        words = [os.fspath(folder), "yes" if ordinary else "no", os.fspath(home), *needed(), "--", *(AS_A_USER if ordinary else []), *actor]
+        self.other = self._node(["unshare", "--net", *PYTHON])
+        self.host = self._node(["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", _HOST, "sh", *words])
+        self._join()
+
+    def _node(self, argv: list[str]) -> Node:
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/")
+        self._stack.callback(process.wait)
+        assert process.stdin is not None
+        self._stack.callback(process.stdin.close)
+        return Node(process)
+
+    def _join(self) -> None:
+        """A LAN of two, made from here: as root, whoever the host's user is."""
+        made = f"link add name eth0 netns {self.host.path} type veth peer name eth0 netns {self.other.path}\n"
+        subprocess.run(["ip", "-batch", "-"], input=made.encode(), check=True)
+        for end, address in ((self.host, HOST4), (self.other, OTHER4)):
+            batch = f"link set eth0 up\naddress add {address}/24 dev eth0\nlink set lo up\n"
+            subprocess.run(["nsenter", f"--net={end.path}", "ip", "-batch", "-"], input=batch.encode(), check=True)
+
+    def root(self, *words: str) -> None:
+        """Do something as root in the host's network."""
+        subprocess.run(["nsenter", f"--net={self.host.path}", *words], check=True)
+
+    def machine(self, name: str) -> Guest:
+        return Guest(self.host, name)
+
+
+class Guest:
+    """A machine on the host: ``guest.ping("10.0.0.1")`` calls `node.ping` in it."""
+
+    def __init__(self, host: Node, name: str) -> None:
+        self._host, self._name = host, name
+
+    def __getattr__(self, what: str) -> Any:
+        def do(*words: Any, **named: Any) -> Any:
+            done, reply = self._host.machine(self._name, json.dumps([what, words, named]))
+            if not done:
+                raise Failed(f"{what}{words}: {reply}")
+            return reply
+
+        return do
+
+
+def _cache(folder: Path, ordinary: bool) -> Path:
+    """A user has our built programs in a cache of his own."""
+    from insula.host.native import native_digest, native_path
+
+    program = native_path("insula-keeper")
+    if not ordinary:
+        return program.parents[2].parent
+    place = folder / "home" / "cache" / "insula" / f"native-{native_digest('keeper')}" / program.parent.name
+    place.mkdir(parents=True)
+    (place / program.name).write_bytes(program.read_bytes())
+    (place / program.name).chmod(0o755)
+    for each in [folder / "home", *(folder / "home").rglob("*")]:
+        os.chown(each, 65534, 65534)
+    return folder / "home" / "cache"
+
+
+@contextlib.contextmanager
+def world(folder: Path, *, ordinary: bool) -> Iterator[World]:
+    with contextlib.ExitStack() as stack:
+        yield World(folder, stack, ordinary=ordinary)
