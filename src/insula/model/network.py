@@ -227,13 +227,24 @@ def parse_rule(text: str) -> Rule:
 
 def check_rule(rule: Rule) -> Rule:
     """``rule`` itself when it makes sense. Raises UsageError (``bad_rule``)."""
-    if peer_kind(rule.peer) == "domain" and rule.direction == "ingress":
-        raise _bad_rule("who sends to a machine is known by address only, not by domain")
+    if peer_kind(rule.peer) == "domain":
+        if rule.direction == "ingress":
+            raise _bad_rule("who sends to a machine is known by address only, not by domain")
+        if rule.peer.lower().rstrip(".").endswith(".insula"):
+            raise _bad_rule(f"'{_shown(rule.peer)}' is a machine, and named as in machine:web")
     if rule.ports:
         if rule.protocol == "icmp":
             raise _bad_rule("icmp has no ports")
         parse_ports(rule.ports)
     return rule
+
+
+def check_firewall(spec: NetworkSpec, firewall: Firewall) -> Firewall:
+    """``firewall`` itself when all of it can hold on a network of this shape. Raises UsageError (``bad_rule``)."""
+    for rule in firewall.rules:
+        if peer_kind(check_rule(rule).peer) == "domain" and spec.mode == "bridge":
+            raise _bad_rule(f"'{_shown(rule.peer)}' cannot be watched on a bridged network: there the LAN's name server answers")
+    return firewall
 
 
 def format_rule(rule: Rule) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from insula.model.network import Action, Direction
+from insula.model.network import LOCAL_IPV4, LOCAL_IPV6, Action, Direction
 from insula.networks import naming
 from insula.networks.guard import BRIDGE
 from insula.networks.matching import matches
@@ -26,6 +26,7 @@ from insula.networks.terms import (
     meta,
     payload,
     remember,
+    subnet,
     vmap,
 )
 
@@ -100,15 +101,29 @@ def rule_counters(attached: Attached) -> list[str]:
 
 def _chains(attached: Attached) -> list[Json]:
     key = attached.nic.key
-    refuse: list[Json] = [counted(naming.counter_name("egress", key)), DROP]
-    closing = [] if attached.firewall.profile == "open" else [refuse]
     asked, begun = (f"asked_{key}", f"askers_{key}"), (f"begun_{key}", f"called_{key}")
     return [
-        *BRIDGE.chain(f"egress_{key}", [*_judged(attached, "egress"), *closing]),
+        *BRIDGE.chain(f"egress_{key}", [*_judged(attached, "egress"), *_closing(attached)]),
         *BRIDGE.chain(f"ingress_{key}", _judged(attached, "ingress")),
         *BRIDGE.chain(f"sending_{key}", _way("daddr", asked, f"egress_{key}", begun)),
         *BRIDGE.chain(f"getting_{key}", _way("saddr", begun, f"ingress_{key}", asked)),
     ]
+
+
+def _closing(attached: Attached) -> list[list[Json]]:
+    """What the profile says where no rule fits. On a network of ours other machines are never the internet; on a bridged one
+    all the world is behind its ports, and so are the servers of DHCP and DNS that a guest of the LAN cannot do without."""
+    profile, refuse = attached.firewall.profile, [counted(naming.counter_name("egress", attached.nic.key)), DROP]
+    if profile == "open":
+        return []
+    if attached.network.mode != "bridge":
+        return [refuse]
+    leases: list[Json] = [match(payload("udp", "dport"), either(67, 547)), RETURN]
+    if profile == "none":
+        return [leases, refuse]
+    names: list[Json] = [match(meta("l4proto"), either("tcp", "udp")), match(payload("th", "dport"), 53), RETURN]
+    local = [(payload("ip", "daddr"), LOCAL_IPV4), (payload("ip6", "daddr"), LOCAL_IPV6)]
+    return [leases, names, *[[match(where, either(*map(subnet, which))), *refuse] for where, which in local]]
 
 
 def _way(other: str, known: tuple[str, str], judge: str, learned: tuple[str, str]) -> list[list[Json]]:

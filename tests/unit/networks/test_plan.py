@@ -1,0 +1,162 @@
+"""What the fabric is to look like: golden files, and what must hold for every card.
+
+Whether the kernel takes it, and what it then does, is proved by tests/functional/networks.
+After a wanted change: INSULA_WRITE_GOLDEN=1 ./test tests/unit/networks, then read the difference.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from ipaddress import ip_network
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from insula.model.network import Firewall, NetworkSpec, Nic, Rates, Rule, parse_rule
+from insula.networks import dns, naming, plan, rules
+from insula.networks.plan import Attached
+from insula.networks.terms import Json
+
+GOLDEN = Path(__file__).parent / "golden"
+
+HOME, LAB = "0123abcd", "1a000001"
+UPLINK = plan.choose_uplink(HOME, [])
+NAT = NetworkSpec("nat", "10.77.0.0/24", "fd12:3456:789a:1::/64")
+PRIVATE = NetworkSpec("private", "10.79.0.0/24", "fd12:3456:789a:3::/64", isolated=True)
+LAN = NetworkSpec("bridge", parent="br0", vlan=7)
+NIC = Nic("00c0ffee", LAB, "52:54:00:00:00:0a", "10.77.0.10", "fd12:3456:789a:1:5054:ff:fe00:a")
+WEB = Attached(NIC, "web", "11111111-2222-4333-8444-555555555555", NAT)
+RULES = (
+    "allow to example.org tcp 443",
+    "deny to 10.0.0.0/8",
+    "allow to 10.77.0.11 tcp 8000-8010",
+    "deny to fd00::/8 icmp",
+    "deny to any 53",
+    "allow from 10.77.0.12",
+    "deny from any udp",
+)
+RULED = msgspec.structs.replace(WEB, firewall=Firewall("internet-only", True, tuple(map(parse_rule, RULES))))
+SHAPED = msgspec.structs.replace(WEB, nic=msgspec.structs.replace(NIC, rates=Rates(30_000_000, 2_000_000_000)))
+ON_LAN = msgspec.structs.replace(
+    WEB, network=LAN, firewall=Firewall("internet-only"), nic=msgspec.structs.replace(NIC, ipv4=None, ipv6=None)
+)
+
+
+def shown(commands: list[Json]) -> list[str]:
+    return [json.dumps(command, separators=(",", ":")) for command in commands]
+
+
+def batches() -> list[str]:
+    """Everything that ip(8) and tc(8) are told, in the order it is."""
+    parts = {
+        "host, once": plan.host_links(HOME, UPLINK, "/proc/self/fd/9"),
+        "host, for a network": plan.host_routes(HOME, UPLINK, NAT),
+        "host, for a private network": plan.host_routes(HOME, UPLINK, PRIVATE),
+        "fabric, as root": plan.fabric_links(UPLINK),
+        "fabric, with pasta": plan.fabric_links(None),
+        "switches": [f"{name} = {value}" for name, value in plan.fabric_sysctls().items()],
+        "network": plan.network_links(LAB, NAT),
+        "network, private": plan.network_links(LAB, PRIVATE),
+        "host, for a bridged network": plan.lan_links(LAB, LAN, "/proc/self/fd/9"),
+        "network, bridged": plan.network_links(LAB, LAN),
+        "network, bridged, without VLAN": plan.network_links(LAB, NetworkSpec("bridge", parent="br0")),
+        "host, for a card on a bare card": plan.macvtap_links(LAB, LAN, NIC),
+        "network, ended": plan.drop_network_links(LAB),
+        "card": plan.nic_links(WEB),
+        "card, shaped": [*plan.shaping_links(SHAPED), *plan.nic_shaping(SHAPED)],
+        "card, no more shaped": [*plan.shaping_links(WEB), *plan.nic_shaping(WEB), *plan.drop_shaping_links(NIC.key)],
+    }
+    return [line for title, lines in parts.items() for line in (f"# {title}", *lines, "")]
+
+
+def dnsmasq() -> list[str]:
+    watched = dns.watched_domains([RULED, WEB])
+    return [
+        *dns.dnsmasq_config(LAB, NAT, "/fabric/networks/1a000001", ["192.0.2.1"], watched).splitlines(),
+        "",
+        "# private",
+        *dns.dnsmasq_config(LAB, PRIVATE, "/fabric/networks/1a000001", ["192.0.2.1"]).splitlines(),
+        "",
+        "# of a card",
+        *dns.card_file(WEB).splitlines(),
+        *dns.names_file(WEB).splitlines(),
+    ]
+
+
+CASES = {
+    "links": batches,
+    "dnsmasq": dnsmasq,
+    "rules-base": lambda: shown(rules.base_rules(UPLINK, ["192.0.2.7", "2001:db8::7"])),
+    "rules-base-pasta": lambda: shown(rules.base_rules(None)),
+    "rules-host": lambda: shown(rules.host_rules(HOME, [NAT, PRIVATE])),
+    "rules-network": lambda: shown([*rules.network_rules(LAB, NAT), *rules.drop_network_rules(LAB, NAT)]),
+    "rules-card": lambda: shown([*rules.nic_sets(WEB), *rules.nic_rules(WEB), *rules.drop_nic_rules(WEB)]),
+    "rules-card-ruled": lambda: shown([*rules.nic_sets(RULED), *rules.nic_rules(RULED)]),
+    "rules-card-no-more-ruled": lambda: shown(rules.nic_rules(WEB, RULED)),
+    "rules-card-on-lan": lambda: shown([*rules.nic_sets(ON_LAN), *rules.nic_rules(ON_LAN)]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden(case: str) -> None:
+    path, text = GOLDEN / f"{case}.txt", "\n".join(CASES[case]()) + "\n"
+    if os.environ.get("INSULA_WRITE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+def test_there_is_no_golden_file_without_a_case() -> None:
+    assert {path.stem for path in GOLDEN.iterdir()} == set(CASES)
+
+
+def test_names_fit_the_kernel() -> None:
+    """A link's name has room for 15 characters."""
+    makers = [naming.bridge_name, naming.tap_name, naming.shaper_name, naming.host_link, naming.lan_host_link]
+    makers += [naming.lan_link, naming.lan_vlan_link, naming.macvtap_name]
+    names = [maker("ffffffff") for maker in makers]
+    assert all(len(name) <= 15 for name in names)
+    assert len(set(names)) == len(names)
+
+
+def test_a_homes_key_follows_its_real_path(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "link").symlink_to("home")
+    assert naming.home_key(tmp_path / "link") == naming.home_key(tmp_path / "home")
+    assert naming.home_key(tmp_path / "home") != naming.home_key(tmp_path / "other")
+    assert int(naming.home_key(tmp_path), 16) < 1 << 32
+
+
+def test_uplinks_touch_nothing() -> None:
+    again = plan.choose_uplink(HOME, ["0.0.0.0/0", "192.0.2.0/24", "fd00::/8"])
+    assert again == UPLINK
+    assert plan.choose_uplink("0123abce", []) != UPLINK
+    moved = plan.choose_uplink(HOME, [f"{UPLINK.host4}/32"])
+    assert moved.host4 != UPLINK.host4
+    left = plan.choose_uplink(HOME, ["10.213.0.0/17"])
+    assert not ip_network("10.213.0.0/17").overlaps(ip_network(f"{left.host4}/32"))
+    with pytest.raises(ValueError, match="no free subnet"):
+        plan.choose_uplink(HOME, ["10.0.0.0/8"])
+
+
+def test_a_rule_must_name_machines_by_address() -> None:
+    firewall = Firewall(rules=(Rule("deny", "egress", "machine:db"),))
+    with pytest.raises(ValueError, match="machine:db"):
+        rules.nic_rules(msgspec.structs.replace(WEB, firewall=firewall))
+
+
+def test_without_rules_a_card_costs_little() -> None:
+    """Hundreds of cards are loaded at once: what an ordinary one needs stays short."""
+    assert len(rules.nic_rules(WEB)) < 40
+    assert rules.nic_sets(WEB) == []
+    assert rules.nic_rules(WEB, WEB) == rules.nic_rules(WEB)
+
+
+def test_dnsmasq_becomes_nobody_where_there_is_one_user_only() -> None:
+    assert dns.dnsmasq_argv("/x", None)[0] == "dnsmasq"
+    words = dns.dnsmasq_argv("/x", 1000)
+    assert words[0] == "setpriv"
+    assert "--reuid=1000" in words
+    assert "--no-new-privs" in words
