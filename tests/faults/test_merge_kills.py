@@ -136,3 +136,53 @@ def test_a_qemu_or_keeper_killed_is_no_loss(
 def test_a_death_before_any_change_is_no_loss(home: Path, machine: insula.Machine, changes: list[str], letter: str) -> None:
     for change in range(1, len(changes) + 1, 2 if letter else 1):
         _round(home, machine, letter, change)
+
+
+@pytest.mark.full
+def test_layers_above_merged_ones_are_merged_too(home: Path, tiny: str, name: str) -> None:
+    """In one life of a machine, whatever snapshots lie between: what QEMU has open is found again each time."""
+    machine = insula.connect(home).run(tiny, name=name, memory="128M", network="none")
+    folder, bound, number = home / "machines" / name, 10, 0
+
+    def layers() -> list[str]:
+        return read_machine(folder).disks[0].layers
+
+    def deepen(depth: int, *, keep: bool = False) -> None:
+        nonlocal number
+        while len(layers()) < depth:
+            number += 1
+            machine.exec("sh", "-c", f"echo {number} > /root/n{number}; sync", check=True)
+            snapshot = machine.snapshot(f"s{number}")
+            if not keep:
+                snapshot.delete()
+
+    def merge() -> list[str]:
+        before = layers()
+        told = {"VICTIM_ID": read_machine(folder).id, "VICTIM_BOUND": str(bound)}
+        assert victim(home, f"c{_NEVER}", "merge", name, **told)[::2] == (0, "")
+        _check_all_is_there()
+        return before
+
+    def _check_all_is_there() -> None:
+        script = "echo 3 > /proc/sys/vm/drop_caches; cat $(ls /root/n* | sort -V)"
+        assert machine.exec("sh", "-c", script, check=True).stdout.split() == [str(n) for n in range(1, number + 1)]
+        assert left_over(home) == []
+
+    deepen(3, keep=True)
+    deepen(11)
+    before = merge()
+    assert [before.index(layer) for layer in layers() if layer in before] == [0, 1, 2, 10]  # 3 to 9 are one
+    deepen(7, keep=True)  # upon the merged one
+    deepen(11)
+    before = merge()
+    assert [before.index(layer) for layer in layers() if layer in before] == [0, 1, 2, 3, 4, 5, 6, 10]  # 7 to 9 are one
+    deepen(12)
+    for snapshot in machine.snapshots():
+        snapshot.delete()
+    merge()
+    assert len(layers()) == 3  # the merged ones became one with the others
+    with machine.fork()[0] as child:
+        assert child.exec("cat", f"/root/n{number}", check=True).stdout == f"{number}\n"
+    machine.stop(force=True)
+    machine.start()
+    _check_all_is_there()

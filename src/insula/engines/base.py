@@ -104,13 +104,16 @@ class NewHead(msgspec.Struct, frozen=True):
 class MergedLayer(msgspec.Struct, frozen=True):
     """A file that is to take the place of several layers of a running machine's disk and means the same.
 
-    ``kept`` layers stay below it. ``upper`` is the number that the layer above it had when the machine was started, or was added:
-    its node is ``disk0-UPPER``. ``token`` makes the new node's name, an ``m`` and 8 hexadecimal digits.
+    Layers have numbers from when the machine was started, or they were added: their nodes are ``disk0-NUMBER``. Merged ones have
+    their ``token`` instead: an ``m`` and 8 hexadecimal digits. It comes to lie between ``below`` and ``above`` (their numbers or
+    tokens), in the place of those with the numbers from ``lowest`` on that are less than ``end``.
     """
 
     disk: str
-    kept: int
-    upper: int
+    below: int | str | None
+    above: int | str
+    lowest: int
+    end: int
     token: str
     path: Path
 

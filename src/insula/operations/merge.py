@@ -14,7 +14,7 @@ import contextlib
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -36,6 +36,9 @@ from insula.store.locks import only_one
 from insula.store.machines import DiskRecord, MachineRecord, new_machine_folder, read_machine, write_machine
 from insula.store.snapshots import needed_layers, readable_snapshots, snapshot_layers, sweep_snapshots
 from insula.store.sums import FileSum, read_stamps, stamp_file, write_stamps
+
+if TYPE_CHECKING:
+    from insula.engines.base import MergedLayer
 
 # Beyond this a chain is merged. QEMU opens each file of a chain, and looks through it from the top to its end.
 BOUND: Final = 16
@@ -132,23 +135,48 @@ def _replaced(record: MachineRecord, index: int, expected: list[str], first: int
     if disk is None or disk.layers[: len(expected)] != expected or len(disk.layers) <= len(expected):
         return None
     layers = [*expected[:first], layer, *disk.layers[len(expected) :]]
-    changed = msgspec.structs.replace(disk, layers=layers, merged=disk.merged + len(disk.layers) - len(layers))
+    runs = disk.runs | {layer: len(expected) - first - 1 + sum(disk.runs.get(path, 0) for path in expected[first:])}
+    changed = msgspec.structs.replace(
+        disk,
+        layers=layers,
+        merged=disk.merged + len(disk.layers) - len(layers),
+        runs={path: fewer for path, fewer in runs.items() if path in layers},
+    )
     return [*record.disks[:index], changed, *record.disks[index + 1 :]]
+
+
+def _as_engine_knows(name: str, disk: DiskRecord, path: Path) -> MergedLayer:
+    """Pure: the merged layer at ``path``, ``disk`` having it already."""
+    from insula.engines.base import MergedLayer
+
+    def known(place: int) -> int | str:
+        return _token(disk.layers[place]) if disk.layers[place] in disk.runs else disk.number(place)
+
+    place = disk.layers.index(f"{names.LAYERS}/{path.name}")
+    return MergedLayer(
+        disk=name,
+        below=known(place - 1) if place else None,
+        above=known(place + 1),
+        lowest=disk.number(place),
+        end=disk.number(place + 1),
+        token=_token(path.name),
+        path=path,
+    )
+
+
+def _token(layer: str) -> str:
+    """What tells a merged layer from all others; see `_merge_disk`."""
+    return layer.rpartition("-")[2].removesuffix(".qcow2")
 
 
 def _put(context: Context, held: Held, merged: Path, layer: str, index: int, disks: list[DiskRecord], expected: FileSum) -> None:
     """The merged layer comes into the machine's folder, into its QEMU, into its record, in this order: until the last it is as
     good as the layers it is made of, which the record names."""
-    from insula.engines.base import MergedLayer
-
     link_layer(merged, held.folder / layer)
     (held.folder / layer).chmod(names.LAYER_MODE)
     fsync_file(held.folder / layer)
     if held.status.state.has_process:
-        disk, place = disks[index], disks[index].layers.index(layer)
-        token = layer.rpartition("-")[2].removesuffix(".qcow2")
-        upper = place + 1 + disk.merged
-        context.engine.put_merged(held.folder / names.RUN, MergedLayer(f"disk{index}", place, upper, token, held.folder / layer))
+        context.engine.put_merged(held.folder / names.RUN, _as_engine_knows(f"disk{index}", disks[index], held.folder / layer))
     after = msgspec.structs.replace(held.record, disks=disks)
     needed = needed_layers(after)
     sums = {path: entry for path, entry in (held.record.sums | {layer: expected}).items() if path in needed}

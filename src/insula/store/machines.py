@@ -50,7 +50,8 @@ class DiskRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One disk: immutable layers bottom to top, then the head, the only file the guest's process may write.
 
     All paths are relative to the machine's folder; all files are qcow2. ``size`` is the head's virtual size in bytes.
-    ``merged``: how many layers fewer there are than the QEMU that runs knows by number, because some became one.
+    A QEMU knows its layers by the numbers they had when it started. ``runs``: which of the layers it knows as one that took the
+    place of several, and how many fewer there are by that. ``merged``: how many fewer there are by all of them.
     """
 
     name: str
@@ -58,6 +59,11 @@ class DiskRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     head: str
     size: int
     merged: int = 0
+    runs: dict[str, int] = {}
+
+    def number(self, place: int) -> int:
+        """Under which number QEMU knows the layer at this place; where that is a merged one, the number of its lowest part."""
+        return place + self.merged - sum(self.runs.get(layer, 0) for layer in self.layers[place:])
 
 
 class BoardRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -190,7 +196,7 @@ def as_launched(folder: Path, record: MachineRecord) -> MachineRecord:
     """The record for a machine whose QEMU is about to start: it will know all layers by the numbers they have now."""
     if not any(disk.merged for disk in record.disks):
         return record
-    record = msgspec.structs.replace(record, disks=[msgspec.structs.replace(disk, merged=0) for disk in record.disks])
+    record = msgspec.structs.replace(record, disks=[msgspec.structs.replace(disk, merged=0, runs={}) for disk in record.disks])
     write_machine(folder, record)
     return record
 

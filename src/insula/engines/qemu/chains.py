@@ -22,9 +22,9 @@ def put_merged(socket_path: Path, merged: MergedLayer) -> None:
     """See `Engine.put_merged`."""
     disk, node = merged.disk, f"{merged.disk}-{merged.token}"
     with Monitor(socket_path) as monitor:
-        below = f"{disk}-{merged.kept - 1}" if merged.kept else None
+        below = None if merged.below is None else f"{disk}-{merged.below}"
         _add(monitor, node, merged.path, below)
-        upper = f"{disk}-{merged.upper}"
+        upper = f"{disk}-{merged.above}"
         layer = {"driver": "qcow2", "node-name": upper, "file": f"{upper}-file", "backing": node, **_READ_ONLY}
         try:
             monitor.execute("blockdev-reopen", {"options": [layer]})
@@ -49,12 +49,13 @@ def _add(monitor: Monitor, node: str, path: Path, below: str | None) -> None:
 
 
 def _former(monitor: Monitor, merged: MergedLayer, node: str) -> list[str]:
-    """The nodes that are of no use any more, top to bottom: what lay between, also what a verb that died left there."""
+    """The nodes that are of no use any more, top to bottom: what lay between, also what a verb that died left there. Merged ones
+    that still are of use are among them: QEMU does not let go of these."""
     numbered, others = [], []
     for known in monitor.execute("query-named-block-nodes", {"flat": True}):
         name = str(known["node-name"])
         if match := re.fullmatch(rf"{merged.disk}-(\d{{1,9}})", name):
-            if merged.kept <= int(match[1]) < merged.upper:
+            if merged.lowest <= int(match[1]) < merged.end:
                 numbered.append((int(match[1]), name))
         elif re.fullmatch(rf"{merged.disk}-m[0-9a-f]{{8}}", name) and name != node:
             others.append(name)
