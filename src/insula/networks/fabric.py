@@ -17,6 +17,7 @@ import msgspec
 
 from insula.errors import InsulaError, NotFound
 from insula.host import links, nft
+from insula.model.network import NetworkSpec
 from insula.networks import forwarders, lan, naming, plan, rules, uplinks
 from insula.networks import names as dnsmasq
 from insula.networks.ground import Fabric, attached_cards, card_file, cards_inside, expected, locked, opened, together
@@ -125,9 +126,9 @@ def _detach(fabric: Fabric, attached: Attached) -> None:
         dnsmasq.end(fabric.holder, folder, network)
         lan.leave(network, spec)
         uplinks.withdraw(fabric.key, fabric.state, spec, fabric.networks().values())
-    elif dnsmasq.has_names(spec) and dnsmasq.drop_card(folder, key):
-        dnsmasq.write_config(folder, network, spec, fabric.of_network(network))
-        dnsmasq.start(fabric.holder, folder, network, running=dnsmasq.child_name(network) in fabric.running)
+    elif dnsmasq.has_names(spec):
+        dnsmasq.drop_card(folder, key)
+        _tell_names(fabric, network, spec)
     card_file(fabric.home, key).unlink(missing_ok=True)
 
 
@@ -150,11 +151,17 @@ def change(home: names.Home, attached: Attached) -> None:
         if former.nic.rates != attached.nic.rates:
             shape(fabric, attached)
         if dnsmasq.has_names(spec):
-            folder = fabric.network_folder(network)
-            dnsmasq.write_card(folder, attached)
-            renamed = (former.machine, former.nic) != (attached.machine, attached.nic)
-            if dnsmasq.write_config(folder, network, spec, fabric.of_network(network)) or renamed:
-                dnsmasq.start(fabric.holder, folder, network, running=dnsmasq.child_name(network) in fabric.running)
+            dnsmasq.write_card(fabric.network_folder(network), attached)
+            _tell_names(fabric, network, spec)
+
+
+def _tell_names(fabric: Fabric, network: str, spec: NetworkSpec) -> None:
+    """Have a network's dnsmasq know of what changed; only of other domains it must be started anew for."""
+    folder = fabric.network_folder(network)
+    if dnsmasq.write_config(folder, network, spec, fabric.of_network(network)):
+        dnsmasq.start(fabric.holder, folder, network, running=dnsmasq.child_name(network) in fabric.running)
+    else:
+        dnsmasq.reread(fabric.holder, network)
 
 
 def repair(home: names.Home) -> list[str]:

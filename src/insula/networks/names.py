@@ -1,8 +1,8 @@
 """The running dnsmasq of each network: its files, its start, its end.
 
 It is in a room of its own, where it sees nothing but its folder, and can write nothing; as root it is a user of its own. Files of
-cards are dropped into folders that it watches; to forget one, or to follow other domains, it is started anew, which takes
-milliseconds and loses nothing: its leases follow from what it reads.
+cards are dropped into folders that it watches; to forget one it is told to read them all anew. To follow other domains it is
+started anew, which takes milliseconds and loses nothing: its leases follow from what it reads.
 """
 
 from __future__ import annotations
@@ -50,14 +50,11 @@ def write_card(folder: Path, attached: Attached) -> None:
         _put(folder / part / attached.nic.key, text)
 
 
-def drop_card(folder: Path, key: str) -> bool:
-    """Take them away; whether there were any. A running dnsmasq forgets them when it is started anew."""
-    found = False
+def drop_card(folder: Path, key: str) -> None:
+    """Take them away. A running dnsmasq forgets them at `reread`."""
     for part in (dns.CARDS, dns.NAMES):
         with contextlib.suppress(FileNotFoundError):
             (folder / part / key).unlink()
-            found = True
-    return found
 
 
 def write_config(folder: Path, network: str, spec: NetworkSpec, cards: Collection[Attached]) -> bool:
@@ -97,7 +94,7 @@ def start(holder: Holder, folder: Path, network: str, *, running: bool) -> None:
 
 
 def reread(holder: Holder, network: str) -> None:
-    """Let it read the files of cards anew: what changed in them, not what went."""
+    """Let it read the files of cards anew, and forget what is not there any more."""
     with contextlib.suppress(HostLacks):  # it is not there: whoever starts it reads them
         holder.signal(child_name(network), signal.SIGHUP)
 

@@ -1,6 +1,7 @@
 """What the fabric is to look like: links and rates, as batches for ip(8) and tc(8). Pure: it follows from what is wanted alone.
 
-All lines may be run again over what is there already, but those that make a pair of links (`veth`), which say so.
+All lines may be run again over what is there already (`link add` is then refused with "File exists", which is no error), but
+those that make a pair of links (`veth`), which say so.
 Rules are in `rules`, name service in `dns`, one-machine segments in `segments`.
 """
 
@@ -143,7 +144,7 @@ def network_links(network: str, spec: NetworkSpec) -> list[str]:
     """In the fabric: a network's bridge. Of a bridged one on a bridge of the host `lan_links` must have been run before."""
     bridge, mac = naming.bridge_name(network), naming.bridge_mac(network)
     lines = [
-        f"link replace name {bridge} address {mac} type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
+        f"link add name {bridge} address {mac} type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
         f"link set dev {bridge} addrgenmode none",
     ]
     if spec.mode == "bridge":
@@ -151,7 +152,7 @@ def network_links(network: str, spec: NetworkSpec) -> list[str]:
         if spec.vlan is not None:
             lines += [
                 f"link set dev {port} addrgenmode none up",
-                f"link replace link {port} name {naming.lan_vlan_link(network)} type vlan id {spec.vlan}",
+                f"link add link {port} name {naming.lan_vlan_link(network)} type vlan id {spec.vlan}",
             ]
             port = naming.lan_vlan_link(network)
         return [*lines, f"link set dev {port} addrgenmode none master {bridge} up", f"link set dev {bridge} up"]
@@ -184,7 +185,7 @@ def macvtap_links(network: str, spec: NetworkSpec, nic: Nic) -> list[str]:
     parent, link, lines = spec.parent, naming.macvtap_name(nic.key), []
     if spec.vlan is not None:
         parent = naming.lan_vlan_link(network)
-        lines += [f"link replace link {spec.parent} name {parent} type vlan id {spec.vlan}", f"link set dev {parent} up"]
+        lines += [f"link add link {spec.parent} name {parent} type vlan id {spec.vlan}", f"link set dev {parent} up"]
     made = f"link add link {parent} name {link} address {nic.mac} type macvtap mode bridge"
     return [*lines, made, f"link set dev {link} addrgenmode none up"]
 
@@ -198,7 +199,7 @@ def nic_links(attached: Attached) -> list[str]:
 def shaping_links(attached: Attached) -> list[str]:
     """In the fabric, before `nic_shaping`: the link that slows down what a card sends, where that is limited."""
     shaper = naming.shaper_name(attached.nic.key)
-    return [f"link replace name {shaper} type ifb", f"link set dev {shaper} addrgenmode none up"] if attached.nic.rates.up else []
+    return [f"link add name {shaper} type ifb", f"link set dev {shaper} addrgenmode none up"] if attached.nic.rates.up else []
 
 
 def nic_shaping(attached: Attached) -> list[str]:

@@ -130,6 +130,7 @@ def mend(fabric: Fabric) -> list[str]:
         if dnsmasq.has_names(spec):
             _mend_names(fabric, network, spec)
     forwarders.mend(fabric)
+    fabric.running = fabric.holder.children()
     return lost
 
 
@@ -185,7 +186,7 @@ def card_links(attached: Attached) -> list[str]:
 
 def shape(fabric: Fabric, attached: Attached) -> None:
     """Slow a card down as its rates say, or no more."""
-    links.apply("ip", plan.shaping_links(attached), fabric.holder.spaces)
+    links.apply("ip", plan.shaping_links(attached), fabric.holder.spaces, tolerated=links.THERE)
     links.apply("tc", plan.nic_shaping(attached), fabric.holder.spaces, tolerated=links.GONE)
     if not attached.nic.rates.up:
         links.apply("ip", plan.drop_shaping_links(attached.nic.key), fabric.holder.spaces, tolerated=links.GONE)
