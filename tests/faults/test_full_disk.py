@@ -21,7 +21,7 @@ _SHAPE = ("--memory", "128M", "--network", "none")
 
 @pytest.fixture
 def disk(request: pytest.FixtureRequest, tmp_path: Path, home: Path, tiny: str) -> Iterator[SmallDisk]:
-    with home_on_small_disk(tmp_path / "small", "64m", home, rootless=getattr(request, "param", False)) as disk:
+    with home_on_small_disk(tmp_path / "small", "300m", home, rootless=getattr(request, "param", False)) as disk:
         yield disk
 
 
@@ -100,3 +100,21 @@ def test_a_machine_on_a_full_disk_can_be_ended(disk: SmallDisk, way_out: tuple[s
         disk.empty()
         disk.do("start", "big")
         assert disk.do("exec", "big", "--", "echo", "fine") == b"fine\n"
+
+
+@pytest.mark.full
+def test_a_machine_that_goes_on_from_memory_on_a_tmpfs_outlives_its_filling(disk: SmallDisk) -> None:
+    """There even what is only read of a file's holes takes room: it is taken before the machine goes on, or it is refused."""
+    disk.do("run", "--cold", "--name", "big", *_SHAPE, "tiny")
+    disk.do("snapshot", "create", "big@base")
+    disk.fill(leave=40 << 20)
+    assert disk.refusal("fork", "--name", "small", "big@base") == (125, "no_space")
+    assert _machines(disk) == ["big"]
+    disk.empty()
+    disk.do("fork", "--name", "small", "big@base")
+    disk.fill(leave=4 << 20)  # for its disk
+    assert (
+        disk.do("exec", "small", "--", "sh", "-c", "dd if=/dev/zero of=/run/much bs=1M count=38; wc -c < /run/much")
+        == b"39845888\n"
+    )
+    assert disk.list()["small"]["state"] == "running"

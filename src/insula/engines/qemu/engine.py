@@ -49,6 +49,10 @@ class QemuEngine:
     def launch(self, plan: LaunchPlan) -> None:
         from insula.engines.qemu.launch import launch
 
+        if plan.load is not None and plan.load.memory is not None:
+            from insula.host.holes import fill_holes
+
+            fill_holes(plan.load.memory)
         launch(plan, self._learn("amd64").build)
 
     def pause(self, run: Path) -> None:
