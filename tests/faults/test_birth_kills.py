@@ -26,6 +26,7 @@ from tests.framework.doors import run_cli
 pytestmark = [pytest.mark.guest, pytest.mark.limit(120)]
 
 _PATIENCE = 20.0  # seconds for what ends or goes on by itself
+_DEEPEST = 8  # layers: each clone that is killed leaves one more, and makes one more change for it
 # Each verb, and who is killed under it beside the command itself: no guest runs while a machine is cloned.
 VERBS = {"clone": "", "clone-full": "", "warm": "QK", "run": "QK", "run-ephemeral": "QK", "spare": "QK", "fork": "QK"}
 # What a verb may say when QEMU or a keeper dies under it.
@@ -51,6 +52,7 @@ def parent(home: Path, tiny: str) -> Iterator[str]:
     machine.snapshot("base")
     machine.exec("sh", "-c", "echo later >> /root/note; sync", check=True)
     machine.stop(force=True)
+    machine.snapshot("off")
     yield name
     _remove_children(home, name)
     machine.delete(force=True)
@@ -118,6 +120,8 @@ def _check_guest(home: Path, child: str, verb: str) -> None:
 
 def _prepare(home: Path, parent: str, verb: str) -> None:
     _remove_children(home, parent)
+    if len(read_machine(home / "machines" / parent).disks[0].layers) > _DEEPEST:
+        insula.Snapshot(insula.connect(home).get(parent), "off").restore(keep=False)
     _spares(home, parent, 1 if verb == "fork" else 0)
 
 

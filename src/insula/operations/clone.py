@@ -22,7 +22,7 @@ from insula.operations.capture import captured
 from insula.operations.context import Context
 from insula.operations.hold import hold_machine, status_of
 from insula.operations.identities import own_identity
-from insula.operations.merge import merge_behind
+from insula.operations.merge import merge_behind, merge_first
 from insula.operations.operation import Operation
 from insula.store import names
 from insula.store.events import append_event
@@ -32,6 +32,7 @@ from insula.store.machines import DiskRecord, MachineRecord, new_machine_folder,
 def clone(context: Context, request: CloneMachine, operation: Operation) -> MachineStatus:
     """Clone a stopped machine. Raises NotFound, WrongState, UsageError, AlreadyExists, HostLacks; then there is none."""
     check_machine_name(request.new_name)
+    merge_first(context, request.name, Operation("merge", request.name))
     with hold_machine(context, request.name, "clone") as held:
         if context.home.machine(request.new_name).exists():
             raise AlreadyExists(f"the name '{request.new_name}' is taken", code="name_taken", hint="choose another")
