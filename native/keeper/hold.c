@@ -162,6 +162,7 @@ static void hear_client(struct holder *holder, int *client)
 {
     static struct request request;
     bool there = request_receive(*client, &request);
+    children_reap(); /* what its asker knows to have ended is no child any more, though the signal may still be on its way */
     if (there && request.count > 0)
         obey(holder, *client, &request);
     request_close_fds(&request);
@@ -188,7 +189,7 @@ static void serve(struct holder *holder, int ends)
         if (poll(polls, HOLD_CLIENTS_MAX + 2, -1) < 0)
             continue;
         if (polls[1].revents)
-            hear_ends(ends); /* before requests: what has ended is no child any more */
+            hear_ends(ends);
         for (size_t i = 0; i < HOLD_CLIENTS_MAX; i++)
             if (polls[i + 2].revents)
                 hear_client(holder, &holder->clients[i]);
