@@ -40,11 +40,12 @@ _KNOWN = {
     names.DISKS,
     names.LAYERS,
     names.FIRMWARE,
+    names.TPM,
     names.RUN,
     names.SNAPSHOTS,
     names.SUSPENDED,
 }
-_IN_SNAPSHOT = {names.SNAPSHOT_RECORD, names.MEMORY, names.STATE, names.VARIABLES, names.VERIFIED_LAYERS}
+_IN_SNAPSHOT = {names.SNAPSHOT_RECORD, names.MEMORY, names.STATE, names.VARIABLES, names.TPM, names.VERIFIED_LAYERS}
 
 
 def victim(home: Path, step: int | str, verb: str, name: str, **told: str) -> tuple[int, list[str], str]:
@@ -129,8 +130,8 @@ def _of_machine(folder: Path) -> Iterator[str]:
 
 def _unnamed(folder: Path, record: MachineRecord, states: list[SnapshotRecord]) -> Iterator[str]:
     layers = needed_layers(record).union(*(snapshot_layers(state) for state in states))
-    named = {disk.head for disk in record.disks} | layers | {record.variables}
-    for part in (names.DISKS, names.LAYERS, names.FIRMWARE):
+    named = {disk.head for disk in record.disks} | layers | {record.variables, record.tpm}
+    for part in (names.DISKS, names.LAYERS, names.FIRMWARE, names.TPM):
         for path in _entries(folder / part):
             relative = f"{part}/{path.name}"
             if relative not in named:
@@ -141,9 +142,9 @@ def _unnamed(folder: Path, record: MachineRecord, states: list[SnapshotRecord]) 
 
 
 def _written(folder: Path, record: MachineRecord) -> Iterator[str]:
-    """Of all disks and layers the guest's process can write the heads, and nothing else."""
+    """Of all disks, layers and snapshots the guest's process can write the heads, and nothing else."""
     heads = {str(folder / disk.head) for disk in record.disks}
-    places = (f"{folder}/{names.DISKS}/", f"{folder}/{names.LAYERS}/")
+    places = tuple(f"{folder}/{part}/" for part in (names.DISKS, names.LAYERS, names.SNAPSHOTS))
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdigit() and "qemu" in (entry / "comm").read_text():

@@ -22,9 +22,10 @@ _NEED_PACKAGES = (BuildImage, CreateMachine, ImportSnapshot, RestartMachine, Sta
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; errors become one JSON line on standard error.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Do not tell what is being done.")
-_SHAPE = ("cpus", "memory", "disk", "network", "firmware", "display")
+_SHAPE = ("cpus", "memory", "disk", "network", "firmware", "display", "tpm")
 
 name_option = click.option("--name", default="", help="The machine's name (default: a generated one).")
+tpm_option = click.option("--tpm", is_flag=True, help="Give it a TPM 2.0 of its own.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 
 
@@ -45,7 +46,7 @@ class Size(click.ParamType[int]):
 
 
 def shape_options(command: F) -> F:
-    """The options that describe a machine's shape."""
+    """The options that describe a machine's shape, but for those that make it unlike all others."""
     for option in (
         click.option(
             "--display",
@@ -72,7 +73,7 @@ def make_spec(options: dict[str, Any]) -> MachineSpec:
     """The shape that `shape_options` described."""
     from insula.model.spec import MachineSpec
 
-    return MachineSpec(**{field: options[field] for field in _SHAPE})
+    return MachineSpec(**{field: options[field] for field in _SHAPE if field in options})
 
 
 def client() -> LocalClient:

@@ -18,6 +18,7 @@ from insula.cli.common import (
     quiet_option,
     shape_options,
     strip_dashes,
+    tpm_option,
 )
 from insula.cli.render import ProgressLine, age, print_json, print_pairs, print_table
 from insula.cli.values import Seconds, later
@@ -47,6 +48,7 @@ _TIMEOUT = click.option("--timeout", type=Seconds(), default=60.0, show_default=
     epilog="Examples: insula run debian -- uname -a  |  insula run --name web --detach debian  |  insula run debian",
 )
 @name_option
+@tpm_option
 @shape_options
 @click.option("-d", "--detach", is_flag=True, help="Leave the machine running and come back at once.")
 @click.option("--rm", is_flag=True, help="Delete the machine when it ends.")
@@ -116,6 +118,7 @@ def run(image: str, argv: tuple[str, ...], as_json: bool, quiet: bool, **options
 
 @click.command(epilog="Example: insula create --name web --memory 1G debian")
 @name_option
+@tpm_option
 @shape_options
 @dry_run_option
 @quiet_option
@@ -199,6 +202,7 @@ def _print_details(detail: Any) -> None:
             ("addresses", ", ".join(detail.addresses)),
             ("firmware", detail.firmware),
             ("display", detail.display if detail.display != "none" else ""),
+            ("tpm", "2.0" if detail.tpm else ""),
             ("board", ", ".join(part for part in (detail.board, detail.cpu_model, detail.accelerator, detail.qemu) if part)),
             ("agent", "answers" if detail.agent else ""),
             ("guest", ", ".join(f"{key} {value}" for key, value in detail.guest.items())),

@@ -26,6 +26,8 @@ _NEEDS: Final[dict[type[requests.Request], tuple[Purpose, ...]]] = {
 def ensure_packages(request: requests.Request) -> None:
     """Have what ``request`` needs, if it needs anything. Raises HostLacks (``packages_missing``): its hint is the command."""
     purposes = _NEEDS.get(type(request), ())
+    if purposes and getattr(getattr(request, "spec", None), "tpm", False):
+        purposes = (*purposes, Purpose.TPM)
     if purposes and not getattr(request, "dry_run", False):
         context = click.get_current_context(silent=True)
         ensure(purposes, confirm=consent(bool(context and context.obj["yes"])), progress=_say)

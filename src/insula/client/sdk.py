@@ -36,6 +36,7 @@ class Shape(TypedDict, total=False):
     network: Network
     firmware: Firmware
     display: Display
+    tpm: bool
 
 
 class Insula:
@@ -59,7 +60,7 @@ class Insula:
         It goes on from a state the image has just after boot, which the first one of its shape makes; ``cold`` boots it.
 
         Without ``name`` the machine is temporary: it is deleted at the end of a ``with`` block and, at the latest, when this
-        process ends. ``shape``: cpus, memory and disk (bytes, or text like ``1G``), network, firmware, display.
+        process ends. ``shape``: cpus, memory and disk (bytes, or text like ``1G``), network, firmware, display, tpm.
         """
         request = requests.RunMachine(
             image=image,
@@ -150,6 +151,7 @@ def make_spec(
     network: str = "nat",
     firmware: str = "bios",
     display: str = "none",
+    tpm: bool = False,
 ) -> MachineSpec:
     """A machine's shape from what people write. Raises UsageError for an impossible one."""
     import msgspec
@@ -158,7 +160,7 @@ def make_spec(
 
     shape = {"cpus": cpus, "memory": _bytes(memory), "disk": _bytes(disk)}
     try:
-        return msgspec.convert({**shape, "network": network, "firmware": firmware, "display": display}, MachineSpec)
+        return msgspec.convert({**shape, "network": network, "firmware": firmware, "display": display, "tpm": tpm}, MachineSpec)
     except msgspec.ValidationError as cause:
         raise UsageError(f"not a possible shape: {cause}", code="bad_shape") from cause
 

@@ -69,7 +69,8 @@ class LaunchPlan(msgspec.Struct, frozen=True):
 
     ``folder`` is the machine's own folder (its run folder, called ``run``, is made in it); ``uuid`` and ``generation`` are UUIDs
     as text; ``on_end`` is the command that is run, outside the jail, once the machine has ended. ``display`` is a graphics card
-    that nobody looks at yet. With ``load`` the machine does not boot but goes on, once it is told to resume.
+    that nobody looks at yet, ``tpm`` the folder its TPM is
+    kept in, if it has one. With ``load`` the machine does not boot but goes on, once it is told to resume.
     """
 
     name: str
@@ -83,6 +84,7 @@ class LaunchPlan(msgspec.Struct, frozen=True):
     disks: tuple[DiskPlan, ...] = ()
     nics: tuple[NicPlan, ...] = ()
     display: Literal["none", "vga"] = "none"
+    tpm: Path | None = None
     on_end: tuple[str, ...] = ()
     load: LoadPlan | None = None
     run: str = names.RUN

@@ -32,6 +32,7 @@ class Purpose(StrEnum):
     MACHINE = "running machines"
     IMAGE = "building images"
     SEAL = "encrypting snapshots"
+    TPM = "machines with a TPM"
     TESTS = "running the tests"
     FULL_TESTS = "running the long tests"
 
@@ -92,6 +93,7 @@ def packages() -> tuple[Package, ...]:
             frozenset({Purpose.SEAL, Purpose.TESTS}),
             (f"/usr/lib/{os.uname().machine}-linux-gnu/libsodium.so.*", "/usr/lib/libsodium.so.*", "/usr/lib64/libsodium.so.*"),
         ),
+        Package("swtpm", "the TPM of machines that have one", frozenset({Purpose.TPM, Purpose.TESTS}), (_program("swtpm"),)),
         Package("git", "tells the tests which files belong to the project", _TESTS, (_program("git"),)),
         Package("libc6-dev", "lets gcc build the C parts with its own checks in them", _TESTS, ("/usr/include/stdio.h",)),
         Package("shellcheck", "checks the shell scripts", _TESTS, (_program("shellcheck"),)),

@@ -1,4 +1,4 @@
-"""A closed room for one short-lived tool that reads what a guest may have written: qemu-img on somebody's disk.
+"""A closed room for one tool that reads what a guest may have written: qemu-img on somebody's disk, or a TPM.
 
 It sees this system's public programs and the files it is handed, nothing else: no other path, no process, no network. As root it
 runs as a user of its own. bubblewrap itself keeps root's rights until it has mounted the files, which lie in folders that nobody
@@ -25,19 +25,21 @@ def tool_argv(
     readable: Sequence[Path] = (),
     writable: Sequence[Path] = (),
     uid: int | None = None,
-    seconds: int,
+    seconds: int | None = None,
     largest: int | None = None,
+    lasting: bool = False,
 ) -> list[str]:
     """The words that run ``command`` in its room.
 
-    ``readable`` files are ``/r/0``, ``/r/1``… inside, ``writable`` ones ``/w/0``…; a ``uid`` of its own must be let use
-    them by their modes. ``seconds`` of CPU time are granted, and files up to ``largest`` bytes.
+    ``readable`` files are ``/r/0``, ``/r/1``… inside, ``writable`` ones, or folders, ``/w/0``…; a ``uid`` of its own must be
+    let use them by their modes. ``seconds`` of CPU time are granted (None: any), and files up to ``largest`` bytes. A ``lasting``
+    one outlives whoever starts it, and is process 1 of its room.
     """
     words = [
         "bwrap",
         *(f"--unshare-{name}" for name in _NAMESPACES),
         "--unshare-cgroup-try",
-        "--die-with-parent",
+        "--as-pid-1" if lasting else "--die-with-parent",
         "--new-session",
     ]
     words += ["--clearenv", "--setenv", "PATH", "/usr/sbin:/usr/bin:/sbin:/bin", "--setenv", "LC_ALL", "C.UTF-8"]
@@ -49,7 +51,9 @@ def tool_argv(
         words += ["--ro-bind", str(path), f"{READABLE}/{index}"]
     for index, path in enumerate(writable):
         words += ["--bind", str(path), f"{WRITABLE}/{index}"]
-    limits = ["prlimit", "--core=0", "--nofile=512", f"--as={_MEMORY}", f"--cpu={seconds}"]
+    limits = ["prlimit", "--core=0", "--nofile=512", f"--as={_MEMORY}"]
+    if seconds is not None:
+        limits.append(f"--cpu={seconds}")
     if largest is not None:
         limits.append(f"--fsize={largest}")
     return [*words, *_identity(uid), *limits, "--", *command]

@@ -33,6 +33,7 @@ class MachineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     network: Network = "nat"
     firmware: Firmware = "bios"
     display: Display = "none"
+    tpm: bool = False
 
 
 def check_spec(spec: MachineSpec) -> MachineSpec:

@@ -79,6 +79,7 @@ class MachineDetails(MachineStatus, frozen=True, kw_only=True):
     guest: dict[str, str]
     process: dict[str, int]
     display: str = "none"
+    tpm: bool = False
     origin: str = ""
     renewed: Renewal | None = None
 

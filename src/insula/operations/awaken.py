@@ -106,7 +106,8 @@ def rehearse(context: Context, folder: Path, record: MachineRecord, timeout: flo
 def _with(record: MachineRecord, renewal: Renewal) -> MachineRecord:
     from msgspec.structs import replace
 
-    return replace(record, renewed=renewal)
+    left = {**renewal.left, "tpm": "its keys are those of the machine it was forked from"} if record.spec.tpm else renewal.left
+    return replace(record, renewed=replace(renewal, left=left))
 
 
 @contextlib.contextmanager

@@ -27,12 +27,14 @@ from insula.model.status import State
 from insula.operations import journal
 from insula.operations.context import Context
 from insula.operations.hold import Held
+from insula.operations.observe import TPM_ENDED
 from insula.operations.operation import Operation
 from insula.store import names
 from insula.store.due import read_due
 from insula.store.machines import MachineRecord, write_machine
 from insula.store.snapshots import PUBLISH, SNAPSHOT_VERSION, DiskState, MemoryState, SnapshotRecord, stage_snapshot
 from insula.store.sums import FileSum, Stamp, is_as_stamped, read_stamps, stamp_file, write_stamps
+from insula.store.tpm import is_served, read_tpm
 
 if TYPE_CHECKING:
     from insula.engines.base import NewHead, Saved
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 # Memory may be read by processes of machines forked from it alone: by their group where each has a user of its own.
 _MEMORY_MODE = 0o440
 _STATE_MODE = 0o400
+_MODES = {names.MEMORY: _MEMORY_MODE} | dict.fromkeys((names.STATE, names.VARIABLES, names.TPM), _STATE_MODE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +82,8 @@ def captured(
             saved = _save(context, held, record, staged, go_on)
             if go_on:
                 holding.close()
-        elif former.spec.firmware == "uefi":
-            _copy_variables(folder, former, staged)
+        else:
+            _copy_kept(folder, former, staged)
         operation.tell("make sure of it")
         _freeze(folder, former, record)
         yield Captured(staged, _describe(held, record, saved, staged, description, lasting), record, holding.close)
@@ -132,7 +135,7 @@ def _save(context: Context, held: Held, record: MachineRecord, staged: Path, go_
         size=record.spec.memory,
         heads=heads,
         layers=former_heads(folder, record),
-        at_instant=lambda: _copy_variables(folder, record, staged),
+        at_instant=lambda: _copy_kept(folder, record, staged),
         switched=lambda: switched.append(True),
         go_on=go_on,
     )
@@ -141,6 +144,9 @@ def _save(context: Context, held: Held, record: MachineRecord, staged: Path, go_
     except MachineEnded:
         raise
     except BaseException as cause:
+        if record.spec.tpm and not switched and not is_served(folder / record.tpm):
+            _go_back(folder, held.record, record)
+            raise InsulaError(f"the state of {folder.name} cannot be taken: {TPM_ENDED}", code="tpm_ended") from cause
         if not switched and getattr(cause, "code", "") != "monitor_timeout":
             _go_back(folder, held.record, record)
         raise
@@ -185,9 +191,12 @@ def former_heads(folder: Path, record: MachineRecord) -> dict[str, Path]:
     return {f"disk{n}": folder / disk.layers[-1] for n, disk in enumerate(record.disks) if disk.layers}
 
 
-def _copy_variables(folder: Path, record: MachineRecord, staged: Path) -> None:
+def _copy_kept(folder: Path, record: MachineRecord, staged: Path) -> None:
+    """What the machine itself keeps beside its disks: UEFI variables, and all of its TPM that outlives a reset."""
     if record.spec.firmware == "uefi":
         shutil.copyfile(folder / record.variables, staged / names.VARIABLES)
+    if record.spec.tpm and (state := read_tpm(folder / record.tpm)) is not None:
+        (staged / names.TPM).write_bytes(state)
 
 
 def _freeze(folder: Path, former: MachineRecord, record: MachineRecord) -> None:
@@ -243,7 +252,7 @@ def protect(staged: Path, identifier: str, *, memory: bool = True) -> None:
     from insula.isolation.uids import jail_ids
 
     group = jail_ids(identifier).machine
-    for name, mode in ((names.MEMORY, _MEMORY_MODE), (names.STATE, _STATE_MODE), (names.VARIABLES, _STATE_MODE)):
+    for name, mode in _MODES.items():
         path = staged / name
         if path.exists() and (memory or name != names.MEMORY):
             if group is not None and name == names.MEMORY:

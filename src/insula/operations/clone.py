@@ -27,6 +27,7 @@ from insula.operations.operation import Operation
 from insula.store import names
 from insula.store.events import append_event
 from insula.store.machines import DiskRecord, MachineRecord, new_machine_folder, publish_machine, write_machine
+from insula.store.tpm import make_tpm, read_tpm
 
 
 def clone(context: Context, request: CloneMachine, operation: Operation) -> MachineStatus:
@@ -65,4 +66,6 @@ def _fill(staged: Path, source: Path, record: MachineRecord, *, full: bool) -> M
     if (source / record.variables).exists():
         (staged / names.FIRMWARE).mkdir(mode=0o700)
         shutil.copyfile(source / record.variables, staged / record.variables)
+    if record.spec.tpm:
+        make_tpm(staged / record.tpm, read_tpm(source / record.tpm))
     return msgspec.structs.replace(record, created=time.time(), disks=disks, parent=None, ephemeral=False)

@@ -68,15 +68,17 @@ def ensure_packages(
 
 def _package_facts() -> list[Fact]:
     found = []
-    for purpose, state, costs in (
-        (packages.Purpose.MACHINE, FactState.MISSING, "machines cannot run"),
-        (packages.Purpose.IMAGE, FactState.LIMITED, "images cannot be built"),
+    mend = "insula doctor --fix"
+    for purpose, state, costs, how in (
+        (packages.Purpose.MACHINE, FactState.MISSING, "machines cannot run", mend),
+        (packages.Purpose.IMAGE, FactState.LIMITED, "images cannot be built", mend),
+        (packages.Purpose.TPM, FactState.LIMITED, "no machine can have a TPM", "sudo apt-get install swtpm"),
     ):
         name = f"packages for {purpose}"
         absent = packages.missing({purpose})
         if absent:
             names = ", ".join(package.name for package in absent)
-            found.append(Fact(name, state, f"missing or too old: {names}", costs, "insula doctor --fix"))
+            found.append(Fact(name, state, f"missing or too old: {names}", costs, how))
         else:
             found.append(Fact(name, FactState.OK, "all installed"))
     return found

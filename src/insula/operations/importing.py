@@ -53,6 +53,7 @@ from insula.store.manifest import Manifest, decode_manifest
 from insula.store.parcel import ParcelReader, check_room, damaged, write_at
 from insula.store.snapshots import SnapshotRecord, complete_snapshot, publish_snapshot, snapshot_layers
 from insula.store.sums import FileSum, Stamp, stamp_file, write_stamps
+from insula.store.tpm import make_tpm
 
 
 def import_snapshot(context: Context, request: ImportSnapshot, operation: Operation, transfer: Transfer) -> SnapshotStatus:
@@ -261,6 +262,8 @@ def _publish(context: Context, name: str, wanted: str, staged: Path, state: Snap
     if variables.exists():
         (staged / names.FIRMWARE).mkdir(mode=0o700)
         shutil.copyfile(variables, staged / record.variables)
+    if (kept := staged / names.SNAPSHOTS / wanted / names.TPM).exists():
+        make_tpm(staged / record.tpm, kept.read_bytes())
     with own_identity(context.home) as fresh:
         identity = state.identity if _is_free(context, state.identity) else fresh
         write_machine(staged, msgspec.structs.replace(record, id=identity.uuid, identity=identity))

@@ -49,6 +49,7 @@ def show_machine(context: Context, request: ShowMachine, operation: Operation) -
         network=record.spec.network,
         firmware=record.spec.firmware if record.boot.kind == "disk" else "direct",
         display=record.spec.display,
+        tpm=record.spec.tpm,
         mac=record.identity.mac if record.spec.network != "none" else "",
         board=board.machine if board else "",
         cpu_model=board.cpu if board else "",

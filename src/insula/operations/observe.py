@@ -15,7 +15,9 @@ from insula.model.status import End, MachineStatus, State
 from insula.store import names
 from insula.store.ends import read_end
 from insula.store.machines import MachineRecord, read_machine
+from insula.store.tpm import is_served
 
+TPM_ENDED: Final = "its TPM has ended; restart it to have one again"
 _EXIT = 0.01  # seconds between a process closing one socket on its way out and closing the next
 _BUSY = 0.2  # seconds between two looks at a keeper that has no room for us
 # The verbs, as the journal has them, before whose end a machine is nobody's to resume.
@@ -107,9 +109,17 @@ def observe(folder: Path) -> tuple[MachineStatus, MachineRecord | None]:
         agent=untrusted.get("agent") is True,
         reason=_paused_because(untrusted) if state is State.PAUSED else None,
         ephemeral=record.ephemeral,
+        problem=_what_ails(folder, record) if state in (State.RUNNING, State.PAUSED) else None,
         ended=None if state.has_process else last_end(folder),
     )
     return status, record
+
+
+def _what_ails(folder: Path, record: MachineRecord) -> str | None:
+    """What a running machine has lost, if it has lost something."""
+    if record.spec.tpm and not is_served(folder / record.tpm):
+        return TPM_ENDED
+    return None
 
 
 def _paused_because(untrusted: dict[str, Any]) -> str | None:

@@ -31,7 +31,7 @@ from insula.store.warm import sweep_warm
 # Verbs that bring a machine to life: an ephemeral one whose verb died meanwhile is nobody's.
 _BIRTHS: Final = frozenset({"create", "start", "fork"})
 _PATIENCE: Final = 120.0
-_PLACES: Final = (names.SNAPSHOTS, names.DISKS, names.LAYERS, names.FIRMWARE)
+_PLACES: Final = (names.SNAPSHOTS, names.DISKS, names.LAYERS, names.FIRMWARE, names.TPM)
 
 
 def settle(context: Context, request: SettleMachine, operation: Operation) -> None:

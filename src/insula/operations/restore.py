@@ -46,6 +46,7 @@ from insula.store.snapshots import (
     snapshot_layers,
     sweep_snapshots,
 )
+from insula.store.tpm import make_tpm
 
 _ANSWER = 60.0
 
@@ -88,10 +89,23 @@ def _with_fresh_heads(held: Held, state: SnapshotRecord, place: Path) -> Machine
         (held.folder / names.FIRMWARE).mkdir(mode=0o700, exist_ok=True)
         shutil.copyfile(place / names.VARIABLES, held.folder / variables)
         fsync_folder(held.folder / names.FIRMWARE)
+    tpm = held.record.tpm
+    if state.spec.tpm:
+        tpm = f"{names.TPM}/{token}"
+        make_tpm(held.folder / tpm, _tpm_state(place))
     return msgspec.structs.replace(
-        held.record, disks=disks, spec=state.spec, boot=state.boot, board=state.board, variables=variables, parent=state.id,
+        held.record, disks=disks, spec=state.spec, boot=state.boot, board=state.board, variables=variables, tpm=tpm,
+        parent=state.id,
         sums={path: state.sums[path] for path in snapshot_layers(state) if path in state.sums},
     )  # fmt: skip
+
+
+def _tpm_state(place: Path) -> bytes | None:
+    """What a snapshot keeps of the machine's TPM; None when that was never switched on."""
+    try:
+        return (place / names.TPM).read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def _exchange(

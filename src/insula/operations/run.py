@@ -93,7 +93,8 @@ def _fork(
     context: Context, request: RunMachine, name: str, image: Image, operation: Operation, stack: contextlib.ExitStack
 ) -> Newborn | None:
     """A fork of the image's warm state, on ``stack``; None when it is to boot."""
-    if request.cold or context.cold or not image.record.recipe.warm or not context.engine.features.save:
+    # A TPM is an identity: each machine gets one that no other ever had.
+    if request.cold or context.cold or request.spec.tpm or not image.record.recipe.warm or not context.engine.features.save:
         return None
     use = ImageUse(name=request.image, digest=image.digest)
     for _ in range(_TRIES):

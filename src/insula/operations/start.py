@@ -193,6 +193,7 @@ def launch_plan(folder: Path, record: MachineRecord, load: LoadPlan | None = Non
         ),
         nics=(NicPlan(record.identity.mac),) if record.spec.network == "nat" else (),
         display=record.spec.display,
+        tpm=folder / record.tpm if record.spec.tpm else None,
         on_end=_settle_command(folder.parent.parent, record.id),
         load=load,
         run=run,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from insula.disks.verify import ensure_sums
-from insula.errors import InsulaError
+from insula.errors import InsulaError, UsageError
 from insula.host.files import own_usage
 from insula.host.process import leave
 from insula.host.program import own_command
@@ -64,7 +64,7 @@ def make(context: Context, request: WarmImage, operation: Operation) -> WarmStat
 
     Raises what building the image and booting it raise.
     """
-    check_spec(request.spec)
+    _check_shape(request.spec)
     image = find_or_build(context, request.image, operation)
     key = key_of(context, image, request.spec)
     if request.refresh or _usable(context, key) is None:
@@ -78,6 +78,7 @@ def warm_origin(context: Context, name: str, image: Image, spec: MachineSpec, op
 
     Raises what a boot raises.
     """
+    _check_shape(spec)
     key = key_of(context, image, spec)
     record = _usable(context, key)
     if record is None:
@@ -86,6 +87,13 @@ def warm_origin(context: Context, name: str, image: Image, spec: MachineSpec, op
     elif time.time() - record.created > REFRESH_AGE:
         leave(own_command("_warm", str(context.home.root), key))
     return Origin(context.home.warm / key, warm_snapshot(context.home.warm / key), record)
+
+
+def _check_shape(spec: MachineSpec) -> None:
+    """Raises UsageError (also ``tpm_not_shared``: machines that go on from one state would all have the same keys)."""
+    check_spec(spec)
+    if spec.tpm:
+        raise UsageError("a machine with a TPM of its own goes on from no state that others have", code="tpm_not_shared")
 
 
 def refresh(context: Context, request: RefreshWarmState, operation: Operation) -> None:

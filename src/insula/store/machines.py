@@ -83,8 +83,8 @@ class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What Insula remembers of a machine. Its name is its folder's name and is not repeated here.
 
     ``sums``: what each immutable file of the machine (path relative to its folder) must be. Version 1 did not have it.
-    ``variables``: the file of its UEFI variables. ``parent``: the id of the snapshot its present state descends from.
-    ``renewed``: of a fork, what was made new in it.
+    ``variables``: the file of its UEFI variables, ``tpm``: the folder its TPM is kept in, if it has one. ``parent``: the id of
+    the snapshot its present state descends from. ``renewed``: of a fork, what was made new in it.
     """
 
     version: int
@@ -101,6 +101,7 @@ class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     board: BoardRecord | None = None
     sums: dict[str, FileSum] = {}
     variables: str = f"{names.FIRMWARE}/{names.VARIABLES}"
+    tpm: str = f"{names.TPM}/0"
     parent: str | None = None
     renewed: Renewal | None = None
 

@@ -18,6 +18,7 @@ from insula.model.text import clean
 from insula.store import names
 from insula.store.parcel import damaged
 from insula.store.snapshots import SNAPSHOT_VERSION, SnapshotRecord, snapshot_layers
+from insula.store.tpm import MOST_BYTES
 
 _MIB: Final = 1 << 20
 _GIB: Final = 1 << 30
@@ -128,7 +129,8 @@ def _check_files(manifest: Manifest) -> None:
     own = {path for path in record.sums if "/" not in path}
     outside = snapshot_layers(record)
     _require(outside == set(record.sums) - own and all(_LAYER.fullmatch(path) for path in outside), "its files make no sense")
-    _require(own - {names.VARIABLES} == _own_files(record), "it has other files than a snapshot has")
+    kept = {names.VARIABLES, names.TPM} if record.spec.tpm else {names.VARIABLES}
+    _require(own - kept == _own_files(record), "it has other files than a snapshot has")
     _require(set(manifest.data) == set(record.sums), "its list of data makes no sense")
     for path, entry in record.sums.items():
         _require(bool(_HEX64.fullmatch(entry.sha256)) and entry.sparse == (path == names.MEMORY), "a sum makes no sense")
@@ -140,7 +142,7 @@ def _check_files(manifest: Manifest) -> None:
 
 
 def _own_files(record: SnapshotRecord) -> set[str]:
-    """The files a snapshot has in its own folder, UEFI variables aside."""
+    """The files a snapshot has in its own folder, UEFI variables and its TPM aside."""
     if record.memory is None:
         _require(record.state == "stopped", "it ran and has no memory")
         return set()
@@ -155,6 +157,8 @@ def most_bytes(record: SnapshotRecord, path: str) -> int:
         return memory
     if path == names.VARIABLES:
         return 64 * _MIB
+    if path == names.TPM:
+        return MOST_BYTES
     if path in (record.boot.kernel, record.boot.initrd):
         return 2 * _GIB
     size = next(disk.size for disk in record.disks if path in disk.layers)

@@ -166,7 +166,8 @@ def put_away_snapshot(folder: Path) -> None:
 
 
 def sweep_snapshots(machine: Path, record: MachineRecord) -> None:
-    """Remove half-made and half-deleted snapshots, layers, heads and variables nobody names. The caller holds the machine's lock.
+    """Remove half-made and half-deleted snapshots, and layers, heads, variables and TPMs that nobody names. The caller holds the
+    machine's lock.
 
     When a snapshot's record cannot be read nobody knows what it needs, and no layer is removed. The folders go last: as long as
     they are there, it is seen that something is left to do.
@@ -195,7 +196,7 @@ def unwanted_snapshots(machine: Path) -> list[Path]:
 
 def _named(machine: Path, record: MachineRecord) -> set[str]:
     """The files that the machine, its snapshots, and what it is suspended with rest on. Raises DamagedRecord."""
-    named = needed_layers(record) | {disk.head for disk in record.disks} | {record.variables}
+    named = needed_layers(record) | {disk.head for disk in record.disks} | {record.variables, record.tpm}
     for name in snapshot_names(machine):
         named |= snapshot_layers(read_snapshot(machine / names.SNAPSHOTS / name))
     if (machine / names.SUSPENDED).exists():
@@ -207,10 +208,14 @@ def _remove_unnamed(machine: Path, record: MachineRecord, named: set[str]) -> No
     fsync_folder(machine)  # what is removed now must not be named by a record that a power cut brings back
     for path in needed_layers(record):
         settle_layer(machine / path)
-    for folder in (names.LAYERS, names.DISKS, names.FIRMWARE):
+    for folder in (names.LAYERS, names.DISKS, names.FIRMWARE, names.TPM):
         with contextlib.suppress(FileNotFoundError), os.scandir(machine / folder) as entries:
             for entry in list(entries):
-                if f"{folder}/{entry.name}" not in named and entry.is_file(follow_symlinks=False):
+                if f"{folder}/{entry.name}" in named:
+                    continue
+                if folder == names.TPM:
+                    remove_tree(Path(entry.path))
+                elif entry.is_file(follow_symlinks=False):
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(entry.path)
 

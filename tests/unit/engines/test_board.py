@@ -63,7 +63,7 @@ CASES = {
         disks=(disk(0, layers=3), disk(1, unsafe=True), disk(2)),
         nics=tuple(NicPlan(f"52:54:00:00:00:0{index}") for index in range(4)),
     ),
-    "vga-qemu-10.0": plan("10.0", boot=DiskBoot(), display="vga"),
+    "vga-tpm-qemu-10.0": plan("10.0", boot=DiskBoot(), display="vga", tpm=FOLDER / "tpm/0"),
     "bare-qemu-10.0": plan("10.0", boot=DirectBoot(FOLDER / "vmlinuz"), disks=(), nics=()),
 }
 
@@ -108,6 +108,7 @@ def plans(draw: st.DrawFn) -> LaunchPlan:
         memory=draw(st.integers(96, 1 << 20)) * MIB,
         disks=tuple(disk(index, draw(st.integers(0, 15)), draw(st.booleans())) for index in range(draw(st.integers(0, 5)))),
         nics=tuple(NicPlan(f"52:54:00:00:00:0{index}") for index in range(draw(st.integers(0, 4)))),
+        tpm=draw(st.sampled_from([None, FOLDER / "tpm/0"])),
         display=draw(st.sampled_from(["none", "vga"])),
         boot=draw(st.sampled_from([TINY, DiskBoot(), DiskBoot("uefi", Path("/vars"))])),
     )

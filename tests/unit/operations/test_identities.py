@@ -15,7 +15,7 @@ from insula.store.machines import machine_uuids, new_machine_folder, publish_mac
 from insula.store.names import Home
 from tests.unit.store.test_machines import _record
 
-FEW = "0 100000 64\n"  # a container so small that there are ids for 16 machines
+FEW = "0 100000 96\n"  # a container so small that there are ids for 16 machines
 
 
 def few(machine_uuid: str) -> JailIds:
@@ -38,7 +38,7 @@ def test_without_own_ids_nobody_is_asked() -> None:
     def never() -> str:
         raise AssertionError("the others were looked at")
 
-    choose(iter(never, ""), lambda machine_uuid: JailIds(None, None))
+    choose(iter(never, ""), lambda machine_uuid: JailIds(None, None, None))
 
 
 def test_machines_made_at_once_get_different_ones(tmp_path: Path) -> None:

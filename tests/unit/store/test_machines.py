@@ -182,7 +182,7 @@ def test_a_torn_event_is_passed_over(home: Home) -> None:
 def test_every_name_in_a_machine_has_a_copy_rule() -> None:
     of_a_machine = {names.RECORD, names.LOCK, names.JOURNAL, names.EVENTS, names.EVENTS_OLD, names.CONSOLE, names.CONSOLE_OLD,
                     names.QEMU_LOG, names.LAST_END, names.VERIFIED_LAYERS, names.DISKS, names.LAYERS, names.FIRMWARE,
-                    names.RUN, names.RUN_NEXT, names.SNAPSHOTS, names.SUSPENDED, names.ORIGIN}  # fmt: skip
+                    names.TPM, names.RUN, names.RUN_NEXT, names.SNAPSHOTS, names.SUSPENDED, names.ORIGIN}  # fmt: skip
     assert set(names.ON_COPY) == of_a_machine
 
 

@@ -110,6 +110,7 @@ class Board(msgspec.Struct, frozen=True):
     monitors: tuple[str, ...]
     netdevs: tuple[tuple[str, str], ...]
     devices: tuple[Part, ...]
+    tpm: str | None = None  # the channel to it
 
 
 def build_board(plan: LaunchPlan) -> Board:
@@ -140,10 +141,11 @@ def build_board(plan: LaunchPlan) -> Board:
             Part("rng-builtin", {"id": "rng0"}),
             *(Part("throttle-group", {"id": _throttle(disk)}) for disk in plan.disks),
         ),
-        channels=_CHANNELS,
+        channels=_CHANNELS if plan.tpm is None else (*_CHANNELS, Channel(_TPM, _TPM)),
         monitors=("mon-keeper", "mon-verbs", "mon-readers"),
         netdevs=tuple((f"net{index}", f"net{index}") for index in range(len(plan.nics))),
         devices=_devices(plan),
+        tpm=None if plan.tpm is None else _TPM,
     )
 
 
@@ -158,6 +160,7 @@ _MACHINE: Final[Mapping[str, object]] = {
     "mem-merge": False,
 }
 
+_TPM: Final = "tpm"
 _CHANNELS: Final = (
     Channel("mon-keeper", "mon-keeper"),
     Channel("mon-verbs", "mon-verbs", listening=True),
@@ -266,7 +269,8 @@ def _devices(plan: LaunchPlan) -> tuple[Part, ...]:
     )
     disks = tuple(_disk(index, disk) for index, disk in enumerate(plan.disks))
     nics = tuple(_nic(index, nic) for index, nic in enumerate(plan.nics))
-    return (*ports, *_display(plan), *fixed, *disks, *nics)
+    tpm = (Part("tpm-crb", {"id": "tpm0-device", "tpmdev": "tpm0"}),) if plan.tpm is not None else ()
+    return (*ports, *_display(plan), *fixed, *tpm, *disks, *nics)
 
 
 def _display(plan: LaunchPlan) -> tuple[Part, ...]:

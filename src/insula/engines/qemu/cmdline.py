@@ -47,6 +47,8 @@ def build_argv(board: Board, descriptors: Mapping[str, int], binary: str) -> lis
         add("-blockdev", json.dumps(node))
     for channel in board.channels:
         add("-chardev", _channel(channel, descriptors))
+    if board.tpm is not None:
+        add("-tpmdev", f"emulator,id=tpm0,chardev={board.tpm}")
     for monitor in board.monitors:
         add("-mon", f"chardev={monitor},mode=control")
     for netdev, key in board.netdevs:

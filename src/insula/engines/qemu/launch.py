@@ -58,9 +58,12 @@ def launch(plan: LaunchPlan, build: Build) -> None:
             open_for_qemu(descriptors, plan, board)
             jail, shown = _jail(plan, root, ids.machine)
         helpers = _networks(plan, descriptors, ids.network, watch)
+        tpm = _tpm(plan, descriptors, ids.tpm, watch)
         undo.callback(_end, plan)
         undo.callback(descriptors.close)  # before it: while we hold the listening socket ourselves, connecting proves nothing
-        _start(plan, jail, [str(keeper), "porter", *shown], build_argv(board, descriptors.qemu, str(build.binary)), descriptors)
+        with tpm:
+            argv = build_argv(board, descriptors.qemu, str(build.binary))
+            _start(plan, jail, [str(keeper), "porter", *shown], argv, descriptors)
         _check_helpers(helpers, ids.network)
         if plan.load is not None:
             from insula.engines.qemu.migrate import load
@@ -141,6 +144,33 @@ def _networks(plan: LaunchPlan, descriptors: Descriptors, uid: int | None, watch
         ends.append(watch.enter_context(end.dup()))
         descriptors.qemu[f"net{index}"] = end.detach()
     return ends
+
+
+def _tpm(
+    plan: LaunchPlan, descriptors: Descriptors, uid: int | None, watch: ExitStack
+) -> contextlib.AbstractContextManager[None]:
+    """Start the machine's TPM, if it has one. Within what is returned, an error that comes of its end tells of that."""
+    if plan.tpm is None:
+        return contextlib.nullcontext()
+    from insula.isolation.tpm import start_tpm
+
+    with _file_errors(plan.run_folder):
+        end, descriptors.qemu["tpm-lifeline"] = start_tpm(plan.tpm, uid)
+    watched = watch.enter_context(end.dup())
+    descriptors.qemu["tpm"] = end.detach()
+    return _tpm_errors(watched, plan.tpm, uid)
+
+
+@contextlib.contextmanager
+def _tpm_errors(end: socket.socket, folder: Path, uid: int | None) -> Iterator[None]:
+    from insula.isolation.tpm import explain_end, has_ended
+
+    try:
+        yield
+    except InsulaError as cause:
+        if has_ended(end):
+            raise explain_end(cause, folder, uid) from cause
+        raise
 
 
 def _check_helpers(ends: list[socket.socket], uid: int | None) -> None:
