@@ -79,6 +79,11 @@ def base() -> list[Json]:
     ]
 
 
+def cleared() -> list[Json]:
+    """Forget all cards and addresses. To be followed, in the same transaction, by those there are."""
+    return [BRIDGE.clear("map", _GUARDS), BRIDGE.clear("set", "claimed6"), BRIDGE.clear("set", "bound6")]
+
+
 def network(network: str, spec: NetworkSpec) -> list[Json]:
     return [BRIDGE.put(name, element) for name, element in network_holds(network, spec).elements]
 

@@ -56,6 +56,11 @@ def base() -> list[Json]:
     ]
 
 
+def cleared() -> list[Json]:
+    """Forget all cards. To be followed, in the same transaction, by those there are."""
+    return [BRIDGE.clear("set", _ISOLATED), BRIDGE.clear("map", _SENDING), BRIDGE.clear("map", _GETTING)]
+
+
 def nic(attached: Attached) -> list[Json]:
     """Peers' rules for a card; of one that has none nothing but look-ups that fail."""
     held = holds(attached)

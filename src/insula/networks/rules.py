@@ -81,12 +81,14 @@ def everything(
 
     The router's counters begin at zero.
     """
-    commands = base_rules(uplink, host_addresses)
+    commands: list[Json] = []
     for network, spec in networks.items():
         commands += network_rules(network, spec)
     for attached in cards:
         commands += nic_rules(attached)
-    return [INET.add(), INET.delete(), *commands]
+    # The bridges' table cannot go with its sets of `PRELUDE`: nobody may be without a guard meanwhile. So it is emptied.
+    cleared = [*base_rules(uplink, host_addresses), *guard.cleared(), *peers.cleared()]
+    return [INET.add(), INET.delete(), *cleared, *commands]
 
 
 def host_rules(home: str, networks: Iterable[NetworkSpec], uplink: Uplink | None = None) -> list[Json]:

@@ -113,9 +113,13 @@ class Table:
     def put(self, name: str, *elements: Any) -> Json:
         return {"add": {"element": {**self._where, "name": name, "elem": list(elements)}}}
 
+    def clear(self, kind: str, name: str) -> Json:
+        """Take all elements out of a ``set`` or ``map``."""
+        return {"flush": {kind: {**self._where, "name": name}}}
+
     def only(self, name: str, *elements: Any) -> list[Json]:
         """A set with these elements and no others."""
-        emptied: Json = {"flush": {"set": {**self._where, "name": name}}}
+        emptied = self.clear("set", name)
         return [emptied, self.put(name, *elements)] if elements else [emptied]
 
     def release(self, what: Holding) -> list[Json]:
