@@ -5,33 +5,40 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from insula.host.native import native_digest, native_path
 from tests.framework.ordinary import AS_A_USER, REACHABLE, needed
-from tests.functional.networks.lab import PYTHON, Failed, Node
+from tests.framework.project import ROOT
+from tests.functional.networks.lab import Failed, Node
 
+_CODE = (Path(__file__).parent / "node.py").read_text()
+PYTHON = ["/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "python3", "-c", _CODE]
 OTHER4, HOST4 = "203.0.113.9", "203.0.113.1"
 
-# Arguments: a folder, whether for a user, the home, then those of REACHABLE, "--" and the command. What names links is the
-# namespace's own sysfs; the tun device is as distributions have it.
+# Arguments: a folder, whether for a user (who sees its home as /mnt), then those of REACHABLE, "--" and the command. What names
+# links is the namespace's own sysfs; the tun device is as distributions have it.
 _HOST = (
     REACHABLE
     + r"""
 set -e
-folder=$1 user=$2 home=$3; shift 3
+folder=$1 user=$2; shift 2
 mount -t sysfs sysfs /sys
 mount -t tmpfs -o mode=755 tmpfs /run
+echo 0 > /proc/sys/net/ipv4/ip_forward
+echo 0 > /proc/sys/net/ipv6/conf/all/forwarding
 ip link set lo up
 if [ "$user" = yes ]; then
-    mkdir -p "$folder/dev" "$folder/home"
+    mkdir "$folder/dev"
     mount -t tmpfs -o mode=755 tmpfs "$folder/dev"
     mknod -m 666 "$folder/dev/tun" c 10 200
     mount --bind "$folder/dev/tun" /dev/net/tun
-    chmod 755 "$folder"; chown 65534 "$folder/home"
+    mount --bind "$folder/home" /mnt
     words=
     while [ "$1" != -- ]; do words="$words $1"; shift; done
     mkdir "$folder/ours"
@@ -49,20 +56,21 @@ class World:
 
     def __init__(self, folder: Path, stack: contextlib.ExitStack, *, ordinary: bool) -> None:
         self._stack = stack
-        home = folder / "home" / "insula"
-        environment = ["/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", f"INSULA_HOME={home}", f"HOME={folder}/home"]
-        environment += [f"XDG_CACHE_HOME={_cache(folder, ordinary)}", f"PYTHONPATH={os.environ['PYTHONPATH']}:{Path(__file__).parents[3]}"]
+        place = Path("/mnt") if ordinary else folder / "home"
+        _bring_keeper(folder / "home")
+        if ordinary:
+            subprocess.run(["chown", "-R", "65534:65534", folder / "home"], check=True)
+        environment = ["/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", f"INSULA_HOME={place}/insula", f"HOME={place}"]
+        environment += [f"PYTHONPATH={ROOT}/src:{ROOT}"]
         actor = [*environment, sys.executable, "-B", "-m", "tests.functional.networks.actor"]
-        words = [os.fspath(folder), "yes" if ordinary else "no", os.fspath(home), *needed(), "--", *(AS_A_USER if ordinary else []), *actor]
+        words = [os.fspath(folder), "yes" if ordinary else "no", *needed(), "--", *(AS_A_USER if ordinary else []), *actor]
         self.other = self._node(["unshare", "--net", *PYTHON])
         self.host = self._node(["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", _HOST, "sh", *words])
         self._join()
 
     def _node(self, argv: list[str]) -> Node:
         process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/")
-        self._stack.callback(process.wait)
-        assert process.stdin is not None
-        self._stack.callback(process.stdin.close)
+        self._stack.enter_context(process)  # waits for it, and closes its pipes
         return Node(process)
 
     def _join(self) -> None:
@@ -72,6 +80,7 @@ class World:
         for end, address in ((self.host, HOST4), (self.other, OTHER4)):
             batch = f"link set eth0 up\naddress add {address}/24 dev eth0\nlink set lo up\n"
             subprocess.run(["nsenter", f"--net={end.path}", "ip", "-batch", "-"], input=batch.encode(), check=True)
+        self.root("ip", "route", "add", "default", "via", OTHER4)
 
     def root(self, *words: str) -> None:
         """Do something as root in the host's network."""
@@ -97,20 +106,12 @@ class Guest:
         return do
 
 
-def _cache(folder: Path, ordinary: bool) -> Path:
-    """A user has our built programs in a cache of his own."""
-    from insula.host.native import native_digest, native_path
-
+def _bring_keeper(home: Path) -> None:
+    """The host's user has a cache of his own, with our built program in it."""
     program = native_path("insula-keeper")
-    if not ordinary:
-        return program.parents[2].parent
-    place = folder / "home" / "cache" / "insula" / f"native-{native_digest('keeper')}" / program.parent.name
+    place = home / ".cache" / "insula" / f"native-{native_digest('keeper')}" / program.parent.name
     place.mkdir(parents=True)
-    (place / program.name).write_bytes(program.read_bytes())
-    (place / program.name).chmod(0o755)
-    for each in [folder / "home", *(folder / "home").rglob("*")]:
-        os.chown(each, 65534, 65534)
-    return folder / "home" / "cache"
+    shutil.copy(program, place)
 
 
 @contextlib.contextmanager

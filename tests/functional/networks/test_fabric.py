@@ -1,0 +1,147 @@
+"""The fabric as it is used: machines come and go, as root and as an ordinary user, and whatever is killed heals."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.functional.networks.lab import Failed
+from tests.functional.networks.node import PATIENCE
+from tests.functional.networks.world import HOST4, OTHER4, World, world
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(params=["root", "user"])
+def town(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    """Machines ``a`` and ``b`` on one network of a host; somebody else on its LAN."""
+    with world(tmp_path, ordinary=request.param == "user") as made:
+        made.host.attach("a", 10)
+        made.host.attach("b", 11)
+        yield made
+        for name in ("a", "b"):
+            made.host.end(name)
+        assert made.host.remains() == []
+
+
+def _until(true: Callable[[], bool]) -> None:
+    """A server that was just told something, or started, needs a moment."""
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end
+
+
+def _all_works(town: World) -> None:
+    a = town.machine("a")
+    _until(lambda: a.lookup("10.77.0.1", "b.insula", patience=1.0) == ["10.77.0.11"])
+    assert a.lease("52:54:00:1a:00:0a")["address"] == "10.77.0.10"
+    assert a.ping("10.77.0.1")
+    assert a.ping("10.77.0.11")
+    _until(lambda: a.connect(OTHER4, 80, 1.0) == "open")  # pasta may be starting
+
+
+@pytest.mark.limit(30)
+def test_machines_have_addresses_names_and_a_way_out(town: World) -> None:
+    town.other.serve(80)
+    town.host.serve(8099)
+    _all_works(town)
+    assert town.machine("a").connect(OTHER4, 80, flow="seen") == "open"
+    assert town.machine("a").say("seen")
+    assert town.other.got(80)[-1:] == [[HOST4, "tcp"]]  # who asks is the host, as far as the LAN can see
+    assert town.machine("a").connect(HOST4, 8099, 2.0) != "open"
+    assert town.machine("a").await_address("fd12:3456:789a:1:").startswith("fd12:3456:789a:1:")
+    assert town.host.status()["missing"] == []
+
+
+@pytest.mark.limit(60)
+@pytest.mark.parametrize("killed", [["dnsmasq"], ["holder"], ["inside"], ["holder", "inside"], ["rules"]])
+def test_what_was_killed_heals(town: World, killed: list[str]) -> None:
+    town.other.serve(80)
+    town.host.publish("a", 8080, 70)
+    town.machine("a").serve(70)
+    if killed == ["rules"]:
+        town.host.mess_up()
+    else:
+        town.host.kill(*killed)
+    lost = town.host.repair()
+    if "inside" in killed and "holder" in killed:
+        # Nothing is left that could lead there: the machines must be given new cards.
+        assert lost == ["0000000a", "0000000b"]
+        for name, number in (("a", 10), ("b", 11)):
+            town.host.end(name)
+            town.host.attach(name, number)
+        town.machine("a").serve(70)
+        town.host.publish("a", 8080, 70)
+    else:
+        assert lost == []
+    _all_works(town)
+    assert town.host.connect("127.0.0.1", 8080, flow="published") == "open"
+    assert town.host.say("published")
+
+
+@pytest.mark.limit(30)
+def test_the_next_attach_heals_what_was_killed(town: World) -> None:
+    town.other.serve(80)
+    programs = town.host.programs()
+    town.host.kill(*(["pasta", "dnsmasq"] if "pasta" in programs else ["dnsmasq"]))
+    town.host.attach("c", 12)
+    _all_works(town)
+    assert town.machine("c").lease("52:54:00:1a:00:0c")["address"] == "10.77.0.12"
+    town.host.end("c")
+
+
+@pytest.mark.limit(30)
+def test_ports_lead_to_machines(town: World) -> None:
+    a = town.machine("a")
+    a.serve(70)
+    a.serve(71, "udp")
+    town.host.publish("a", 8080, 70)
+    town.host.publish("a", 8081, 71, "127.0.0.1", "udp")
+    assert town.host.connect("127.0.0.1", 8080, flow="one") == "open"
+    assert town.host.say("one")
+    assert town.host.ask("127.0.0.1", 8081)
+    assert town.other.connect(HOST4, 8080, 2.0) != "open"  # only the host's own programs unless another address was named
+    town.host.publish("a", 8082, 70, HOST4)
+    assert town.other.connect(HOST4, 8082, flow="far") == "open"
+    assert town.other.say("far")
+    with pytest.raises(Failed, match=r"port_taken: .* the machine 'a'"):
+        town.host.publish("b", 8080, 70)
+    town.host.serve(8090)
+    with pytest.raises(Failed, match=r"port_taken: .*process \d+ \(python"):
+        town.host.publish("b", 8090, 70)
+    with pytest.raises(Failed, match="no_such_address"):
+        town.host.publish("b", 8091, 70, "198.51.100.77")
+    assert town.host.published() == ["8080 a", "8081 a", "8082 a"]
+    assert town.host.unpublish(8080, 70)
+    assert not town.host.unpublish(8080, 70)
+    assert town.host.connect("127.0.0.1", 8080) == "Connection refused"
+
+
+@pytest.mark.limit(30)
+def test_a_card_changes_while_it_is_used(town: World) -> None:
+    town.other.serve(80)
+    a = town.machine("a")
+    assert a.connect(OTHER4, 80, flow="long") == "open"
+    assert a.say("long")
+    town.host.change("a", rules=[f"deny to {OTHER4}"])
+    assert not a.say("long", 2.0)
+    assert a.connect(OTHER4, 80, 2.0) != "open"
+    assert town.host.status()["cards"]["0000000a"]["counters"]["rule0"][0] > 0
+    town.host.change("a", up=False)
+    assert not a.ping("10.77.0.1", 1.0)
+    town.host.change("a", called="anew")
+    assert a.ping("10.77.0.1")
+    _until(lambda: town.machine("b").lookup("10.77.0.1", "anew.insula", patience=1.0) == ["10.77.0.10"])
+    _until(lambda: town.machine("b").lookup("10.77.0.1", "a.insula", patience=1.0) == ["(rcode 3)"])
+
+
+@pytest.mark.limit(30)
+def test_traffic_is_counted_and_can_be_looked_at(town: World) -> None:
+    assert len(town.host.sniff_card("a")) >= 2
+    card = town.host.status()["cards"]["0000000a"]
+    assert card["present"]
+    assert card["sent_packets"] > 0
+    assert card["received_bytes"] > 0
