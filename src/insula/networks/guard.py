@@ -1,6 +1,7 @@
 """The guard at each card: a machine speaks with its own addresses only, and is neither a DHCP server nor a router.
 
-One chain per card, found by the name of its tap. Everything it does not know is dropped and counted.
+The rules are the same for all cards; what is whose is in sets. So a card costs a few elements, and hundreds load in an instant.
+Everything the guard does not know is dropped, and counted as that card's.
 
 IPv6 addresses a guest makes up for itself are its own while nobody else has them: the first to use one keeps it for an hour
 after its last packet (first come, first served, as in RFC 6620), and what a card can claim in a minute is bounded.
@@ -8,9 +9,9 @@ after its last packet (first come, first served, as in RFC 6620), and what a car
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
-from insula.model.network import NetworkSpec, Nic
+from insula.model.network import NetworkSpec
 from insula.networks import naming
 from insula.networks.plan import Attached, gateway6
 from insula.networks.terms import (
@@ -21,7 +22,6 @@ from insula.networks.terms import (
     Json,
     Table,
     concat,
-    counted,
     either,
     jump,
     match,
@@ -29,59 +29,98 @@ from insula.networks.terms import (
     payload,
     raw,
     remember,
-    vmap,
 )
 
 BRIDGE: Final = Table("bridge", naming.TABLE)
 
 # nft's JSON cannot declare sets of what raw payload holds, and has no name for the address inside a neighbour advertisement
-# before version 1.0.8. So these two are declared in nft's own language, once, before all else.
+# before version 1.0.8; nor can it declare sets that rules fill. So these are declared in nft's own language, before all else.
 PRELUDE: Final = f"""add table bridge {naming.TABLE}
+add set bridge {naming.TABLE} prefix6 {{ typeof @nh,64,64 . meta iifname; }}
 add set bridge {naming.TABLE} claimed6 {{ typeof @nh,64,128; size 65536; flags dynamic,timeout; }}
 add set bridge {naming.TABLE} bound6 {{ typeof @nh,64,128 . meta iifname; size 65536; flags dynamic,timeout; }}
+add set bridge {naming.TABLE} askers {{ type ifname . ether_addr; size 65536; flags dynamic,timeout; }}
+add set bridge {naming.TABLE} called {{ type ifname . ether_addr; size 65536; flags dynamic,timeout; }}
 """
 
+_FROM: Final = meta("iifname")
+_MAC: Final = payload("ether", "saddr")
+_PREFIX6: Final = raw("nh", 64, 64)  # the upper half of `ip6 saddr`
 _SOURCE6: Final = raw("nh", 64, 128)  # as `ip6 saddr`
 _TARGET6: Final = raw("th", 64, 128)  # of a neighbour advertisement
-_NOBODY: Final = "0.0.0.0"  # noqa: S104 (nothing listens here: it is who has no address yet)
+_BOUND6: Final = concat(_SOURCE6, _FROM)
 _KEPT: Final = 3600  # seconds
-_GUARDS: Final = "guards"
-_CLAIM: Final = "claim"
+_NOBODY: Final = "0.0.0.0"  # noqa: S104 (nothing listens here: it is who has no address yet)
+_LINK_LOCAL: Final = "0xfe80000000000000"
 
 
 def base() -> list[Json]:
-    """The guards' frame: a tap nobody guards (its card is being attached) passes nothing."""
-    icmp6 = payload("icmpv6", "type")
-    slow: Json = {"limit": {"rate": 30, "per": "minute", "burst": 30}}
+    """The rules of all guards. A tap nobody is known to be at (its card is being attached) passes nothing."""
     return [
-        BRIDGE.map(_GUARDS, "ifname"),
+        BRIDGE.map("marks", "ifname", "mark"),
+        BRIDGE.map("spoofed", "ifname", "counter"),
+        *[BRIDGE.set(name, kind) for name, kind in _SETS.items()],
+        *BRIDGE.chain("liar", [[{"counter": {"map": {"key": _FROM, "data": "@spoofed"}}}], [DROP]]),
+        *BRIDGE.chain("claim", _claim()),
         *BRIDGE.base_chain("guard", "filter", "prerouting", -300),
-        *BRIDGE.rules("guard", [[vmap(meta("iifname"), _GUARDS)], [match(meta("iifname"), naming.TAPS), DROP]]),
-        *BRIDGE.chain(
-            _CLAIM,
-            [
-                [match(icmp6, "nd-neighbor-advert"), match(concat(_TARGET6, meta("iifname")), "@bound6", "!="), RETURN],
-                [
-                    match(concat(_SOURCE6, meta("iifname")), "@bound6"),
-                    remember("claimed6", _SOURCE6, _KEPT),
-                    remember("bound6", concat(_SOURCE6, meta("iifname")), _KEPT),
-                    ACCEPT,
-                ],
-                [match(_SOURCE6, "@claimed6"), RETURN],
-                [
-                    slow,
-                    remember("claimed6", _SOURCE6, _KEPT),
-                    remember("bound6", concat(_SOURCE6, meta("iifname")), _KEPT),
-                    ACCEPT,
-                ],
-            ],
-        ),
+        *BRIDGE.rules("guard", _rules()),
+    ]
+
+
+# Tap, and what a frame from it must hold: its hardware address, the same as ARP's sender, the sender's address.
+_SETS: Final[dict[str, Any]] = {
+    "cards": ["ifname", "ether_addr"],
+    "speakers": ["ifname", "ether_addr", "ipv4_addr"],
+    "neighbours": ["ifname", "ether_addr", "ether_addr", "ipv4_addr"],
+    "strangers": ["ifname", "ether_addr"],  # on the LAN: their addresses are its own affair
+    "strange_neighbours": ["ifname", "ether_addr", "ether_addr"],
+}
+
+
+def _rules() -> list[list[Json]]:
+    liar: Json = {"goto": {"target": "liar"}}
+    own, arp = concat(_FROM, _MAC), payload("arp", "saddr ether")
+    sport, kind, source = payload("udp", "sport"), payload("icmpv6", "type"), payload("ip6", "saddr")
+    beginners = match(kind, either("nd-neighbor-solicit", "mld-listener-report", "mld2-listener-report"))
+    return [
+        [match(_FROM, naming.TAPS, "!="), ACCEPT],
+        [{"mangle": {"key": meta("mark"), "value": {"map": {"key": _FROM, "data": "@marks"}}}}],
+        [match(payload("ether", "type"), either("8021q", "8021ad")), liar],  # what they hold looks like any other packet
+        [match(sport, either(67, 547)), liar],
+        [match(kind, either("nd-router-advert", "nd-redirect")), liar],
+        [match(concat(_FROM, _MAC, payload("ip", "saddr")), "@speakers"), ACCEPT],
+        [match(concat(_FROM, _MAC, arp, payload("arp", "saddr ip")), "@neighbours"), ACCEPT],
+        [
+            match(own, "@cards"),
+            match(payload("ip", "saddr"), _NOBODY),
+            match(sport, 68),
+            match(payload("udp", "dport"), 67),
+            ACCEPT,
+        ],
+        [match(own, "@cards"), match(source, "::"), beginners, ACCEPT],
+        [match(own, "@cards"), match(meta("protocol"), "ip6"), match(concat(_PREFIX6, _FROM), "@prefix6"), jump("claim")],
+        [match(own, "@strangers"), match(meta("protocol"), either("ip", "ip6")), ACCEPT],
+        [match(concat(_FROM, _MAC, arp), "@strange_neighbours"), ACCEPT],
+        [liar],
+    ]
+
+
+def _claim() -> list[list[Json]]:
+    """Whether an IPv6 address is its sender's, or becomes it; whoever returns from here has lied."""
+    keep = [remember("claimed6", _SOURCE6, _KEPT), remember("bound6", _BOUND6, _KEPT), ACCEPT]
+    advertises = match(payload("icmpv6", "type"), "nd-neighbor-advert")
+    return [
+        [advertises, match(concat(_TARGET6, _FROM), "@bound6", "!="), RETURN],
+        [match(_BOUND6, "@bound6"), *keep],
+        [match(_SOURCE6, "@claimed6"), RETURN],
+        [{"limit": {"rate": 30, "per": "minute", "burst": 30}}, *keep],
     ]
 
 
 def cleared() -> list[Json]:
     """Forget all cards and addresses. To be followed, in the same transaction, by those there are."""
-    return [BRIDGE.clear("map", _GUARDS), BRIDGE.clear("set", "claimed6"), BRIDGE.clear("set", "bound6")]
+    sets = ("prefix6", "claimed6", "bound6", *_SETS)
+    return [*[BRIDGE.clear("map", name) for name in ("marks", "spoofed")], *[BRIDGE.clear("set", name) for name in sets]]
 
 
 def network(network: str, spec: NetworkSpec) -> list[Json]:
@@ -96,81 +135,38 @@ def network_holds(network: str, spec: NetworkSpec) -> Holding:
 
 
 def nic(attached: Attached) -> list[Json]:
-    """A card's guard. To be loaded before its tap is up."""
+    """What is a card's. To be loaded before its tap is up."""
     held = holds(attached)
-    commands = [BRIDGE.counter(name) for name in held.counters] + BRIDGE.chain(_chain(attached.nic), _rules(attached))
+    commands = [BRIDGE.counter(name) for name in held.counters]
     return commands + [BRIDGE.put(name, element) for name, element in held.elements]
 
 
 def holds(attached: Attached) -> Holding:
-    card, own = attached.nic, own_addresses6(attached)
-    tap = naming.tap_name(card.key)
-    return Holding(
-        chains=(_chain(card),),
-        elements=(
-            (_GUARDS, [tap, jump(_chain(card))]),
-            *[("claimed6", each) for each in own],
-            *[("bound6", concat(each, tap)) for each in own],
-        ),
-        counters=(naming.counter_name("spoofed", card.key),),
-    )
+    card, tap = attached.nic, naming.tap_name(attached.nic.key)
+    spoofed = naming.counter_name("spoofed", card.key)
+    elements: list[tuple[str, Any]] = [("marks", [tap, naming.mark(card.key)]), ("spoofed", [tap, spoofed])]
+    if attached.network.mode == "bridge":
+        elements += [("strangers", concat(tap, card.mac)), ("strange_neighbours", concat(tap, card.mac, card.mac))]
+    else:
+        elements += [("cards", concat(tap, card.mac)), *_addresses(attached)]
+    return Holding(elements=tuple(elements), counters=(spoofed,))
 
 
-def own_addresses6(attached: Attached) -> list[str]:
-    """What is a card's own without claiming it: its address, and what its hardware address makes it call itself on the link."""
-    if attached.network.mode == "bridge" or attached.nic.ipv6 is None:
-        return []
-    return [_number(attached.nic.ipv6), _number(naming.link_local(attached.nic.mac))]
+def _addresses(attached: Attached) -> list[tuple[str, Any]]:
+    card, tap, prefix = attached.nic, naming.tap_name(attached.nic.key), attached.network.ipv6
+    found: list[tuple[str, Any]] = []
+    if card.ipv4:
+        found.append(("speakers", concat(tap, card.mac, card.ipv4)))
+        found += [("neighbours", concat(tap, card.mac, card.mac, each)) for each in (card.ipv4, _NOBODY)]
+    if card.ipv6 and prefix:
+        halves = (_number(prefix.partition("/")[0])[:18], _LINK_LOCAL)
+        found += [("prefix6", concat(half, tap)) for half in halves]
+        for own in (card.ipv6, naming.link_local(card.mac)):  # what it has without claiming it
+            found += [("claimed6", _number(own)), ("bound6", concat(_number(own), tap))]
+    return found
 
 
 def _number(address: str) -> str:
     from ipaddress import IPv6Address
 
     return f"0x{int(IPv6Address(address)):032x}"
-
-
-def _chain(card: Nic) -> str:
-    return f"guard_{card.key}"
-
-
-def _rules(attached: Attached) -> list[list[Json]]:
-    card = attached.nic
-    refuse = [counted(naming.counter_name("spoofed", card.key)), DROP]
-    udp = payload("udp", "sport")
-    rules: list[list[Json]] = [
-        [{"mangle": {"key": meta("mark"), "value": naming.mark(card.key)}}],
-        [match(payload("ether", "saddr"), card.mac, "!="), *refuse],
-        [match(payload("ether", "type"), either("8021q", "8021ad")), *refuse],  # what they hold looks like any other packet
-        [match(payload("arp", "saddr ether"), card.mac, "!="), *refuse],
-        [match(udp, either(67, 547)), *refuse],
-        [match(payload("icmpv6", "type"), either("nd-router-advert", "nd-redirect")), *refuse],
-    ]
-    if attached.network.mode == "bridge":  # its addresses are the LAN's: what is its own nobody told us
-        known = match(meta("protocol"), either("arp", "ip", "ip6"))
-        return [*rules, [known, ACCEPT], refuse]
-    return [*rules, *_ipv4(card), *_ipv6(attached), refuse]
-
-
-def _ipv4(card: Nic) -> list[list[Json]]:
-    if card.ipv4 is None:
-        return []
-    asking = match(payload("udp", "sport"), 68), match(payload("udp", "dport"), 67)
-    return [
-        [match(payload("arp", "saddr ip"), either(card.ipv4, _NOBODY)), ACCEPT],
-        [match(payload("ip", "saddr"), card.ipv4), ACCEPT],
-        [match(payload("ip", "saddr"), _NOBODY), *asking, ACCEPT],
-    ]
-
-
-def _ipv6(attached: Attached) -> list[list[Json]]:
-    card, prefix = attached.nic, attached.network.ipv6
-    if card.ipv6 is None or prefix is None:
-        return []
-    source, kind = payload("ip6", "saddr"), payload("icmpv6", "type")
-    address, _, length = prefix.partition("/")
-    ours = [{"prefix": {"addr": address, "len": int(length)}}, {"prefix": {"addr": "fe80::", "len": 64}}]
-    nameless = match(kind, either("nd-neighbor-solicit", "mld-listener-report", "mld2-listener-report"))
-    return [
-        [match(source, "::"), nameless, ACCEPT],
-        [match(source, either(*ours)), jump(_CLAIM)],
-    ]

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
-from insula.model.network import Rule, parse_ports, peer_kind
-from insula.networks.terms import Json, either, match, meta, payload, span, subnet
+from typing import Final
+
+from insula.model.network import LOCAL_IPV4, LOCAL_IPV6, Rule, parse_ports, peer_kind
+from insula.networks.terms import Json, Table, match, meta, payload, span, subnet
+
+PORTED: Final = match(meta("l4proto"), "@ported")
+_PINGS: Final = match(meta("l4proto"), "@pings")
+LOCAL: Final = (match(payload("ip", "daddr"), "@local4"), match(payload("ip6", "daddr"), "@local6"))
+
+
+def shared_sets(table: Table) -> list[Json]:
+    """What is compared with for many cards: what has ports, what is icmp, and where the internet is not."""
+    protocols = {"ported": ("tcp", "udp"), "pings": ("icmp", "ipv6-icmp")}
+    local = {"local4": ("ipv4_addr", LOCAL_IPV4), "local6": ("ipv6_addr", LOCAL_IPV6)}
+    commands = [table.set(name, "inet_proto") for name in protocols]
+    commands += [table.set(name, kind, flags=["interval"]) for name, (kind, _) in local.items()]
+    commands += [table.put(name, *values) for name, values in protocols.items()]
+    return commands + [table.put(name, *map(subnet, values)) for name, (_, values) in local.items()]
 
 
 def matches(rule: Rule) -> list[list[Json]]:
@@ -27,6 +43,7 @@ def _end(rule: Rule) -> str:
 
 def flow(rule: Rule) -> list[Json]:
     """Protocol and ports of ``rule``, as comparisons."""
-    protocols = {"any": ("tcp", "udp") if rule.ports else (), "icmp": ("icmp", "ipv6-icmp")}.get(rule.protocol, (rule.protocol,))
-    found = [match(meta("l4proto"), either(*protocols))] if protocols else []
-    return [*found, match(payload("th", "dport"), span(*parse_ports(rule.ports)))] if rule.ports else found
+    if rule.protocol == "icmp":
+        return [_PINGS]
+    found = [] if rule.protocol == "any" else [match(meta("l4proto"), rule.protocol)]
+    return [*(found or [PORTED]), match(payload("th", "dport"), span(*parse_ports(rule.ports)))] if rule.ports else found

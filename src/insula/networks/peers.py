@@ -8,25 +8,24 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from insula.model.network import LOCAL_IPV4, LOCAL_IPV6, Action, Direction
+from insula.model.network import Action, Direction
 from insula.networks import naming
 from insula.networks.guard import BRIDGE
-from insula.networks.matching import matches
+from insula.networks.matching import LOCAL, PORTED, matches, shared_sets
 from insula.networks.plan import Attached
 from insula.networks.terms import (
+    ACCEPT,
     DROP,
     RETURN,
     Holding,
     Json,
     concat,
     counted,
-    either,
     jump,
     match,
     meta,
     payload,
     remember,
-    subnet,
     vmap,
 )
 
@@ -40,10 +39,22 @@ _FLOW: Final = ["inet_proto", "ether_addr", "inet_service", "inet_service"]
 _MOST: Final[dict[str, Any]] = {"flags": ["timeout"], "size": 16384}
 
 
+# Named, as a kernel slows down with the number of sets, and each rule with a set of its own would make one for each card.
+_ANSWERS: Final = {
+    "neighbourly": ("icmpv6_type", ["nd-neighbor-solicit", "nd-neighbor-advert", "nd-router-solicit"]),
+    "answers4": ("icmp_type", ["echo-reply", "destination-unreachable", "time-exceeded", "parameter-problem"]),
+    "answers6": (
+        "icmpv6_type",
+        ["echo-reply", "destination-unreachable", "packet-too-big", "time-exceeded", "parameter-problem"],
+    ),
+}
+
+
 def base() -> list[Json]:
     either_way: list[list[Json]] = [
         [match(meta("iifname"), "@isolated"), match(meta("oifname"), naming.TAPS), DROP],
         [match(meta("oifname"), "@isolated"), match(meta("iifname"), naming.TAPS), DROP],
+        [match(meta("protocol"), "arp"), ACCEPT],
         [vmap(meta("iifname"), _SENDING)],
         [vmap(meta("oifname"), _GETTING)],
     ]
@@ -51,6 +62,12 @@ def base() -> list[Json]:
         BRIDGE.set(_ISOLATED, "ifname"),
         BRIDGE.map(_SENDING, "ifname"),
         BRIDGE.map(_GETTING, "ifname"),
+        *shared_sets(BRIDGE),
+        *[
+            command
+            for name, (kind, values) in _ANSWERS.items()
+            for command in (BRIDGE.set(name, kind), BRIDGE.put(name, *values))
+        ],
         *BRIDGE.base_chain("peers", "filter", "forward", 0),
         *BRIDGE.rules("peers", either_way),
     ]
@@ -58,7 +75,13 @@ def base() -> list[Json]:
 
 def cleared() -> list[Json]:
     """Forget all cards. To be followed, in the same transaction, by those there are."""
-    return [BRIDGE.clear("set", _ISOLATED), BRIDGE.clear("map", _SENDING), BRIDGE.clear("map", _GETTING)]
+    return [
+        BRIDGE.clear("set", _ISOLATED),
+        BRIDGE.clear("set", "askers"),
+        BRIDGE.clear("set", "called"),
+        BRIDGE.clear("map", _SENDING),
+        BRIDGE.clear("map", _GETTING),
+    ]
 
 
 def nic(attached: Attached) -> list[Json]:
@@ -92,10 +115,7 @@ def holds(attached: Attached) -> Holding:
     return Holding(
         chains=tuple(f"{which}_{key}" for which in ("sending", "getting", "egress", "ingress")),
         elements=(*isolated, (_SENDING, [tap, jump(f"sending_{key}")]), (_GETTING, [tap, jump(f"getting_{key}")])),
-        sets=(
-            *[(f"{which}_{key}", _FLOW, _MOST) for which in ("asked", "begun")],
-            *[(f"{which}_{key}", "ether_addr", _MOST) for which in ("askers", "called")],
-        ),
+        sets=tuple((f"{which}_{key}", _FLOW, _MOST) for which in ("asked", "begun")),
         counters=tuple(naming.counter_name(what, key) for what in ("egress", *rule_counters(attached))),
     )
 
@@ -106,7 +126,7 @@ def rule_counters(attached: Attached) -> list[str]:
 
 def _chains(attached: Attached) -> list[Json]:
     key = attached.nic.key
-    asked, begun = (f"asked_{key}", f"askers_{key}"), (f"begun_{key}", f"called_{key}")
+    asked, begun = (f"asked_{key}", "askers"), (f"begun_{key}", "called")
     return [
         *BRIDGE.chain(f"egress_{key}", [*_judged(attached, "egress"), *_closing(attached)]),
         *BRIDGE.chain(f"ingress_{key}", _judged(attached, "ingress")),
@@ -123,12 +143,11 @@ def _closing(attached: Attached) -> list[list[Json]]:
         return []
     if attached.network.mode != "bridge":
         return [refuse]
-    leases: list[Json] = [match(payload("udp", "dport"), either(67, 547)), RETURN]
+    leases: list[list[Json]] = [[match(payload("udp", "dport"), port), RETURN] for port in (67, 547)]
     if profile == "none":
-        return [leases, refuse]
-    names: list[Json] = [match(meta("l4proto"), either("tcp", "udp")), match(payload("th", "dport"), 53), RETURN]
-    local = [(payload("ip", "daddr"), LOCAL_IPV4), (payload("ip6", "daddr"), LOCAL_IPV6)]
-    return [leases, names, *[[match(where, either(*map(subnet, which))), *refuse] for where, which in local]]
+        return [*leases, refuse]
+    names: list[Json] = [PORTED, match(payload("th", "dport"), 53), RETURN]
+    return [*leases, names, *[[local, *refuse] for local in LOCAL]]
 
 
 def _way(other: str, known: tuple[str, str], judge: str, learned: tuple[str, str]) -> list[list[Json]]:
@@ -137,23 +156,18 @@ def _way(other: str, known: tuple[str, str], judge: str, learned: tuple[str, str
     What is in ``known`` (flows, and with whom) is an answer, the rest is for the chain ``judge``; what that lets pass is put
     into ``learned``, so that answers to it will be known.
     """
-    peer = payload("ether", other)
+    peer, tap = payload("ether", other), meta("iifname" if other == "daddr" else "oifname")
     sport, dport = payload("th", "sport"), payload("th", "dport")
     theirs, ours = (dport, sport) if other == "daddr" else (sport, dport)
-    flow, ported = concat(meta("l4proto"), peer, theirs, ours), match(meta("l4proto"), either("tcp", "udp"))
-    neighbours = ["nd-neighbor-solicit", "nd-neighbor-advert", "nd-router-solicit"]
-    icmp, icmp6 = payload("icmp", "type"), payload("icmpv6", "type")
-    answers4 = ["echo-reply", "destination-unreachable", "time-exceeded", "parameter-problem"]
-    answers6 = ["echo-reply", "destination-unreachable", "packet-too-big", "time-exceeded", "parameter-problem"]
+    flow, partner = concat(meta("l4proto"), peer, theirs, ours), concat(tap, peer)
     return [
-        [match(meta("protocol"), "arp"), RETURN],
-        [match(icmp6, either(*neighbours)), RETURN],
-        [ported, match(flow, f"@{known[0]}"), RETURN],
-        [match(icmp, either(*answers4)), match(peer, f"@{known[1]}"), RETURN],
-        [match(icmp6, either(*answers6)), match(peer, f"@{known[1]}"), RETURN],
+        [match(payload("icmpv6", "type"), "@neighbourly"), RETURN],
+        [PORTED, match(flow, f"@{known[0]}"), RETURN],
+        [match(payload("icmp", "type"), "@answers4"), match(partner, f"@{known[1]}"), RETURN],
+        [match(payload("icmpv6", "type"), "@answers6"), match(partner, f"@{known[1]}"), RETURN],
         [jump(judge)],
-        [ported, remember(learned[0], flow, _KEPT)],
-        [remember(learned[1], peer, _KEPT)],
+        [PORTED, remember(learned[0], flow, _KEPT)],
+        [remember(learned[1], partner, _KEPT)],
     ]
 
 

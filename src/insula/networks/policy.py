@@ -10,9 +10,9 @@ import zlib
 from collections.abc import Iterable
 from typing import Any, Final
 
-from insula.model.network import LOCAL_IPV4, LOCAL_IPV6, NetworkSpec, Rule, format_rule, peer_kind
+from insula.model.network import NetworkSpec, Rule, format_rule, peer_kind
 from insula.networks import naming
-from insula.networks.matching import flow, matches
+from insula.networks.matching import LOCAL, flow, matches, shared_sets
 from insula.networks.peers import rule_counters
 from insula.networks.plan import Attached, Uplink, gateway4, gateway6
 from insula.networks.terms import (
@@ -61,6 +61,7 @@ def base(uplink: Uplink | None, host_addresses: Iterable[str]) -> list[Json]:
         INET.set("host6", "ipv6_addr"),
         *INET.only("host4", *[each for each in host if ":" not in each]),
         *INET.only("host6", *[each for each in host if ":" in each]),
+        *shared_sets(INET),
         INET.map("egress", "mark"),
         INET.map("ingress4", "ipv4_addr"),
         INET.map("ingress6", "ipv6_addr"),
@@ -186,8 +187,7 @@ def _egress(attached: Attached) -> list[list[Json]]:
     if attached.firewall.profile == "none":
         return [*rules, refuse]
     if attached.firewall.profile == "internet-only":
-        rules.append([match(payload("ip", "daddr"), either(*map(subnet, LOCAL_IPV4))), *refuse])
-        rules.append([match(payload("ip6", "daddr"), either(*map(subnet, LOCAL_IPV6))), *refuse])
+        rules += [[local, *refuse] for local in LOCAL]
     return [*rules, [ACCEPT]]
 
 

@@ -13,7 +13,7 @@ from insula.networks import guard, naming, peers, policy
 from insula.networks.guard import BRIDGE, PRELUDE
 from insula.networks.plan import Attached, Uplink
 from insula.networks.policy import INET
-from insula.networks.terms import ACCEPT, DROP, Json, Table, ct, either, match, meta, payload, subnet
+from insula.networks.terms import ACCEPT, DROP, Json, Table, ct, either, gathered, match, meta, payload, subnet
 
 __all__ = [
     "PRELUDE",
@@ -88,7 +88,7 @@ def everything(
         commands += nic_rules(attached)
     # The bridges' table cannot go with its sets of `PRELUDE`: nobody may be without a guard meanwhile. So it is emptied.
     cleared = [*base_rules(uplink, host_addresses), *guard.cleared(), *peers.cleared()]
-    return [INET.add(), INET.delete(), *cleared, *commands]
+    return [INET.add(), INET.delete(), *cleared, *gathered(commands)]
 
 
 def host_rules(home: str, networks: Iterable[NetworkSpec], uplink: Uplink | None = None) -> list[Json]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,8 +103,8 @@ class Table:
     def set(self, name: str, kind: Any, **more: Any) -> Json:
         return {"add": {"set": {**self._where, "name": name, "type": kind, **more}}}
 
-    def map(self, name: str, kind: Any) -> Json:
-        return {"add": {"map": {**self._where, "name": name, "type": kind, "map": "verdict"}}}
+    def map(self, name: str, kind: Any, to: str = "verdict") -> Json:
+        return {"add": {"map": {**self._where, "name": name, "type": kind, "map": to}}}
 
     def counter(self, name: str) -> Json:
         """A counter that keeps what it counted so far."""
@@ -131,7 +131,7 @@ class Table:
         elements = [{"element": {**self._where, "name": name, "elem": [element]}} for name, element in what.elements]
         sets = [self.set(name, kind, **more)["add"] for name, kind, more in what.sets]
         counters = [{"counter": {**self._where, "name": name}} for name in what.counters]
-        commands: list[Json] = [{"add": each} for each in (*chains, *elements, *sets, *counters)]
+        commands: list[Json] = [{"add": each} for each in (*chains, *sets, *counters, *elements)]
         commands += [{"delete": each} for each in elements]
         commands += [{"flush": each} for each in chains]
         return commands + [{"delete": each} for each in (*chains, *sets, *counters)]
@@ -154,3 +154,18 @@ class Holding:
             tuple(each for each in self.sets if each not in other.sets),
             tuple(each for each in self.counters if each not in other.counters),
         )
+
+
+def gathered(commands: Iterable[Json]) -> list[Json]:
+    """The same additions with all elements of each set in one command, at the end: what they lead to is there by then."""
+    others: list[Json] = []
+    sets: dict[tuple[str, str, str], Json] = {}
+    for command in commands:
+        element = command.get("add", {}).get("element")
+        if element is None:
+            others.append(command)
+            continue
+        which = (element["family"], element["table"], element["name"])
+        whole = sets.setdefault(which, {**element, "elem": []})
+        whole["elem"] += element["elem"]
+    return others + [{"add": {"element": each}} for each in sets.values()]

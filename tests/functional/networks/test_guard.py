@@ -99,13 +99,13 @@ def test_lies_do_not_pass(town: Town) -> None:
 def test_the_lies_would_be_heard_if_nobody_watched(town: Town, lie: str) -> None:
     """Proves the test above: with its guard told to look away, what it sends arrives."""
     a, b = town.a, town.b
-    accept = ["nft", "insert", "rule", "bridge", naming.TABLE, f"guard_{a.key}", "accept"]
+    accept = ["nft", "insert", "rule", "bridge", naming.TABLE, "guard", "iifname", naming.tap_name(a.key), "accept"]
     town.lab.fabric.check(accept)
     try:
         with pytest.raises(AssertionError):
             _nothing_passes(town.lab, a, b, [_lies(a, b)[lie]])
     finally:
-        town.lab.load(a.attached)
+        town.lab.fabric.nft(town.lab.base())
     _nothing_passes(town.lab, a, b, [_lies(a, b)[lie]])
 
 

@@ -113,10 +113,11 @@ def test_what_was_changed_by_hand_is_put_right(world: Lab) -> None:
     world.fabric.nft(everything)
     wanted = ruleset(world)
     vandal = [
-        f"flush chain bridge insula guard_{guests[0].key}",
+        "flush chain bridge insula guard",
+        f"flush chain bridge insula egress_{guests[1].key}",
         "flush chain inet insula forward",
         "add rule inet insula input accept",
-        f"delete element bridge insula guards {{ {naming.tap_name(guests[1].key)} }}",
+        f"delete element bridge insula spoofed {{ {naming.tap_name(guests[1].key)} }}",
         f"add element inet insula nats {{ {naming.bridge_name('deadbeef')} }}",
         f"delete element inet insula egress {{ {naming.mark(guests[2].key)} }}",
         f"add element bridge insula isolated {{ {naming.tap_name(guests[3].key)} }}",
