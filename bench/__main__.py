@@ -25,9 +25,9 @@ def main() -> int:
     for name in given.names or BARS:
         bar = BARS[name]
         print(f"measuring {name} …", file=sys.stderr, flush=True)
-        row = bar.measure(bar, world, given.n or bar.n)
-        lines.append(row.line(now()))
-        missed += not row.met
+        for row in bar.measure(bar, world, given.n or bar.n):
+            lines.append(row.line(now()))
+            missed += not row.met
     print(about, table(lines), sep="\n\n")
     if given.write:
         write(about, lines)

@@ -7,9 +7,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import insula
 from bench.hand import HandMachine
 from bench.pairs import Pairs, interleave
-from bench.world import INSULA, World, run_quietly, scratch
+from bench.world import World, scratch
 
 _BLOCK = 65_536
 _BLOCKS = 1600
@@ -21,30 +22,30 @@ _DD_OUT = f"exec dd if={_INSIDE} of=$(echo /dev/vport*p2) bs={_BLOCK}"
 
 
 def into(world: World, n: int) -> Pairs:
-    with _both(world) as (name, hand, folder):
+    with _both(world) as (machine, hand, folder):
         blob = folder / "blob"
-        return interleave(lambda: run_quietly(INSULA, "copy", str(blob), f"{name}:{_INSIDE}"), lambda: _send(hand, blob), n)
+        return interleave(lambda: machine.put(blob, _INSIDE), lambda: _send(hand, blob), n)
 
 
 def out_of(world: World, n: int) -> Pairs:
-    with _both(world) as (name, hand, folder):
+    with _both(world) as (machine, hand, folder):
         blob, ours, theirs = folder / "blob", folder / "ours", folder / "theirs"
-        run_quietly(INSULA, "copy", str(blob), f"{name}:{_INSIDE}")
+        machine.put(blob, _INSIDE)
         _send(hand, blob)
-        pairs = interleave(lambda: run_quietly(INSULA, "copy", f"{name}:{_INSIDE}", str(ours)), lambda: _receive(hand, theirs), n)
+        pairs = interleave(lambda: machine.get(_INSIDE, ours), lambda: _receive(hand, theirs), n)
         assert blob.read_bytes() == ours.read_bytes() == theirs.read_bytes(), "not what was sent"
         return pairs
 
 
 @contextlib.contextmanager
-def _both(world: World) -> Iterator[tuple[str, HandMachine, Path]]:
+def _both(world: World) -> Iterator[tuple[insula.Machine, HandMachine, Path]]:
     """A machine of ours and one by hand, the same inside, and a folder with 100 MB in ``blob``."""
     image = world.image("tiny")
     with scratch() as folder, scratch() as inside, world.machine("tiny") as name:
         (folder / "blob").write_bytes(os.urandom(_SIZE))
         with HandMachine(inside, image, world.board()) as hand:
             hand.greet()
-            yield name, hand, folder
+            yield insula.connect(world.home.root).get(name), hand, folder
 
 
 def _send(hand: HandMachine, blob: Path) -> None:

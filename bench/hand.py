@@ -74,12 +74,14 @@ class AgentClient:
             held += self._receive()
         assert found[0].version == wire.VERSION
 
-    def begin(self, *argv: str) -> int:
-        """Start a program in the guest; the number of its channel."""
+    def begin(self, *argv: str, given: bytes = b"") -> int:
+        """Start a program in the guest, whose input is ``given``, a window's worth at most; the number of its channel."""
+        assert len(given) <= wire.WINDOW
         self._last += 1
         request = wire.encode_fields([("verb", "exec"), ("argv", argv)])
-        frames = Frame(wire.OPEN, self._last, request), Frame(wire.EOF, self._last)
-        self._agent.sendall(b"".join(wire.encode_frame(frame) for frame in frames))
+        pieces = [given[at : at + wire.PAYLOAD_MAX] for at in range(0, len(given), wire.PAYLOAD_MAX)]
+        frames = [Frame(wire.OPEN, self._last, request), *(Frame(wire.DATA, self._last, piece) for piece in pieces)]
+        self._agent.sendall(b"".join(wire.encode_frame(frame) for frame in [*frames, Frame(wire.EOF, self._last)]))
         return self._last
 
     def next_frame(self, channel: int) -> list[Frame]:
@@ -102,9 +104,16 @@ class AgentClient:
                     assert answer.number("code") == 0, words.decode(errors="replace")
                     return
 
-    def wait(self, *argv: str) -> None:
+    def wait(self, *argv: str, given: bytes = b"") -> None:
         """Run a program and wait for its end."""
-        self.end(self.begin(*argv))
+        self.end(self.begin(*argv, given=given))
+
+    def fileno(self) -> int:
+        """Of the connection."""
+        return self._agent.fileno()
+
+    def close(self) -> None:
+        self._agent.close()
 
     def _receive(self) -> bytes:
         data = self._agent.recv(262_144)

@@ -25,21 +25,26 @@ class Residents:
 
 def look(world: World) -> Residents:
     """Start a machine with a network card, and look at every process it left running."""
-    # What a command leaves behind becomes ours, not process 1's: so nothing is missed, however it detached itself.
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    before = _descendants()
+    adopt_orphans()
+    before = descendants()
     with world.machine("tiny", "--memory", "128M") as _:
         time.sleep(1.0)  # at rest: what the start needed is given back by now
-        found = [(_program(pid), pid) for pid in sorted(_descendants() - before)]
-        keeper = sum(_pss(pid) for name, pid in found if name == _KEEPER)
-    _reap()
+        found = [(_program(pid), pid) for pid in sorted(descendants() - before)]
+        keeper = sum(pss(pid) for name, pid in found if name == _KEEPER)
+    reap()
     names = [name for name, _ in found]
     assert names.count(_KEEPER) == 2, f"not the two halves of a keeper: {names}"
     assert all(any(name.startswith(program) for name in names) for program in _EXPECTED), names
     return Residents(keeper, tuple(name for name in names if name != _KEEPER and not name.startswith(_EXPECTED)))
 
 
-def _descendants() -> set[int]:
+def adopt_orphans() -> None:
+    """What a command leaves behind becomes ours, not process 1's: so nothing is missed, however it detached itself."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def descendants() -> set[int]:
+    """All processes that came from this one."""
     parents = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -58,14 +63,15 @@ def _program(pid: int) -> str:
     return os.path.basename(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace"))
 
 
-def _pss(pid: int) -> int:
+def pss(pid: int) -> int:
+    """Bytes of memory of a process; what it shares with others counts in parts."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
     raise AssertionError(f"the kernel does not tell the PSS of {pid}")
 
 
-def _reap() -> None:
+def reap() -> None:
     """Take note of the ends of what became our children."""
     try:
         while os.waitpid(-1, os.WNOHANG) != (0, 0):

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 
 import insula
 from bench.hand_fork import restore as restore_by_hand
+from bench.hand_fork import state_of
 from bench.pairs import Pairs, interleave
 from bench.world import INSULA, World, run_quietly, scratch
-from insula.store.snapshots import read_snapshot
 
 _numbers = itertools.count(1)
 _SNAPSHOT = "bench"
+_CONTAINER = "localhost/insula-bench"
 
 
 def run_warm(world: World, n: int) -> Pairs:
@@ -30,16 +33,46 @@ def run_warm(world: World, n: int) -> Pairs:
     )
 
 
+def run_beside_podman(world: World, n: int) -> Pairs | None:
+    """`run` of a warm state beside a container of a Debian image, shell prompt to shell prompt; None where podman runs none."""
+    container = _container() if shutil.which("podman") else None
+    if container is None:
+        return None
+    world.image("debian")
+    return interleave(
+        lambda: run_quietly(INSULA, "run", "--quiet", "debian", "--", "true"), lambda: run_quietly(*container, "true"), n
+    )
+
+
+def _container() -> tuple[str, ...] | None:
+    """The first command that runs a container here: podman's own defaults, then what asks less of the host."""
+    if subprocess.run(["podman", "image", "exists", _CONTAINER], check=False).returncode:
+        _make_container()
+    small = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024")
+    for command in (("podman", "run"), ("podman", "run", *small), ("podman", "--runtime", "runc", "run", *small)):
+        words = (*command, "--rm", _CONTAINER)
+        if subprocess.run([*words, "true"], check=False, capture_output=True).returncode == 0:
+            return words
+    return None
+
+
+def _make_container() -> None:
+    """From the signed archive too, with nothing in it that Debian does not call essential."""
+    words = ["mmdebstrap", "--quiet", "--variant=minbase", platform.freedesktop_os_release()["VERSION_CODENAME"], "-"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as tree:
+        subprocess.run(["podman", "import", "--quiet", "-", _CONTAINER], stdin=tree.stdout, stdout=subprocess.DEVNULL, check=True)
+    assert tree.returncode == 0, "mmdebstrap failed"
+
+
 def fork(world: World, n: int) -> Pairs:
     """From the request to the child's first answer, beside the same state loaded by hand."""
     with _parent(world) as name:
         folder = world.home.machine(name)
-        snapshot = folder / "snapshots" / _SNAPSHOT
-        state = read_snapshot(snapshot)
+        state = state_of(folder, _SNAPSHOT)
 
         def hand() -> float:
             with scratch() as place:
-                return restore_by_hand(place, folder, snapshot, state)
+                return restore_by_hand(place, folder, state)
 
         return interleave(lambda: _answer(world, f"{name}@{_SNAPSHOT}"), hand, n)
 
@@ -62,8 +95,7 @@ def restore(world: World, n: int) -> Pairs:
     """Back in place until the guest answers, beside the same state loaded by hand."""
     with _parent(world) as name:
         folder = world.home.machine(name)
-        snapshot = folder / "snapshots" / _SNAPSHOT
-        state = read_snapshot(snapshot)
+        state = state_of(folder, _SNAPSHOT)
         machine = insula.connect(world.home.root).get(name)
 
         def ours() -> float:
@@ -74,7 +106,7 @@ def restore(world: World, n: int) -> Pairs:
 
         def hand() -> float:
             with scratch() as place:
-                return restore_by_hand(place, folder, snapshot, state)
+                return restore_by_hand(place, folder, state)
 
         return interleave(ours, hand, n)
 
