@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -220,24 +219,24 @@ class Status(msgspec.Struct, frozen=True):
 def status(home: names.Home) -> Status:
     """What hangs in networks and how it fares; never waits for who changes them. Raises HostLacks."""
     cards = attached_cards(home)
+    direct = links.counters() if any(map(lan.is_direct, cards.values())) else {}
     with opened(home) as fabric:
-        if fabric is None:
-            return Status(False, {key: CardStatus(card, present=False) for key, card in cards.items()})
-        seen = links.counters(fabric.holder.spaces)
-        counted = _counters(fabric)
-        found = {key: _card_status(key, card, seen, counted.get(key, {})) for key, card in cards.items()}
-        return Status(True, found, tuple(sorted(expected(fabric) - fabric.running)))
+        seen = links.counters(fabric.holder.spaces) if fabric is not None else {}
+        counted = _counters(fabric) if fabric is not None else {}
+        missing = expected(fabric) - fabric.running if fabric is not None else ()
+    found = {}
+    for key, card in cards.items():
+        link = direct.get(naming.macvtap_name(key)) if lan.is_direct(card) else seen.get(naming.tap_name(key))
+        found[key] = _card_status(card, link, counted.get(key, {}))
+    return Status(fabric is not None, found, tuple(sorted(missing)))
 
 
-def _card_status(key: str, card: Attached, seen: Mapping[str, links.Counted], counted: dict[str, tuple[int, int]]) -> CardStatus:
-    if lan.is_direct(card):
-        link = links.counters().get(naming.macvtap_name(key))
-        # It is a link like others: what it receives is the machine's.
-        numbers = None if link is None else (*link.sent, *link.received)
-    else:
-        link = seen.get(naming.tap_name(key))
-        numbers = None if link is None else (*link.received, *link.sent)  # a tap receives what the machine sends
-    return CardStatus(card, False, counters=counted) if numbers is None else CardStatus(card, True, *numbers, counted)
+def _card_status(card: Attached, link: links.Counted | None, counted: dict[str, tuple[int, int]]) -> CardStatus:
+    if link is None:
+        return CardStatus(card, present=False, counters=counted)
+    # A tap receives what its machine sends; a machine's own link on a card of the host is its own side.
+    sent, received = (link.sent, link.received) if lan.is_direct(card) else (link.received, link.sent)
+    return CardStatus(card, True, *sent, *received, counted)
 
 
 def _counters(fabric: Fabric) -> dict[str, dict[str, tuple[int, int]]]:

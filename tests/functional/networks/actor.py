@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -130,13 +131,34 @@ def crash(name: str) -> None:
     _machines.pop(name).end()
 
 
+def configure(name: str, address: str) -> None:
+    spaces = _machines[name].holder.spaces
+    words = [*spaces.enter(), "ip", "address", "replace", f"{address}/24", "dev", "eth0"]
+    subprocess.run(words, pass_fds=spaces.descriptors(), check=True)
+
+
+def speed(name: str, address: str) -> float:
+    """Bits per second at which a machine's megabyte comes back from who echoes."""
+    size = 1 << 20
+    with _machines[name].holder.socket(socket.AF_INET, socket.SOCK_STREAM, 0) as flow:
+        flow.settimeout(node.PATIENCE)
+        flow.connect((address, 80))
+        begun, left = time.monotonic(), size
+        sender = threading.Thread(target=flow.sendall, args=(bytes(size),))
+        sender.start()
+        while left:
+            left -= len(flow.recv(65536))
+        sender.join()
+        return size * 8 / (time.monotonic() - begun)
+
+
 def machine(name: str, line: str) -> Any:
     return json.loads(_machines[name].do(line.encode()))
 
 
-def change(name: str, rules: list[str] | None = None, up: bool = True, called: str = "", **rates: int) -> None:
+def change(name: str, rules: list[str] | None = None, up: bool = True, called: str = "", send: int = 0, receive: int = 0) -> None:
     before = _machines[name].card
-    nic = msgspec.structs.replace(before.nic, up=up, rates=Rates(**rates))
+    nic = msgspec.structs.replace(before.nic, up=up, rates=Rates(send, receive))
     firewall = Firewall(rules=tuple(map(parse_rule, rules or [])))
     after = msgspec.structs.replace(before, nic=nic, firewall=firewall, machine=called or before.machine)
     fabric.change(HOME, after)

@@ -145,3 +145,66 @@ def test_traffic_is_counted_and_can_be_looked_at(town: World) -> None:
     assert card["present"]
     assert card["sent_packets"] > 0
     assert card["received_bytes"] > 0
+
+
+@pytest.fixture
+def lan(tmp_path: Path) -> Iterator[World]:
+    """A host with a DHCP server on its LAN. Only root can put machines there."""
+    with world(tmp_path, ordinary=False) as made:
+        made.serve_lan(tmp_path)
+        yield made
+        assert made.host.remains() == []
+
+
+@pytest.mark.limit(30)
+@pytest.mark.parametrize("way", ["bridge", "card"])
+def test_machines_on_the_lan(lan: World, way: str) -> None:
+    """Through a bridge of the host, or beside its card: there a machine reaches everybody but its own host."""
+    network = "3c000003" if way == "bridge" else "4d000004"
+    if way == "bridge":
+        lan.make_bridge()
+    lan.host.attach("a", 10, network)
+    lan.host.attach("b", 11, network)
+    a = lan.machine("a")
+    found: list[str] = []
+    _until(lambda: bool(found.append(a.lease("52:54:00:1a:00:0a", patience=1.0).get("address", "")) or found[-1]))
+    assert found[-1].startswith("203.0.113.5")
+    lan.host.configure("a", found[-1])
+    lan.host.configure("b", "203.0.113.70")
+    assert a.ping(OTHER4)
+    assert lan.other.ping(found[-1])
+    assert a.ping("203.0.113.70")
+    assert a.ping(HOST4, 2.0) == (way == "bridge")
+    assert lan.host.status()["cards"]["0000000a"]["sent_packets"] > 0
+    lan.host.end("a")
+    assert lan.machine("b").ping(OTHER4)
+    lan.host.end("b")
+
+
+@pytest.mark.limit(30)
+def test_what_a_lan_asks_for(tmp_path: Path) -> None:
+    with world(tmp_path, ordinary=True) as made:
+        made.make_bridge()
+        with pytest.raises(Failed, match="needs_root"):
+            made.host.attach("a", 10, "3c000003")
+        assert made.host.remains() == []
+    (tmp_path / "root").mkdir()
+    with world(tmp_path / "root", ordinary=False) as made:
+        with pytest.raises(Failed, match="parent_missing: this host has no link 'lanbr'"):
+            made.host.attach("a", 10, "3c000003")
+        assert made.host.remains() == []
+
+
+@pytest.mark.limit(60)
+def test_rates_hold_each_way_and_change(town: World) -> None:
+    town.other.serve(80)
+    free = town.host.speed("a", OTHER4)
+    town.host.change("a", send=8_000_000)
+    slow = town.host.speed("a", OTHER4)
+    town.host.change("a", send=0)
+    again = town.host.speed("a", OTHER4)
+    # What is echoed comes back as fast as it went.
+    assert slow < 10_000_000 < free
+    assert again > 10_000_000
+    town.host.change("a", receive=8_000_000)
+    assert town.host.speed("a", OTHER4) < 10_000_000

@@ -68,6 +68,18 @@ class World:
         self.host = self._node(["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", _HOST, "sh", *words])
         self._join()
 
+    def make_bridge(self) -> None:
+        """Put the host's card into a bridge, as who wants machines on a LAN does; the host's address moves there."""
+        made = "link add lanbr type bridge\nlink set lanbr up\naddress flush dev eth0\nlink set eth0 master lanbr\n"
+        made += f"address add {HOST4}/24 dev lanbr\nroute replace default via {OTHER4}\n"
+        subprocess.run(["nsenter", f"--net={self.host.path}", "ip", "-batch", "-"], input=made.encode(), check=True)
+
+    def serve_lan(self, folder: Path) -> None:
+        """Somebody else on the LAN gives addresses away."""
+        words = ["dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=eth0", "--bind-interfaces"]
+        words += ["--user=root", "--group=", "--pid-file=", f"--dhcp-leasefile={folder}/leases", "--no-ping"]
+        self.other.spawn([*words, "--dhcp-range=203.0.113.50,203.0.113.60,1h", "--log-facility=-"])
+
     def _node(self, argv: list[str]) -> Node:
         process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/")
         self._stack.enter_context(process)  # waits for it, and closes its pipes
