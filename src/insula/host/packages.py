@@ -33,6 +33,7 @@ class Purpose(StrEnum):
     IMAGE = "building images"
     SEAL = "encrypting snapshots"
     TPM = "machines with a TPM"
+    NETWORK = "networks of machines"
     TESTS = "running the tests"
     FULL_TESTS = "running the long tests"
 
@@ -94,11 +95,21 @@ def packages() -> tuple[Package, ...]:
             (f"/usr/lib/{os.uname().machine}-linux-gnu/libsodium.so.*", "/usr/lib/libsodium.so.*", "/usr/lib64/libsodium.so.*"),
         ),
         Package("swtpm", "the TPM of machines that have one", frozenset({Purpose.TPM, Purpose.TESTS}), (_program("swtpm"),)),
+        *_network_packages(),
         Package("git", "tells the tests which files belong to the project", _TESTS, (_program("git"),)),
         Package("libc6-dev", "lets gcc build the C parts with its own checks in them", _TESTS, ("/usr/include/stdio.h",)),
         Package("shellcheck", "checks the shell scripts", _TESTS, (_program("shellcheck"),)),
         *_cross_compilers(),
     )
+
+
+def _network_packages() -> list[Package]:
+    purposes = frozenset({Purpose.NETWORK, Purpose.TESTS})
+    return [
+        Package("iproute2", "makes networks' links and holds machines to their rates", purposes, (_program("ip"),)),
+        Package("nftables", "loads networks' rules into the kernel", purposes, (_program("nft"),)),
+        Package("dnsmasq-base", "gives machines addresses and names", purposes, (_program("dnsmasq"),)),
+    ]
 
 
 def _cross_compilers() -> list[Package]:

@@ -49,7 +49,8 @@ def doctor(context: Context, request: ExamineHost, operation: Operation, confirm
     """
     home, fix = context.home, request.fix
     if fix:
-        ensure_packages({packages.Purpose.MACHINE, packages.Purpose.IMAGE}, confirm=confirm, operation=operation)
+        wanted = {packages.Purpose.MACHINE, packages.Purpose.IMAGE, packages.Purpose.NETWORK}
+        ensure_packages(wanted, confirm=confirm, operation=operation)
     found = [facts.state_folder(home.root), *_package_facts(), native_parts(operation)]
     found += qemu_facts(home, operation, fresh=fix)
     found += _kept_facts(home, operation, fresh=fix)
@@ -72,6 +73,7 @@ def _package_facts() -> list[Fact]:
     for purpose, state, costs, how in (
         (packages.Purpose.MACHINE, FactState.MISSING, "machines cannot run", mend),
         (packages.Purpose.IMAGE, FactState.LIMITED, "images cannot be built", mend),
+        (packages.Purpose.NETWORK, FactState.LIMITED, "no networks among machines; NAT through passt works", mend),
         (packages.Purpose.TPM, FactState.LIMITED, "no machine can have a TPM", "sudo apt-get install swtpm"),
     ):
         name = f"packages for {purpose}"
@@ -156,7 +158,9 @@ def _kept_facts(home: Home, operation: Operation, *, fresh: bool) -> list[Fact]:
 
 
 def _probes() -> tuple[facts.Probe, ...]:
-    return facts.HOST_PROBES
+    from insula.networks import reach  # only here: most who import this want its packages
+
+    return (*facts.HOST_PROBES, reach.PROBE)
 
 
 def _path(home: Home) -> Path:

@@ -34,6 +34,11 @@ def _until(true: Callable[[], bool]) -> None:
         assert time.monotonic() < end
 
 
+def _kept(found: dict[str, str], lease: dict[str, str]) -> bool:
+    found.update(lease)
+    return "address" in lease
+
+
 def _all_works(town: World) -> None:
     a = town.machine("a")
     _until(lambda: a.lookup("10.77.0.1", "b.insula", patience=1.0) == ["10.77.0.11"])
@@ -166,13 +171,13 @@ def test_machines_on_the_lan(lan: World, way: str) -> None:
     lan.host.attach("a", 10, network)
     lan.host.attach("b", 11, network)
     a = lan.machine("a")
-    found: list[str] = []
-    _until(lambda: bool(found.append(a.lease("52:54:00:1a:00:0a", patience=1.0).get("address", "")) or found[-1]))
-    assert found[-1].startswith("203.0.113.5")
-    lan.host.configure("a", found[-1])
+    found: dict[str, str] = {}
+    _until(lambda: _kept(found, a.lease("52:54:00:1a:00:0a", patience=1.0)))
+    assert found["address"].startswith("203.0.113.5")
+    lan.host.configure("a", found["address"])
     lan.host.configure("b", "203.0.113.70")
     assert a.ping(OTHER4)
-    assert lan.other.ping(found[-1])
+    assert lan.other.ping(found["address"])
     assert a.ping("203.0.113.70")
     assert a.ping(HOST4, 2.0) == (way == "bridge")
     assert lan.host.status()["cards"]["0000000a"]["sent_packets"] > 0
