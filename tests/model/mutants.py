@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from tests.model import loading, recovery, steps, taking
+from tests.model import loading, merging, recovery, steps, taking
 from tests.model.steps import Mutation, all_of, drop, move, named_files, sweep_unnamed
 from tests.model.world import Disk, Manifest, World
 
@@ -76,8 +77,9 @@ WRONG_ORDERS: dict[str, tuple[str, Mutation]] = {
     "layers gone before the snapshot's name, for good": ("delete of what was kept", move("files nobody", before="fsynced away")),
     "files gone before the snapshot's name, for good": ("delete of a snapshot", drop("fsynced away")),
     "a machine's files gone before its name": ("delete of a machine", drop("fsynced away")),
-    "a merged layer not fsynced": ("merge", drop("new layer fsynced")),
-    "a merged layer's name not fsynced": ("merge", drop("layers/ fsynced")),
+    "a merged layer not fsynced": ("merge of a stopped machine", drop("merged file fsynced")),
+    "a merged layer's name not fsynced": ("merge of a stopped machine", drop("merged layer's folder fsynced")),
+    "a merged layer named before it is there": ("merge of a running machine", move("record", before="merged layer linked")),
     "merged layers gone before the record": ("merge of layers of its own", move("files nobody", before="record in")),
 }
 
@@ -104,6 +106,10 @@ def _freeze_only(world: World, folder: str) -> None:
     sweep_unnamed(world, folder)
 
 
+def _without_count(disk: Disk, first: int, last: int, layer: str) -> Disk:
+    return replace(disk, layers=(*disk.layers[:first], layer, *disk.layers[last:]), runs=())
+
+
 # What is wrong: the case, functions of the model replaced by mistaken ones (module, name, by what), a mutation of the steps.
 MISTAKES: dict[str, tuple[str, list[tuple[Any, str, Any]], Mutation | None]] = {
     "recovery leaves QEMU on the old heads": ("snapshot of a running machine", [(recovery, "_is_named", lambda *_: True)], None),
@@ -117,7 +123,23 @@ MISTAKES: dict[str, tuple[str, list[tuple[Any, str, Any]], Mutation | None]] = {
         None,
     ),
     "a sweep forgets what snapshots name": ("restore keeping", [(steps, "manifests", lambda *_: {})], None),
-    "a merge forgets what snapshots name": ("merge", [(steps, "manifests", lambda *_: {})], None),
+    "a merge forgets what snapshots name": ("merge of a running machine", [(steps, "manifests", lambda *_: {})], None),
+    "a merge of a chain that is another by now": (
+        "merge while it is restored",
+        [(merging, "is_as_expected", lambda *_: True)],
+        None,
+    ),
+    "a merge that takes places for numbers": ("merge above a merged layer", [(merging, "node", lambda _, place: place)], None),
+    "a merge that does not count what it took": (
+        "snapshot after a merge",
+        [(merging, "with_merged", _without_count)],
+        None,
+    ),
+    "a start that goes on counting": (
+        "snapshot of one that started after a merge",
+        [(loading, "as_launched", lambda record: record)],
+        None,
+    ),
     "an undo that does not ask QEMU": (
         "snapshot whose switch was not answered",
         [(taking, "record_after_failure", lambda take: take.before)],

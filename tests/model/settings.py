@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from tests.model.changing import delete_machine, delete_snapshot, merge
+from tests.model.changing import delete_machine, delete_snapshot
 from tests.model.loading import clone, fits, fork_running, fork_snapshot, new_machine, restore, start
+from tests.model.merging import merge
 from tests.model.steps import Verb, folder_of
 from tests.model.taking import create_snapshot, failed_snapshot, suspend
 from tests.model.world import World
@@ -62,6 +63,53 @@ def thinned(disks: int) -> World:
     return _ran(snapshotted(disks), lambda world: delete_snapshot(world, "web", "one"))
 
 
+def deep(disks: int) -> World:
+    """Running, on four layers, of which its snapshot "one" names two."""
+    return _deepened(snapshotted(disks), "two", "three")
+
+
+def merged(disks: int) -> World:
+    """Running, its QEMU having taken a merged layer in: upon three layers one of which stands for two."""
+    return _ran(deep(disks), lambda world: merge(world, "web"))
+
+
+def merged_before(disks: int) -> World:
+    """The same, and stopped."""
+    world = merged(disks)
+    world.end(world.qemus[0])
+    world.files.remove_tree("machines/web/run")
+    return world
+
+
+def merged_started(disks: int) -> World:
+    """Running anew."""
+    return _ran(merged_before(disks), lambda world: start(world, "web"))
+
+
+def merged_below(disks: int) -> World:
+    """Running, on layers upon a merged one that a snapshot names."""
+    return _deepened(_ran(merged(disks), lambda world: create_snapshot(world, "web", "four")), "five", "six")
+
+
+def branched(disks: int) -> World:
+    """Running on one of two branches, either of which has layers of its own upon those of the snapshot "one"."""
+    return _ran(
+        snapshotted(disks),
+        lambda world: create_snapshot(world, "web", "two"),
+        lambda world: create_snapshot(world, "web", "three"),
+        lambda world: restore(world, "web", "one", keep=False),
+        lambda world: create_snapshot(world, "web", "four"),
+        lambda world: create_snapshot(world, "web", "five"),
+    )
+
+
+def stopped_deep(disks: int) -> World:
+    world = deep(disks)
+    world.end(world.qemus[0])
+    world.files.remove_tree("machines/web/run")
+    return world
+
+
 def restored(disks: int) -> World:
     """Running, with the snapshots "one" and "before-restore"."""
     return _ran(snapshotted(disks), lambda world: restore(world, "web", "one", keep=True))
@@ -74,6 +122,15 @@ def suspended(disks: int) -> World:
 def family(disks: int) -> World:
     """Running, with a running child made from a snapshot."""
     return _ran(snapshotted(disks), lambda world: fork_snapshot(world, "web", "one", "kid"))
+
+
+def _deepened(world: World, *names: str) -> World:
+    """With layers that are left of snapshots."""
+    for name in names:
+        for verb in (create_snapshot, delete_snapshot):
+            verb(world, "web", name).run()
+            world.guests_live()
+    return world
 
 
 def _ran(world: World, *verbs: Callable[[World], Verb]) -> World:
@@ -111,9 +168,21 @@ CASES: dict[str, tuple[Situation, Callable[[World], Verb]]] = {
     "delete of what was kept": (restored, lambda world: delete_snapshot(world, "web", "before-restore")),
     "delete of a machine": (snapshotted, lambda world: delete_machine(world, "web")),
     "delete of a parent": (family, lambda world: delete_machine(world, "web")),
-    "merge": (snapshotted, lambda world: merge(world, "web", "root")),
-    "merge of layers of its own": (thinned, lambda world: merge(world, "web", "root")),
-    "merge of a suspended machine": (suspended, lambda world: merge(world, "web", "root")),
+    "merge of a stopped machine": (stopped_deep, lambda world: merge(world, "web")),
+    "merge of a running machine": (deep, lambda world: merge(world, "web")),
+    "merge of layers of its own": (thinned, lambda world: merge(world, "web", 0)),
+    "merge of a suspended machine": (suspended, lambda world: merge(world, "web", 0)),
+    "second merge": (merged, lambda world: merge(world, "web", 0)),
+    "merge above a merged layer": (merged_below, lambda world: merge(world, "web", 4)),
+    "snapshot after a merge": (merged, lambda world: create_snapshot(world, "web", "four")),
+    "snapshot of one that started after a merge": (merged_started, lambda world: create_snapshot(world, "web", "four")),
+    "restore after a merge": (merged, lambda world: restore(world, "web", "one", keep=True)),
+    "start after a merge": (merged_before, lambda world: start(world, "web")),
+    "merge while a snapshot is taken": (deep, lambda world: merge(world, "web", 1, create_snapshot(world, "web", "four"))),
+    "merge while it is restored": (branched, lambda world: merge(world, "web", 1, restore(world, "web", "three", keep=False))),
+    "merge while it is suspended": (deep, lambda world: merge(world, "web", 1, suspend(world, "web"))),
+    "merge while it starts": (stopped_deep, lambda world: merge(world, "web", 1, start(world, "web"))),
+    "merge while it is deleted": (deep, lambda world: merge(world, "web", 1, delete_machine(world, "web"))),
 }
 
 
@@ -142,7 +211,9 @@ def legal(world: World) -> dict[str, Callable[[], Verb]]:
                 found[f"snapshot restore {machine}@{snapshot}"] = partial(restore, world, machine, snapshot, keep=True)
             if free and world.manifest(f"{folder}/snapshots/{snapshot}").memory:
                 found[f"fork {machine}@{snapshot} {free}"] = partial(fork_snapshot, world, machine, snapshot, free)
-        found[f"merge {machine}"] = partial(merge, world, machine, "root")
+        if (depth := len(world.record(folder).disks[0].layers)) > 1:
+            for first in {0, min(1, depth - 2), depth // 2 - 1}:
+                found[f"merge {machine} from {first}"] = partial(merge, world, machine, first)
         if len(machines) > 1:
             found[f"delete {machine}"] = partial(delete_machine, world, machine)
         if qemu is None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from tests.model.steps import Step, Verb, atomic, cleared, folder_of, fsynced, noted, record_steps, sweep_step
-from tests.model.world import MANIFEST, VARIABLES, Disk, Manifest, Qemu, Record, World
+from tests.model.world import MANIFEST, VARIABLES, Manifest, Qemu, Record, World
 
 
 class Take:
@@ -23,7 +24,7 @@ class Take:
         self.before = world.record(self.folder)
         self.after = Record(
             tuple(
-                Disk(disk.name, (*disk.layers, f"layers/{disk.name}-{self.token}"), f"disks/{disk.name}-{self.token}")
+                replace(disk, layers=(*disk.layers, f"layers/{disk.name}-{self.token}"), head=f"disks/{disk.name}-{self.token}")
                 for disk in self.before.disks
             ),
             self.before.variables,

@@ -23,11 +23,17 @@ class Violation(AssertionError):
 
 @dataclass(frozen=True)
 class Disk:
-    """As `DiskRecord`: paths relative to the machine's folder."""
+    """As `DiskRecord`: paths relative to the machine's folder. ``runs``: merged layers that the QEMU that runs took in, and how
+    many fewer there are by each."""
 
     name: str
     layers: tuple[str, ...]
     head: str
+    runs: tuple[tuple[str, int], ...] = ()
+
+    def number(self, place: int) -> int:
+        """Under which number QEMU knows what is at this place, counted from when it was launched."""
+        return place + sum(fewer for layer, fewer in self.runs if layer in self.layers[:place])
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class Qemu:
     run: Inode
     heads: dict[str, Inode]
     chains: dict[str, tuple[Inode, ...]]
+    nodes: dict[str, tuple[int | str, ...]]  # what it calls the parts of each chain
     variables: Inode
     ram: int
     lineage: int
@@ -155,7 +162,8 @@ class World:
         lineage = self.find_lineage(machine, view) if lineage is None else lineage
         for key, may in self.lineages[lineage].items():  # what came after was lost in a power cut
             del may[may.index(view.get(key)) + 1 :]
-        self.qemus.append(Qemu(machine, self.files.inode(f"{folder}/{run}"), heads, chains, variables, ram, lineage))
+        nodes: dict[str, tuple[int | str, ...]] = {name: tuple(range(len(chain))) for name, chain in chains.items()}
+        self.qemus.append(Qemu(machine, self.files.inode(f"{folder}/{run}"), heads, chains, nodes, variables, ram, lineage))
         return self.qemus[-1]
 
     def memory_in(self, folder: str) -> int:
@@ -174,7 +182,13 @@ class World:
             if qemu.heads[disk.name] != head:
                 self.files.fsync(qemu.heads[disk.name])
                 qemu.heads[disk.name] = head
+                number = disk.number(len(disk.layers))
+                if qemu.nodes[disk.name][-1] != number - 1:
+                    raise Violation(
+                        f"{folder}: {number} is to lie upon the head of {disk.name}, which is {qemu.nodes[disk.name]}"
+                    )
                 qemu.chains = qemu.chains | {disk.name: (*qemu.chains[disk.name], head)}
+                qemu.nodes = qemu.nodes | {disk.name: (*qemu.nodes[disk.name], number)}
 
     def end(self, qemu: Qemu | None) -> None:
         self.qemus = [other for other in self.qemus if other is not qemu]
