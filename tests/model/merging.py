@@ -53,7 +53,7 @@ class Merge:
             fsynced(world, "merged layer's folder fsynced", f"{self.folder}/layers"),
             Step("merged layer read-only", freeze),
             Step("QEMU takes it in", self._take_in),
-            *record_steps(world, self.folder, lambda: self.after),
+            *record_steps(world, self.folder, self._wanted),
             sweep_step(world, self.folder),
             cleared(world, self.folder),
         ]
@@ -67,6 +67,10 @@ class Merge:
         if self.after is not None:
             step.do()
 
+    def _wanted(self) -> Record:
+        assert self.after is not None
+        return self.after
+
     def _look(self) -> None:
         if not self.world.files.exists(self.folder):
             return  # the machine was deleted meanwhile
@@ -78,17 +82,17 @@ class Merge:
 
     def _take_in(self) -> None:
         qemu = self.world.qemu(self.folder)
-        assert self.after is not None
         if qemu is None:
             return
-        disk = self.after.disks[0]
+        disk = self._wanted().disks[0]
         place = disk.layers.index(self.layer)
         below, above = node(disk, place - 1), node(disk, place + 1)
         nodes, chain = qemu.nodes[disk.name], qemu.chains[disk.name]
         if not {below, above} <= {None, *nodes}:
             raise Violation(f"QEMU of {self.machine} has {nodes}, so nothing can be put between {below} and {above}")
         low, high = (nodes.index(below) + 1 if below is not None else 0), nodes.index(above)
-        merged, replaced = self.world.open(self.folder, self.layer), {}
+        merged = self.world.open(self.folder, self.layer)
+        replaced: dict[int, int] = {}
         for inode in chain[low:high]:
             replaced |= self.world.files.content(inode)
         if replaced != self.world.files.content(merged):
