@@ -150,6 +150,10 @@ class Lab:
         self._stack.callback(node.close)
         return node
 
+    def add_node(self) -> Node:
+        """One more namespace, joined to nothing."""
+        return self._node(self._inside)
+
     def _join_outside(self) -> None:
         self.host.batch(
             "ip",
