@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 from insula.host.files import fleeting
 from insula.host.holder import Holder, connect_holder
@@ -19,9 +18,6 @@ from insula.networks.plan import Attached
 from insula.store import names
 from insula.store.locks import folder_lock
 from insula.store.records import read_record
-
-STATE: Final = "state.json"
-PASTA_LOG: Final = "pasta.log"
 
 
 @dataclass
@@ -84,13 +80,13 @@ def card_file(home: names.Home, key: str) -> Path:
 def opened(home: names.Home) -> Iterator[Fabric | None]:
     """The fabric that is there, or None. Hold the lock."""
     holder = connect_holder(home.fabric / names.HOLDER_SOCKET)
-    if holder is None or not (home.fabric / STATE).exists():
+    if holder is None or not (home.fabric / names.FABRIC_STATE).exists():
         if holder is not None:
             holder.close()
         yield None
         return
     with holder:
-        state = read_record(home.fabric / STATE, uplinks.State)
+        state = read_record(home.fabric / names.FABRIC_STATE, uplinks.State)
         yield Fabric(home, holder, state, naming.home_key(home.root), cards_inside(home), holder.children())
 
 

@@ -16,7 +16,7 @@ from insula.host.holder import Holder, start_holder
 from insula.model.network import NetworkSpec
 from insula.networks import forwarders, lan, naming, plan, rules, uplinks
 from insula.networks import names as dnsmasq
-from insula.networks.ground import PASTA_LOG, STATE, Fabric, attached_cards, cards_inside, expected, opened, together
+from insula.networks.ground import Fabric, attached_cards, cards_inside, expected, opened, together
 from insula.networks.plan import Attached
 from insula.store import names
 from insula.store.records import read_record, write_record
@@ -45,10 +45,10 @@ def started(home: names.Home) -> Iterator[tuple[Fabric, bool]]:
     holder, went_on = start_holder(home.fabric / names.HOLDER_SOCKET, own_user=not root)
     with holder:
         try:
-            if not (went_on and (home.fabric / STATE).exists()):
+            if not (went_on and (home.fabric / names.FABRIC_STATE).exists()):
                 _clear(home, key)
-                write_record(home.fabric / STATE, uplinks.choose(key, root=root))
-            state = read_record(home.fabric / STATE, uplinks.State)
+                write_record(home.fabric / names.FABRIC_STATE, uplinks.choose(key, root=root))
+            state = read_record(home.fabric / names.FABRIC_STATE, uplinks.State)
             fabric = Fabric(home, holder, state, key, cards_inside(home))
             if not went_on:
                 _lay_base(fabric)
@@ -69,12 +69,12 @@ def _clear(home: names.Home, key: str) -> None:
     for name in (names.FABRIC_NICS, names.FABRIC_NETWORKS, names.FABRIC_PORTS):
         remove_tree(home.fabric / name)
         (home.fabric / name).mkdir(mode=0o700)
-    (home.fabric / STATE).unlink(missing_ok=True)
+    (home.fabric / names.FABRIC_STATE).unlink(missing_ok=True)
 
 
 def _read_state(home: names.Home) -> uplinks.State | None:
     with contextlib.suppress(FileNotFoundError):
-        return read_record(home.fabric / STATE, uplinks.State)
+        return read_record(home.fabric / names.FABRIC_STATE, uplinks.State)
     return None
 
 
@@ -101,7 +101,7 @@ def _set_sysctls(fabric: Fabric) -> None:
 def _join_world(fabric: Fabric) -> None:
     state, holder = fabric.state, fabric.holder
     if state.uplink is None:
-        log = os.open(fabric.folder / PASTA_LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        log = os.open(fabric.folder / names.PASTA_LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             uplinks.start_pasta(fabric.key, holder, log)
         finally:
@@ -140,7 +140,7 @@ def note_addresses(fabric: Fabric) -> bool:
     if addresses == fabric.state.addresses:
         return False
     fabric.state = msgspec.structs.replace(fabric.state, addresses=addresses)
-    write_record(fabric.folder / STATE, fabric.state)
+    write_record(fabric.folder / names.FABRIC_STATE, fabric.state)
     return True
 
 
@@ -202,5 +202,5 @@ def end(home: names.Home, key: str, holder: Holder) -> None:
         uplinks.lower_root(key)
     for name in (names.FABRIC_NETWORKS, names.FABRIC_PORTS):
         remove_tree(home.fabric / name)
-    for name in (names.HOLDER_SOCKET, STATE, PASTA_LOG):
+    for name in (names.HOLDER_SOCKET, names.FABRIC_STATE, names.PASTA_LOG):
         (home.fabric / name).unlink(missing_ok=True)

@@ -122,6 +122,8 @@ HOLDER_SOCKET: Final = "holder.sock"
 FABRIC_NICS: Final = "nics"  # KEY.json of each card that is attached: all that a rebuild needs
 FABRIC_NETWORKS: Final = "networks"  # ID/ of each network in use: what its dnsmasq reads
 FABRIC_PORTS: Final = "ports"
+FABRIC_STATE: Final = "state.json"
+PASTA_LOG: Final = "pasta.log"
 
 
 class Home:
