@@ -18,12 +18,14 @@ from insula.networks import naming
 class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A one-machine network for a guest that cannot be renumbered: it keeps ``inner``, its gateway stays ``gateway``.
 
-    ``inner`` with the length of its subnet, as in ``10.0.2.15/24``; ``mac`` is the guest's card's, as it always was.
+    ``inner`` with the length of its subnet, as in ``10.0.2.15/24``; ``mac`` is the guest's card's, as it always was, and
+    ``gateway_mac`` what the guest remembers of its gateway. The card's own addresses are those that others see it by.
     """
 
     inner: str
     gateway: str
     mac: str
+    gateway_mac: str
 
 
 class Attached(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -17,7 +17,7 @@ import msgspec
 
 from insula.model.addresses import slaac_address
 from insula.model.network import Firewall, NetworkSpec, Nic, Profile, parse_rule
-from insula.networks import dns, naming, plan, rules
+from insula.networks import dns, naming, plan, rules, segments
 from insula.networks.plan import Attached
 from tests.framework.ordinary import AS_A_USER
 
@@ -196,23 +196,33 @@ class Lab:
         self.host.batch("ip", plan.host_routes(HOME, self.uplink, spec))
         self.host.nft(rules.host_rules(HOME, self.networks.values()))
 
-    def guest(self, name: str, network: str, number: int, firewall: Firewall | None = None, *, configured: bool = True) -> Guest:
-        """A guest that has its addresses already, or one that has none yet."""
+    def guest(
+        self,
+        name: str,
+        network: str,
+        number: int,
+        firewall: Firewall | None = None,
+        *,
+        configured: bool = True,
+        between: str = "",
+    ) -> Guest:
+        """A guest that has its addresses already, or one that has none yet; or one with a segment ``between`` (its path), which
+        is to be laid by who asked."""
         spec, mac = self.networks[network], f"52:54:00:00:{int(network[:2], 16):02x}:{number:02x}"
         ipv4 = spec.ipv4.rpartition(".")[0] + f".{number}" if spec.ipv4 else None
         nic = Nic(f"{network[:4]}{number:04x}", network, mac, ipv4, slaac_address(spec.ipv6, mac) if spec.ipv6 else None)
         attached = Attached(nic, name, f"id-{name}", spec, firewall or Firewall())
         guest = Guest(self._node(self._inside), attached)
         tap = naming.tap_name(nic.key)
-        self.fabric.batch("ip", [f"link add {tap} type veth peer name eth0 netns {guest.node.path}"])
+        if between:
+            self.fabric.batch("ip", segments.pair_links(attached, between))
+        else:
+            self.fabric.batch("ip", [f"link add {tap} type veth peer name eth0 netns {guest.node.path}"])
         self.load(attached)
         self.fabric.batch("ip", plan.nic_links(attached))
-        # Whatever is sent must not be finished by a card that is none: the guest's end counts its sums itself.
-        guest.node.batch("ip", ["link set lo up", f"link set eth0 address {mac}"])
-        if configured:
-            guest.node.batch("ip", _configured(spec, nic))
-        else:
-            guest.node.batch("ip", ["link set eth0 up"])
+        if not between:
+            up = _configured(spec, nic) if configured else ["link set eth0 up"]
+            guest.node.batch("ip", ["link set lo up", f"link set eth0 address {mac}", *up])
         self.guests.append(guest)
         return guest
 

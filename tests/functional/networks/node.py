@@ -274,10 +274,24 @@ def lease(mac: str, link: str = "eth0", patience: float = PATIENCE) -> dict[str,
         return _offered(raw, 5, patience)
 
 
+def renew(mac: str, address: str, server: str, patience: float = PATIENCE) -> str:
+    """As a guest half-way through its lease: asks whom it had it from, directly. The address it is given."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        asking.settimeout(patience)
+        asking.bind((address, 68))
+        asking.sendto(_message(mac, b"\x35\x01\x03", address), (server, 67))
+        answer = asking.recv(4096)
+    return str(ipaddress.ip_address(answer[16:20]))
+
+
+def _message(mac: str, options: bytes, address: str = "0.0.0.0", flags: int = 0) -> bytes:
+    hardware, own = bytes.fromhex(mac.replace(":", "")), ipaddress.ip_address(address).packed
+    body = struct.pack("!BBBBIHH", 1, 1, 6, 0, 77, 0, flags) + own + bytes(12) + hardware + bytes(10 + 192)
+    return body + b"\x63\x82\x53\x63" + options + b"\x37\x03\x01\x03\x06\xff"
+
+
 def _dhcp(mac: str, options: bytes) -> bytes:
-    hardware = bytes.fromhex(mac.replace(":", ""))
-    body = struct.pack("!BBBBIHH16x", 1, 1, 6, 0, 77, 0, 0x8000) + hardware + bytes(10 + 192)
-    body += b"\x63\x82\x53\x63" + options + b"\x37\x03\x01\x03\x06\xff"
+    hardware, body = bytes.fromhex(mac.replace(":", "")), _message(mac, options, flags=0x8000)
     datagram = struct.pack("!HHHH", 68, 67, 8 + len(body), 0) + body
     header = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(datagram), 1, 0, 64, 17, 0, bytes(4), b"\xff" * 4)
     header = header[:10] + struct.pack("!H", checksum(header)) + header[12:]
@@ -340,7 +354,7 @@ DOES: list[Callable[..., Any]] = [
     heard,
     lookup,
 ]
-DOES += [lease, await_address]
+DOES += [lease, renew, await_address]
 
 
 def main() -> None:

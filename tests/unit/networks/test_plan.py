@@ -15,8 +15,8 @@ import msgspec
 import pytest
 
 from insula.model.network import Firewall, NetworkSpec, Nic, Rates, Rule, parse_rule
-from insula.networks import dns, naming, plan, rules
-from insula.networks.plan import Attached
+from insula.networks import dns, naming, plan, rules, segments
+from insula.networks.plan import Attached, Segment
 from insula.networks.terms import Json
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -42,6 +42,8 @@ SHAPED = msgspec.structs.replace(WEB, nic=msgspec.structs.replace(NIC, rates=Rat
 ON_LAN = msgspec.structs.replace(
     WEB, network=LAN, firewall=Firewall("internet-only"), nic=msgspec.structs.replace(NIC, ipv4=None, ipv6=None)
 )
+
+BEHIND = msgspec.structs.replace(WEB, segment=Segment("10.0.2.15/24", "10.0.2.2", "52:54:00:aa:bb:cc", "0a:0a:0a:0a:0a:0a"))
 
 
 def shown(commands: list[Json]) -> list[str]:
@@ -85,7 +87,18 @@ def dnsmasq() -> list[str]:
     ]
 
 
+def segment() -> list[str]:
+    return [
+        *segments.pair_links(BEHIND, "/proc/self/fd/9"),
+        *segments.inside_links(BEHIND),
+        *[f"{name} = {value}" for name, value in segments.inside_sysctls(BEHIND).items()],
+        *shown(segments.inside_rules(BEHIND)),
+        *segments.inside_dnsmasq(BEHIND).splitlines(),
+    ]
+
+
 CASES = {
+    "segment": segment,
     "links": batches,
     "dnsmasq": dnsmasq,
     "rules-base": lambda: shown(rules.base_rules(UPLINK, ["192.0.2.7", "2001:db8::7"])),
@@ -145,6 +158,11 @@ def test_a_rule_must_name_machines_by_address() -> None:
     firewall = Firewall(rules=(Rule("deny", "egress", "machine:db"),))
     with pytest.raises(ValueError, match="machine:db"):
         rules.nic_rules(msgspec.structs.replace(WEB, firewall=firewall))
+
+
+def test_only_a_card_in_a_segment_has_one() -> None:
+    with pytest.raises(ValueError, match="00c0ffee"):
+        segments.inside_links(WEB)
 
 
 def test_without_rules_a_card_costs_little() -> None:
