@@ -170,7 +170,7 @@ _ALL = (
     Bar("fork-20", "20 forks of an idle Debian until all have run a command / by hand", 1.25, 3, _many),
     Bar("restore", "restore in place until it answers / the same state loaded by hand", 1.2, 20, _at_most(rewind.restore)),
     Bar("snapshot-pause", "how long a guest dirtying its memory stands still for a snapshot", 0.040, 20, _pause),
-    Bar("heartbeat", "longest silence of a guest's 1 ms heartbeat during a snapshot / by hand", 1.3, 5, _silences),
+    Bar("heartbeat", "longest silence of a guest's 1 ms heartbeat during a snapshot / by hand", 1.3, 4, _silences),
     Bar("snapshot-work", "what a guest gets done while a snapshot is taken / undisturbed", 0.8, 8, _as_fast(heartbeat.work)),
     Bar("boot-debian", "`insula run --cold debian -- CMD` until CMD answers / QEMU by hand", 1.05, 4, _at_most(boot.debian)),
 )

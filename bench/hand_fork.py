@@ -22,6 +22,7 @@ from insula.engines.qemu.migrate import load
 from insula.engines.qemu.monitor import resume
 from insula.engines.qemu.qmp import Event, Monitor
 from insula.engines.qemu.stream import compose
+from insula.networks.passt import start_passt
 from insula.operations.start import launch_plan
 from insula.store import names
 from insula.store.machines import MachineRecord, read_machine, write_machine
@@ -55,11 +56,11 @@ def state_of(machine: Path, name: str) -> HandState:
 class HandGuest(AgentClient):
     """A machine with the hardware of one of ours, whose folder is ``like``: booted, or going on from ``state``.
 
-    ``folder`` is an empty one to work in. When this returns the program ``true`` has run inside. A context manager; at its end
-    QEMU is killed.
+    ``folder`` is an empty one to work in; with ``network`` its cards have passt at their other end, else nobody. When this
+    returns the program ``true`` has run inside. A context manager; at its end QEMU is killed.
     """
 
-    def __init__(self, folder: Path, like: Path, state: HandState | None = None) -> None:
+    def __init__(self, folder: Path, like: Path, state: HandState | None = None, *, network: bool = False) -> None:
         self._folder = folder
         self._taken = 0
         self._qmp = folder / names.RUN / names.QMP_SOCKET
@@ -72,7 +73,10 @@ class HandGuest(AgentClient):
             board = build_board(plan)
             open_for_qemu(descriptors, plan, board)
             for index in range(len(plan.nics)):
-                descriptors.pair(f"net{index}", f"net{index}")
+                if network:
+                    descriptors.qemu[f"net{index}"] = start_passt(None).detach()
+                else:
+                    descriptors.pair(f"net{index}", f"net{index}")
             words = build_argv(board, descriptors.qemu, "qemu-system-x86_64")
             shown = {JAIL_KERNEL: f"{folder}/{self._record.boot.kernel}", JAIL_INITRD: f"{folder}/{self._record.boot.initrd}"}
             if state is not None:
