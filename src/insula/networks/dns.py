@@ -23,33 +23,13 @@ CONFIG: Final = "dnsmasq.conf"
 CARDS: Final = "cards"  # a file per card, watched by dnsmasq: its lease
 NAMES: Final = "names"  # a file per card, watched by dnsmasq: its names
 
-_CAPABILITIES: Final = "+net_admin,+net_raw,+net_bind_service"
 
+def dnsmasq_argv(folder: str) -> list[str]:
+    """The command, to be run inside the fabric with the rights that DHCP and nft's sets need; stays in the foreground.
 
-def dnsmasq_argv(folder: str, uid: int | None) -> list[str]:
-    """The command, to be run inside the fabric; stays in the foreground. ``folder`` holds what `dnsmasq_files` names.
-
-    As ``uid`` (which must be able to read the folder; it writes nothing) it keeps only what DHCP and nft's sets need.
-    None is for a user namespace that knows one user only; there it must not try to become anybody.
+    ``folder`` holds `CONFIG`; nothing is written. It must not try to become anybody: its user namespace may know one user only.
     """
-    words = []
-    if uid is not None:
-        words = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs"]
-        words += [
-            f"--bounding-set=-all,{_CAPABILITIES}",
-            f"--inh-caps=-all,{_CAPABILITIES}",
-            f"--ambient-caps=-all,{_CAPABILITIES}",
-        ]
-        words.append("--")
-    return [
-        *words,
-        "dnsmasq",
-        "--keep-in-foreground",
-        "--log-facility=-",
-        "--user=root",
-        "--group=",
-        f"--conf-file={folder}/{CONFIG}",
-    ]
+    return ["dnsmasq", "--keep-in-foreground", "--log-facility=-", "--user=", "--group=", f"--conf-file={folder}/{CONFIG}"]
 
 
 def dnsmasq_config(

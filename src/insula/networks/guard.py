@@ -39,6 +39,7 @@ PRELUDE: Final = f"""add table bridge {naming.TABLE}
 add set bridge {naming.TABLE} prefix6 {{ typeof @nh,64,64 . meta iifname; }}
 add set bridge {naming.TABLE} claimed6 {{ typeof @nh,64,128; size 65536; flags dynamic,timeout; }}
 add set bridge {naming.TABLE} bound6 {{ typeof @nh,64,128 . meta iifname; size 65536; flags dynamic,timeout; }}
+add set bridge {naming.TABLE} claimers {{ type ifname; size 65536; flags dynamic,timeout; }}
 add set bridge {naming.TABLE} askers {{ type ifname . ether_addr; size 65536; flags dynamic,timeout; }}
 add set bridge {naming.TABLE} called {{ type ifname . ether_addr; size 65536; flags dynamic,timeout; }}
 """
@@ -51,6 +52,7 @@ _TARGET6: Final = raw("th", 64, 128)  # of a neighbour advertisement
 _BOUND6: Final = concat(_SOURCE6, _FROM)
 _KEPT: Final = 3600  # seconds
 _NOBODY: Final = "0.0.0.0"  # noqa: S104 (nothing listens here: it is who has no address yet)
+_SLOWLY: Final = {"limit": {"rate": 30, "per": "minute", "burst": 30}}
 _LINK_LOCAL: Final = "0xfe80000000000000"
 
 
@@ -113,13 +115,16 @@ def _claim() -> list[list[Json]]:
         [advertises, match(concat(_TARGET6, _FROM), "@bound6", "!="), RETURN],
         [match(_BOUND6, "@bound6"), *keep],
         [match(_SOURCE6, "@claimed6"), RETURN],
-        [{"limit": {"rate": 30, "per": "minute", "burst": 30}}, *keep],
+        [
+            {"set": {"op": "update", "elem": {"elem": {"val": _FROM, "timeout": _KEPT}}, "set": "@claimers", "stmt": [_SLOWLY]}},
+            *keep,
+        ],
     ]
 
 
 def cleared() -> list[Json]:
     """Forget all cards and addresses. To be followed, in the same transaction, by those there are."""
-    sets = ("prefix6", "claimed6", "bound6", *_SETS)
+    sets = ("prefix6", "claimed6", "bound6", "claimers", *_SETS)
     return [*[BRIDGE.clear("map", name) for name in ("marks", "spoofed")], *[BRIDGE.clear("set", name) for name in sets]]
 
 

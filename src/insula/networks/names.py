@@ -71,6 +71,14 @@ def write_config(folder: Path, network: str, spec: NetworkSpec, cards: Collectio
     return True
 
 
+def write_lone(folder: Path, config: str) -> None:
+    """Make the folder of a dnsmasq that reads its configuration and no more."""
+    if not folder.is_dir():
+        folder.mkdir()
+        folder.chmod(_WALKABLE)
+    _put(folder / dns.CONFIG, config)
+
+
 def _put(path: Path, text: str) -> None:
     """In place whole, as dnsmasq reads a file the moment it appears."""
     temporary = path.parent.with_name(f".{path.name}.new")
@@ -84,7 +92,7 @@ def start(holder: Holder, folder: Path, network: str, *, running: bool) -> None:
     name = child_name(network)
     if running:
         holder.stop(name)
-    argv = (require_program("dnsmasq"), *dns.dnsmasq_argv(ROOM, None)[1:])
+    argv = (require_program("dnsmasq"), *dns.dnsmasq_argv(ROOM)[1:])
     program = Program(argv, uid=service_id(name), rights=SERVER_RIGHTS, folder=folder)
     log = os.open(log_file(folder), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:

@@ -82,7 +82,7 @@ class Node:
         """All rules, without the numbers that the kernel gives to them, and what they have counted and learned."""
         listing = json.loads(self.check(["nft", "-j", "list", "ruleset"]))["nftables"]
         for each in listing:
-            if {"asked", "askers", "begun", "called"} & {each.get("set", {}).get("name", "").partition("_")[0]}:
+            if {"asked", "askers", "begun", "called", "claimers"} & {each.get("set", {}).get("name", "").partition("_")[0]}:
                 each["set"].pop("elem", None)
         stripped: list[Any] = _without(listing[1:], ("handle", "expires", "packets", "bytes"))
         return stripped
@@ -252,7 +252,7 @@ class Lab:
             self.fabric.write(f"{folder}/{part}/none", "")
         for attached in cards:
             self.add_names(folder, attached)
-        self.servers[network] = self.fabric.spawn(dns.dnsmasq_argv(folder, None)), folder
+        self.servers[network] = self.fabric.spawn(dns.dnsmasq_argv(folder)), folder
         self._stack.callback(self.fabric.run, ["rm", "-rf", folder])
         await_names(self.fabric, plan.gateway4(spec) or "")
 

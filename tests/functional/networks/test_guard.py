@@ -60,6 +60,28 @@ def test_addresses_made_up_belong_to_the_first(town: Town) -> None:
     town.b.node.check(["ip", "address", "del", f"{own}/64", "dev", "eth0"])
 
 
+def test_nobody_takes_all_addresses(town: Town) -> None:
+    """What one card can claim at once is bounded, and its greed takes nothing from others."""
+    a, c = town.a, town.c
+    wanted = [f"fd12:3456:789a:1:{secrets.token_hex(2)}::{number}" for number in range(64)]
+    greedy = [frames.udp6((a.mac, c.mac), (address, c.ipv6), (1, 90), b"mine") for address in wanted]
+    modest = [
+        frames.udp6((town.b.mac, c.mac), (f"fd12:3456:789a:1:b::{number}", c.ipv6), (1, 90), b"mine") for number in range(2)
+    ]
+    spoofed = naming.counter_name("spoofed", a.key)
+    before = town.lab.fabric.counter("bridge", spoofed)
+    for sender, claims in ((a, greedy), (town.b, modest)):
+        c.node.sniff("claims")
+        honest = frames.arp(sender.mac, (sender.mac, sender.ipv4), f"10.77.0.{100 + secrets.randbelow(100)}")
+        sender.node.send([*claims, honest])
+        heard = [frame for frame in c.node.heard("claims", honest[12:]) if frame in claims]
+        if sender is a:
+            assert 0 < len(heard) < len(greedy)
+            assert town.lab.fabric.counter("bridge", spoofed) == before + len(greedy) - len(heard)
+        else:
+            assert heard == modest
+
+
 def _lies(a: Guest, b: Guest) -> dict[str, str]:
     """What ``a`` may try on ``b``, who could be deceived by each."""
     pair, link_local = (a.mac, b.mac), naming.link_local(a.mac)
@@ -145,6 +167,10 @@ def test_a_scan_of_the_host_finds_nothing(town: Town) -> None:
     a, uplink = town.a, town.lab.uplink
     addresses = [GATEWAY4, GATEWAY6, "10.78.0.1", "fd12:3456:789a:2::1", uplink.host4, uplink.inner4, uplink.host6, uplink.inner6]
     addresses += ["203.0.113.1", "192.168.50.1", "2001:db8:9::1"]
+    # Addresses the host got since the fabric's rules were loaded: there its own table is the wall.
+    newer = ["address replace 203.0.113.2/24 dev wan0", "address replace 2001:db8:9::2/64 dev wan0 nodad"]
+    town.lab.host.batch("ip", newer)
+    addresses += ["203.0.113.2", "2001:db8:9::2"]
     profiles: list[Profile] = ["open", "internet-only", "none"]
     for profile in profiles:
         town.lab.firewall(a, profile)
@@ -157,7 +183,11 @@ def test_a_scan_of_the_host_finds_nothing(town: Town) -> None:
         town.b.node.send([marker])
         answers = [frame for frame in a.node.heard("scan", marker[12:]) if _is_answer(frame)]
         assert answers == []
+        # What went by the fabric to the host was dropped there before what came later was answered.
+        reached = a.node.connect(OUTSIDE4, 80)
+        assert reached == "open" if profile != "none" else reached != "open"
     assert town.lab.host.got(80) + town.lab.host.got(81) == []
+    town.lab.host.batch("ip", [each.replace("replace", "delete").removesuffix(" nodad") for each in newer])
     assert town.lab.host.connect(uplink.host4, 80) == "open"  # there was something to find
 
 

@@ -96,7 +96,7 @@ def test_the_lease_is_renewed_as_it_was(world: Twins) -> None:
         assert segment is not None
         folder = between.folder()
         between.write(f"{folder}/{dns.CONFIG}", segments.inside_dnsmasq(guest.attached))
-        number = between.spawn(dns.dnsmasq_argv(folder, None))
+        number = between.spawn(dns.dnsmasq_argv(folder))
         while ":67" not in between.check(["ss", "-lunH"]):
             pass
         lease = guest.node.lease(MAC)
