@@ -120,7 +120,7 @@ def pause(world: World, n: int) -> list[float]:
         with subprocess.Popen([INSULA, "exec", name, "--", "sh", "-c", script], stdin=subprocess.DEVNULL) as writer:
             for _ in range(n):
                 one = machine.snapshot()
-                taken.append(one.show().status.pause)
+                taken.append(one.show().pause)
                 one.delete()
             writer.kill()
     return taken

@@ -31,8 +31,27 @@ async def _in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) ->
     return await asyncio.to_thread(work, *args, **kwargs)
 
 
-class Machine:
+class _Forkable:
+    """What machines can go on from."""
+
+    sync: sdk.Machine | sdk.Snapshot
+
+    async def fork(
+        self,
+        count: int = 1,
+        *,
+        name: str = "",
+        timeout: float = 60.0,  # noqa: ASYNC109 - the request carries it; nothing here waits
+        progress: Callable[[Progress], None] | None = None,
+    ) -> list[Machine]:
+        """As of `insula.Machine` and `insula.Snapshot`; ``progress`` is called in another thread."""
+        return [Machine(each) for each in await _in_thread(self.sync.fork, count, name=name, timeout=timeout, progress=progress)]
+
+
+class Machine(_Forkable):
     """One machine. ``sync`` is the same machine for blocking code."""
+
+    sync: sdk.Machine
 
     def __init__(self, machine: sdk.Machine) -> None:
         self.sync = machine
@@ -103,17 +122,6 @@ class Machine:
     async def snapshots(self) -> list[Snapshot]:
         return [Snapshot(each) for each in await _in_thread(self.sync.snapshots)]
 
-    async def fork(
-        self,
-        count: int = 1,
-        *,
-        name: str = "",
-        timeout: float = 60.0,  # noqa: ASYNC109 - the request carries it; nothing here waits
-        progress: Callable[[Progress], None] | None = None,
-    ) -> list[Machine]:
-        """As `insula.Machine.fork`; ``progress`` is called in another thread."""
-        return [Machine(each) for each in await _in_thread(self.sync.fork, count, name=name, timeout=timeout, progress=progress)]
-
     async def put(self, source: str | Path | list[str | Path], destination: str) -> None:
         await _in_thread(self.sync.put, source, destination)
 
@@ -127,8 +135,10 @@ class Machine:
         return await _in_thread(self.sync.events)
 
 
-class Snapshot:
+class Snapshot(_Forkable):
     """One snapshot. ``sync`` is the same for blocking code."""
+
+    sync: sdk.Snapshot
 
     def __init__(self, snapshot: sdk.Snapshot) -> None:
         self.sync = snapshot
@@ -149,22 +159,11 @@ class Snapshot:
 
     async def status(self) -> SnapshotStatus:
         """What `insula snapshot list` shows of it."""
-        return (await self.show()).status
+        return await self.show()
 
     async def restore(self, *, keep: bool = True) -> Machine:
         """As `insula.Snapshot.restore`."""
         return Machine(await _in_thread(self.sync.restore, keep=keep))
-
-    async def fork(
-        self,
-        count: int = 1,
-        *,
-        name: str = "",
-        timeout: float = 60.0,  # noqa: ASYNC109 - the request carries it; nothing here waits
-        progress: Callable[[Progress], None] | None = None,
-    ) -> list[Machine]:
-        """As `insula.Snapshot.fork`; ``progress`` is called in another thread."""
-        return [Machine(each) for each in await _in_thread(self.sync.fork, count, name=name, timeout=timeout, progress=progress)]
 
     async def export(self, file: str | Path | BinaryIO, *, passphrase: str | bytes | None = None) -> None:
         """As `insula.Snapshot.export`."""

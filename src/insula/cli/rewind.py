@@ -123,18 +123,17 @@ def _of(text: str) -> dict[str, str]:
 
 
 def _print_details(details: SnapshotDetails) -> None:
-    status = details.status
     print_pairs(
         [
-            ("snapshot", f"{status.machine}@{status.name}{' (the machine descends from it)' if status.current else ''}"),
-            ("description", status.description),
-            ("taken", f"{age(status.created)} ago, {status.state}"),
-            ("parent", f"{status.machine}@{status.parent}" if status.parent else ""),
-            ("method", status.method),
-            ("guest stood", f"{status.pause * 1000:.1f} ms" if status.pause else ""),
+            ("snapshot", f"{details.machine}@{details.name}{' (the machine descends from it)' if details.current else ''}"),
+            ("description", details.description),
+            ("taken", f"{age(details.created)} ago, {details.state}"),
+            ("parent", f"{details.machine}@{details.parent}" if details.parent else ""),
+            ("method", details.method),
+            ("guest stood", f"{details.pause * 1000:.1f} ms" if details.pause else ""),
             ("shape", f"{details.cpus} CPU, {format_size(details.memory)} memory"),
             ("disks", ", ".join(f"{name} {format_size(size)}" for name, size in details.disks.items())),
-            ("size", format_size(status.size)),
+            ("size", format_size(details.size)),
             ("files", ", ".join(f"{name} {format_size(size)}" for name, size in details.files.items())),
             ("board", ", ".join(part for part in (details.board, details.cpu_model, details.accelerator) if part)),
             ("qemu", details.qemu),

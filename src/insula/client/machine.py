@@ -253,7 +253,7 @@ class Snapshot:
     @property
     def status(self) -> SnapshotStatus:
         """What `insula snapshot list` shows of it."""
-        return self.show().status
+        return self.show()
 
     def show(self) -> SnapshotDetails:
         """All that is known of it. Raises NotFound, DamagedRecord."""

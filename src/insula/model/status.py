@@ -106,10 +106,10 @@ class SnapshotStatus(msgspec.Struct, frozen=True):
     problem: str | None = None
 
 
-class SnapshotDetails(msgspec.Struct, frozen=True):
-    """All that `snapshot show` tells beyond `snapshot list`. ``files`` are names and sizes in bytes."""
+class SnapshotDetails(SnapshotStatus, frozen=True, kw_only=True):
+    """What `snapshot show` tells: all that `snapshot list` does, under the same names, and more. ``files`` are names and sizes in
+    bytes."""
 
-    status: SnapshotStatus
     id: str
     cpus: int
     memory: int

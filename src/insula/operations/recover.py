@@ -181,6 +181,9 @@ def _sweep_snapshots(folder: Path) -> None:
 
 
 def _remove_scraps(folder: Path) -> None:
+    for place in (folder / names.SNAPSHOTS).glob("[!.]*/.*"):  # a snapshot's record is written anew when its parent goes
+        if is_temporary(place.name):
+            place.unlink(missing_ok=True)
     for name in os.listdir(folder):
         if name.startswith(names.GONE_PREFIX):
             remove_tree(folder / name)

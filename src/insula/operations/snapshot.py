@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from insula.errors import AlreadyExists, InsulaError, UsageError
+from insula.errors import AlreadyExists, HostLacks, InsulaError, UsageError
 from insula.model.requests import CreateSnapshot, DeleteSnapshot, ListSnapshots, ShowSnapshot
 from insula.model.status import SnapshotDetails, SnapshotStatus
 from insula.operations import journal
@@ -24,6 +24,7 @@ from insula.store.machines import MachineRecord, machine_folder, read_machine, w
 from insula.store.snapshots import (
     SnapshotRecord,
     complete_snapshot,
+    hand_on_children,
     publish_snapshot,
     put_away_snapshot,
     read_snapshot,
@@ -110,8 +111,9 @@ def show(context: Context, request: ShowSnapshot, operation: Operation) -> Snaps
     record = read_snapshot(snapshot_folder(folder, request.snapshot))
     board = record.board
     place = folder / names.SNAPSHOTS / request.snapshot
+    status = _status(folder, request.snapshot, record, dict(readable_snapshots(folder)), _present(folder))
     return SnapshotDetails(
-        status=_status(folder, request.snapshot, record, dict(readable_snapshots(folder)), _present(folder)),
+        **{name: getattr(status, name) for name in status.__struct_fields__},
         id=record.id,
         cpus=record.spec.cpus,
         memory=record.spec.memory,
@@ -130,10 +132,23 @@ def delete(context: Context, request: DeleteSnapshot, operation: Operation) -> S
         folder = snapshot_folder(held.folder, request.snapshot)
         was = look_at(held.folder, request.snapshot)
         operation.tell("delete its files")
+        record = _without(held.folder, held.record, request.snapshot)
         put_away_snapshot(folder)
-        sweep_snapshots(held.folder, held.record)
+        sweep_snapshots(held.folder, record)
         append_event(held.folder, "snapshot-deleted", name=request.snapshot)
         return was
+
+
+def _without(folder: Path, machine: MachineRecord, name: str) -> MachineRecord:
+    """The machine's record once the snapshot's parent has what descended from it."""
+    gone = {other: record.id for other, record in readable_snapshots(folder)}.get(name)
+    parent = hand_on_children(folder, name)
+    if gone is None or machine.parent != gone:
+        return machine
+    machine = msgspec.structs.replace(machine, parent=parent)
+    with contextlib.suppress(HostLacks):  # deleting must be possible on a full disk
+        write_machine(folder, machine)
+    return machine
 
 
 def _present(folder: Path) -> str | None:

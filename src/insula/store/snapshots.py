@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from insula.errors import AlreadyExists, DamagedRecord, InsulaError, NotFound
+from insula.errors import AlreadyExists, DamagedRecord, HostLacks, InsulaError, NotFound
 from insula.host.files import fsync_folder, is_temporary, remove_tree
 from insula.model.identity import Identity
 from insula.model.spec import MachineSpec
@@ -163,6 +163,22 @@ def put_away_snapshot(folder: Path) -> None:
     """Take a snapshot out of sight, for good. `sweep_snapshots` removes its files, also when a crash came in between."""
     folder.rename(folder.with_name(f"{names.GONE_PREFIX}{secrets.token_hex(8)}"))
     fsync_folder(folder.parent)
+
+
+def hand_on_children(machine: Path, name: str) -> str | None:
+    """What descends from the snapshot ``name`` descends from its parent from now on, whose id is returned; it is about to go.
+
+    On a full disk, where deleting must be possible, what descends from it becomes a root of the tree instead.
+    """
+    records = dict(readable_snapshots(machine))
+    gone = records.get(name)
+    if gone is None:
+        return None
+    with contextlib.suppress(HostLacks):
+        for other, record in records.items():
+            if record.parent == gone.id:
+                complete_snapshot(machine / names.SNAPSHOTS / other, msgspec.structs.replace(record, parent=gone.parent))
+    return gone.parent
 
 
 def sweep_snapshots(machine: Path, record: MachineRecord) -> None:
