@@ -16,27 +16,11 @@ import insula
 from insula.errors import InsulaError
 from tests.faults.rewound import left_over
 from tests.faults.small_disk import SmallDisk, home_on_small_disk
-from tests.framework.doors import popen_cli, run_cli
+from tests.framework.doors import cli_at, popen_cli, run_cli
 
 pytestmark = [pytest.mark.guest, pytest.mark.limit(120)]
 
 _SHAPE = ("--memory", "128M", "--network", "none")
-
-
-@contextlib.contextmanager
-def _at(home: Path, step: bytes, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A command line that has come to ``step``."""
-    with popen_cli(home, *words, stderr=subprocess.PIPE) as child:
-        assert child.stderr is not None
-        for line in child.stderr:
-            if step in line:
-                break
-        else:
-            pytest.fail(f"it never came to {step!r}")
-        try:
-            yield child
-        finally:
-            child.kill()
 
 
 def _code(done: subprocess.CompletedProcess[bytes]) -> str:
@@ -46,7 +30,7 @@ def _code(done: subprocess.CompletedProcess[bytes]) -> str:
 
 def test_while_a_snapshot_is_taken_others_are_told_who_is_at_work(home: Path, running: str) -> None:
     machine = insula.connect(home).get(running)
-    with _at(home, b"make new heads", "snapshot", "create", f"{running}@one") as first:
+    with cli_at(home, b"make new heads", "snapshot", "create", f"{running}@one") as first:
         first.send_signal(signal.SIGSTOP)  # it keeps the machine's lock for as long as we like
         for words in (("snapshot", "create"), ("suspend",), ("fork",), ("stop",), ("pause",), ("delete",)):
             done = run_cli(home, *words, "--json", running)
@@ -95,7 +79,7 @@ def test_a_snapshot_is_not_deleted_under_a_fork_of_it(home: Path, running: str) 
 @pytest.mark.parametrize("step", [b"make new heads", b"write its memory", b"make sure of it"])
 def test_force_goes_before_a_snapshot(home: Path, running: str, step: bytes) -> None:
     machine = insula.connect(home).get(running)
-    with _at(home, step, "snapshot", "create", f"{running}@one") as taking:
+    with cli_at(home, step, "snapshot", "create", f"{running}@one") as taking:
         done = run_cli(home, "stop", "--force", running)
         assert done.returncode == 0, done.stderr.decode()
         status = taking.wait(60)

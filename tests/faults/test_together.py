@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import insula
 from insula.store import names
-from tests.framework.doors import popen_cli, run_cli
+from tests.framework.doors import cli_at, popen_cli, run_cli
 from tests.framework.processes import processes_of
 
 pytestmark = [pytest.mark.guest, pytest.mark.limit(120)]
@@ -31,22 +31,6 @@ def _mute(home: Path, name: str, *, agent: bool) -> insula.Machine:
     return machine
 
 
-@contextlib.contextmanager
-def _until(home: Path, step: bytes, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A command line that has come to ``step``."""
-    with popen_cli(home, *words, stderr=subprocess.PIPE) as child:
-        assert child.stderr is not None
-        for line in child.stderr:
-            if step in line:
-                break
-        else:
-            pytest.fail(f"it never came to {step!r}")
-        try:
-            yield child
-        finally:
-            child.kill()
-
-
 def test_two_processes_that_run_one_name_make_one_machine(home: Path, tiny: str, name: str) -> None:
     words = ["run", "--json", "--detach", "--name", name, *_SHAPE, tiny]
     with contextlib.ExitStack() as stack:
@@ -62,7 +46,7 @@ def test_two_processes_that_run_one_name_make_one_machine(home: Path, tiny: str,
 @pytest.mark.parametrize("way", ["stop", "delete"])
 def test_force_goes_before_a_start_that_waits(home: Path, tiny: str, name: str, way: str) -> None:
     machine = _mute(home, name, agent=True)
-    with _until(home, b"wait until the guest answers", "start", name) as starting:
+    with cli_at(home, b"wait until the guest answers", "start", name) as starting:
         busy = run_cli(home, "stop", "--json", name)
         assert json.loads(busy.stderr.splitlines()[-1])["code"] == "busy"
         assert b"start" in busy.stderr
@@ -86,7 +70,7 @@ def test_force_goes_before_a_start_that_waits(home: Path, tiny: str, name: str, 
 def test_force_goes_before_a_run_that_waits(home: Path, tiny: str, forget: Callable[[str], None]) -> None:
     forget("raced")
     words = ["run", "--cold", "--name", "raced", *_SHAPE, tiny, "--", "true"]
-    with _until(home, b"wait until the guest answers", *words) as running:
+    with cli_at(home, b"wait until the guest answers", *words) as running:
         assert run_cli(home, "delete", "--force", "raced").returncode == 0
         assert running.wait(30) == 125
     assert not (home / "machines" / "raced").exists()
@@ -94,7 +78,7 @@ def test_force_goes_before_a_run_that_waits(home: Path, tiny: str, forget: Calla
 
 def test_force_goes_before_a_stop_that_waits(home: Path, tiny: str, name: str) -> None:
     machine = _mute(home, name, agent=False).start()
-    with _until(home, b"press the power button", "stop", "--timeout", "60", name) as stopping:
+    with cli_at(home, b"press the power button", "stop", "--timeout", "60", name) as stopping:
         done = run_cli(home, "stop", "--force", name)
         assert done.returncode == 0, done.stderr.decode()
         assert stopping.wait(30) == 0

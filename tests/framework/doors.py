@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -274,3 +275,19 @@ def _refusal(done: subprocess.CompletedProcess[bytes]) -> Refused:
     assert lines, f"no JSON error on standard error, but: {done.stderr.decode(errors='replace')}"
     error = json.loads(lines[-1])
     return Refused(error["code"], error["message"], error["hint"], done.returncode)
+
+
+@contextlib.contextmanager
+def cli_at(home: Path, step: bytes, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A command line that has come to ``step``; killed on the way out."""
+    with popen_cli(home, *words, stderr=subprocess.PIPE) as child:
+        assert child.stderr is not None
+        for line in child.stderr:
+            if step in line:
+                break
+        else:
+            raise AssertionError(f"it never came to {step!r}")
+        try:
+            yield child
+        finally:
+            child.kill()

@@ -1,8 +1,7 @@
-"""The commands of the noun *host*, and the one that the keeper calls."""
+"""The commands of the noun *host*."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -52,25 +51,3 @@ def completion(shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None
     click.echo(kind(cli, {}, "insula", "_INSULA_COMPLETE").source())
-
-
-@click.command(hidden=True)
-@click.argument("home", type=click.Path(path_type=Path))
-@click.argument("machine_id")
-def ended(home: Path, machine_id: str) -> None:
-    """Called by a machine's keeper when the machine has ended."""
-    from insula.client.local import LocalClient
-    from insula.model.requests import SettleMachine
-
-    LocalClient(home).do(SettleMachine(id=machine_id))
-
-
-@click.command(hidden=True)
-@click.argument("home", type=click.Path(path_type=Path))
-@click.argument("machine_id")
-def merge(home: Path, machine_id: str) -> None:
-    """Started by a verb that made a machine's chain of layers too long."""
-    from insula.client.local import LocalClient
-    from insula.model.requests import MergeLayers
-
-    LocalClient(home).do(MergeLayers(id=machine_id))

@@ -43,10 +43,10 @@ _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "image": ("image", "image", "Build, list, delete and prune images."),
     "doctor": ("host", "doctor", "Find out what this host can do, and mend what is missing."),
     "completion": ("host", "completion", "Print the completion script for a shell."),
-    "_ended": ("host", "ended", ""),
-    "_merge": ("host", "merge", ""),
-    "_warm": ("spare", "rewarm", ""),
-    "_spares": ("spare", "refill", ""),
+    "_ended": ("behind", "ended", ""),
+    "_merge": ("behind", "merge", ""),
+    "_warm": ("behind", "rewarm", ""),
+    "_spares": ("behind", "refill", ""),
 }
 
 _GUEST_COMMANDS: Final = frozenset({"run", "exec", "shell", "fork"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -47,25 +46,3 @@ def list_(as_json: bool) -> None:
         print_json(found)
     else:
         print_table(("OF", "WANTED", "READY"), ((one.origin, str(one.wanted), str(one.ready)) for one in found))
-
-
-@click.command(hidden=True)
-@click.argument("home", type=click.Path(path_type=Path))
-@click.argument("origin")
-def refill(home: Path, origin: str) -> None:
-    """Called behind a command that took a spare."""
-    from insula.client.local import LocalClient
-    from insula.model.requests import FillSpares
-
-    LocalClient(home).do(FillSpares(origin=origin))
-
-
-@click.command(hidden=True)
-@click.argument("home", type=click.Path(path_type=Path))
-@click.argument("key")
-def rewarm(home: Path, key: str) -> None:
-    """Called behind a command that used a warm state which has become old."""
-    from insula.client.local import LocalClient
-    from insula.model.requests import RefreshWarmState
-
-    LocalClient(home).do(RefreshWarmState(key=key))
