@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -135,9 +134,7 @@ def _make_all(context: Context, request: ForkMachine, wanted: list[str], origin:
             return status_of(folder)
 
     try:
-        # As many at a time as there are CPUs to make them: more would only wait for each other.
-        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-            machines = list(pool.map(make, wanted))
+        machines = [make(wanted[0])] if len(wanted) == 1 else _side_by_side(make, wanted)
         refill_behind(context, origin.record.id)
         return ForkResult(machines, [leases[name] for name in wanted if name in leases])
     except BaseException:
@@ -147,6 +144,14 @@ def _make_all(context: Context, request: ForkMachine, wanted: list[str], origin:
             with contextlib.suppress(InsulaError):
                 delete(context, DeleteMachine(name=name, force=True), Operation("delete", name))
         raise
+
+
+def _side_by_side(make: Callable[[str], MachineStatus], wanted: list[str]) -> list[MachineStatus]:
+    """As many at a time as there are CPUs to make them: more would only wait for each other."""
+    from concurrent.futures import ThreadPoolExecutor  # takes long to load, and `run` needs none
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        return list(pool.map(make, wanted))
 
 
 class Newborn(NamedTuple):
