@@ -1,9 +1,9 @@
 /* The holder keeps a fabric: the network namespace that machines' networks are in, and the programs that serve it.
  *
- *     insula-keeper hold --listen N [--own-user] [--net N [--user N]]
+ *     insula-keeper hold --listen N [--own-user | --user N] [--net N]
  *
- * N are open descriptors: a listening SOCK_SEQPACKET socket; with --net namespaces that are there already, without it they are made,
- * with --own-user in a user namespace in which the caller is root. It leaves its caller when it serves, or says why it cannot.
+ * N are open descriptors: a listening SOCK_SEQPACKET socket; a network namespace that is there already, without which one is made;
+ * and the user namespace that owns it. With --own-user that is made, too, and the caller is root in it. It leaves its caller when it serves, or says why it cannot.
  *
  * A message is a request, and so is its answer: NUL-separated words, the first of an answer being `ok` or `error`. Descriptors go
  * along both ways. Only who has our own user id is heard.
@@ -247,7 +247,7 @@ int hold_main(int argc, char **argv)
     for (size_t i = 0; i < HOLD_CLIENTS_MAX; i++)
         holder.clients[i] = -1;
     if (!parse(&holder, argc, argv)) {
-        dprintf(2, "usage: insula-keeper hold --listen N [--own-user] [--net N [--user N]]\n");
+        dprintf(2, "usage: insula-keeper hold --listen N [--own-user | --user N] [--net N]\n");
         return 2;
     }
     holder.self = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);

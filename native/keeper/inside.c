@@ -55,6 +55,8 @@ static bool make_spaces(const struct holder *holder)
     gid_t gid = getegid();
     if (holder->spaces.net >= 0)
         return enter_spaces(&holder->spaces);
+    if (holder->spaces.user >= 0 && setns(holder->spaces.user, CLONE_NEWUSER) < 0)
+        return false;
     if (unshare(CLONE_NEWNET | (holder->own_user ? CLONE_NEWUSER : 0)) < 0)
         return false;
     return (!holder->own_user || become_root_inside(uid, gid)) && bring_up_loopback();
@@ -147,7 +149,8 @@ int start_inside(struct holder *holder)
         return word;
     if (holder->spaces.net < 0) {
         holder->spaces.net = open_of(holder->inside, "net");
-        holder->spaces.user = holder->own_user ? open_of(holder->inside, "user") : -1;
+        if (holder->own_user)
+            holder->spaces.user = open_of(holder->inside, "user");
     }
     return holder->spaces.net < 0 || (holder->own_user && holder->spaces.user < 0) ? errno : 0;
 }

@@ -189,18 +189,16 @@ def connect_holder(path: Path) -> Holder | None:
     return Holder(connection, int(kind[1]))
 
 
-def start_holder(path: Path, *, own_user: bool) -> tuple[Holder, bool]:
+def start_holder(path: Path, *, own_user: bool, owner: int | None = None) -> tuple[Holder, bool]:
     """Start a holder; nobody else may be at it (hold a lock). Second: whether it goes on with the namespaces of one that died.
 
-    ``own_user``: in a user namespace in which the caller is root. Raises HostLacks (``no_fabric``).
+    ``own_user``: in a user namespace in which the caller is root. ``owner`` is a descriptor of one that is there, to be in
+    instead. Raises HostLacks (``no_fabric``).
     """
     orphan = _connect(path)
     spaces = _take_over(*orphan) if orphan is not None else None
     path.unlink(missing_ok=True)
-    words = ["--own-user"] if own_user else []
-    if spaces is not None:
-        words += ["--net", str(spaces.net), *(["--user", str(spaces.user)] if spaces.user is not None else [])]
-    passed = spaces.descriptors() if spaces is not None else ()
+    words, passed = _spaces_words(spaces, owner) if spaces or owner else (["--own-user"] if own_user else [], [])
     try:
         with contextlib.closing(listen_unix(path, kind=socket.SOCK_SEQPACKET)) as listener:
             argv = [str(native_path("insula-keeper")), "hold", "--listen", str(listener.fileno()), *words]
@@ -219,6 +217,14 @@ def start_holder(path: Path, *, own_user: bool) -> tuple[Holder, bool]:
     if holder is None:
         raise HostLacks("the networks' holder ended at once", code="no_fabric", hint="to see why: insula doctor")
     return holder, spaces is not None
+
+
+def _spaces_words(spaces: Spaces | None, owner: int | None) -> tuple[list[str], list[int]]:
+    """What tells a holder in which namespaces to be, and the descriptors that go along."""
+    user = owner if spaces is None else spaces.user
+    named = {"--net": spaces.net if spaces else None, "--user": user}
+    given = {word: descriptor for word, descriptor in named.items() if descriptor is not None}
+    return [text for word, descriptor in given.items() for text in (word, str(descriptor))], list(given.values())
 
 
 def _take_over(connection: socket.socket, kind: list[str], descriptors: list[int]) -> Spaces | None:

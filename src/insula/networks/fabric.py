@@ -17,7 +17,7 @@ import msgspec
 from insula.errors import InsulaError, NotFound
 from insula.host import links, nft
 from insula.model.network import NetworkSpec
-from insula.networks import forwarders, lan, naming, plan, rules, uplinks
+from insula.networks import forwarders, lan, lone, naming, plan, rules, uplinks
 from insula.networks import names as dnsmasq
 from insula.networks.ground import Fabric, attached_cards, card_file, cards_inside, expected, locked, opened, together
 from insula.networks.plan import Attached
@@ -56,7 +56,7 @@ def _attach(fabric: Fabric, attached: Attached) -> int:
     known = network in fabric.networks()
     fabric.cards[key] = attached
     write_record(card_file(fabric.home, key), attached)
-    tap = fabric.holder.tap(naming.tap_name(key))
+    tap = lone.open_tap(fabric, attached) if lone.is_lone(attached) else fabric.holder.tap(naming.tap_name(key))
     try:
         if not known and spec.mode == "bridge":
             lan.join(network, spec, fabric.holder.spaces)
@@ -108,6 +108,7 @@ def _detach(fabric: Fabric, attached: Attached) -> None:
     key, network, spec = attached.nic.key, attached.nic.network, attached.network
     fabric.cards.pop(key, None)
     forwarders.end_of_card(fabric, key)
+    lone.end(fabric.home, key)
     if not fabric.cards:
         end(fabric.home, fabric.key, fabric.holder)
         card_file(fabric.home, key).unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from insula.host import links, nft
 from insula.host.files import remove_tree
 from insula.host.holder import Holder, start_holder
 from insula.model.network import NetworkSpec
-from insula.networks import forwarders, lan, naming, plan, rules, uplinks
+from insula.networks import forwarders, lan, lone, naming, plan, rules, uplinks
 from insula.networks import names as dnsmasq
 from insula.networks.ground import Fabric, attached_cards, cards_inside, expected, opened, together
 from insula.networks.plan import Attached
@@ -59,14 +59,15 @@ def started(home: names.Home) -> Iterator[tuple[Fabric, bool]]:
         yield fabric, went_on
 
 
-def _clear(home: names.Home, key: str) -> None:
+def _clear(home: names.Home, home_key: str) -> None:
     """What an earlier fabric left, of which nothing lives: the host was rebooted, or all of it was killed."""
     state = _read_state(home)
     if state is not None and os.geteuid() == 0:
-        uplinks.lower_root(key)
+        uplinks.lower_root(home_key)
     for attached in attached_cards(home).values():
         lan.remove(attached)
-    for name in (names.FABRIC_NICS, names.FABRIC_NETWORKS, names.FABRIC_PORTS):
+        lone.end(home, attached.nic.key)
+    for name in (names.FABRIC_NICS, names.FABRIC_NETWORKS, names.FABRIC_PORTS, names.FABRIC_SEGMENTS):
         remove_tree(home.fabric / name)
         (home.fabric / name).mkdir(mode=0o700)
     (home.fabric / names.FABRIC_STATE).unlink(missing_ok=True)
@@ -114,7 +115,8 @@ def _join_world(fabric: Fabric) -> None:
 def mend(fabric: Fabric) -> list[str]:
     """Make all as the files say, whatever it is. The keys of cards whose taps are gone: their QEMUs have ended, or lost them."""
     fabric.running = fabric.holder.children()
-    present = links.counters(fabric.holder.spaces)
+    broken = [key for key, card in fabric.cards.items() if lone.is_lone(card) and not lone.mend(fabric, card)]
+    present = links.counters(fabric.holder.spaces).keys() - set(map(naming.tap_name, broken))
     lost = [key for key in sorted(fabric.cards) if naming.tap_name(key) not in present]
     _set_sysctls(fabric)
     _mend_links(fabric, present)
@@ -192,15 +194,16 @@ def shape(fabric: Fabric, attached: Attached) -> None:
         links.apply("ip", plan.drop_shaping_links(attached.nic.key), fabric.holder.spaces, tolerated=links.GONE)
 
 
-def end(home: names.Home, key: str, holder: Holder) -> None:
+def end(home: names.Home, home_key: str, holder: Holder) -> None:
     """End the fabric and take all of it off the host."""
     state = _read_state(home)
     for attached in cards_inside(home).values():
         lan.leave(attached.nic.network, attached.network)
+        lone.end(home, attached.nic.key)
     holder.quit()
     if state is not None and state.uplink is not None:
-        uplinks.lower_root(key)
-    for name in (names.FABRIC_NETWORKS, names.FABRIC_PORTS):
+        uplinks.lower_root(home_key)
+    for name in (names.FABRIC_NETWORKS, names.FABRIC_PORTS, names.FABRIC_SEGMENTS):
         remove_tree(home.fabric / name)
     for name in (names.HOLDER_SOCKET, names.FABRIC_STATE, names.PASTA_LOG):
         (home.fabric / name).unlink(missing_ok=True)

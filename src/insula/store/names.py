@@ -122,6 +122,7 @@ HOLDER_SOCKET: Final = "holder.sock"
 FABRIC_NICS: Final = "nics"  # KEY.json of each card that is attached: all that a rebuild needs
 FABRIC_NETWORKS: Final = "networks"  # ID/ of each network in use: what its dnsmasq reads
 FABRIC_PORTS: Final = "ports"
+FABRIC_SEGMENTS: Final = "segments"  # KEY.sock, KEY/: a card's network of its own, where it has one
 FABRIC_STATE: Final = "state.json"
 PASTA_LOG: Final = "pasta.log"
 

@@ -25,7 +25,7 @@ from insula.host.holder import Holder, connect_holder, start_holder
 from insula.model.addresses import slaac_address
 from insula.model.network import Firewall, NetworkSpec, Nic, Publish, Rates, parse_rule
 from insula.networks import fabric, forwarders, naming
-from insula.networks.plan import Attached
+from insula.networks.plan import Attached, Segment
 from insula.store import names
 from tests.functional.networks import node
 from tests.functional.networks.world import PYTHON
@@ -53,7 +53,8 @@ class Machine:
         self._pump = threading.Thread(target=self._carry, daemon=True)
         self._pump.start()
         spaces = self.holder.spaces
-        batch = f"link set lo up\nlink set eth0 address {card.nic.mac} up\n"
+        mac = card.segment.mac if card.segment else card.nic.mac
+        batch = f"link set lo up\nlink set eth0 address {mac} up\n"
         subprocess.run([*spaces.enter(), "ip", "-batch", "-"], input=batch.encode(), pass_fds=spaces.descriptors(), check=True)
         self.process = subprocess.Popen(
             [*spaces.enter(), *PYTHON], stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=spaces.descriptors()
@@ -129,6 +130,17 @@ def end(name: str) -> None:
 def crash(name: str) -> None:
     """As when a machine ended and nobody took its cards off."""
     _machines.pop(name).end()
+
+
+def attach_kept(name: str, number: int) -> None:
+    """One that keeps the address and hardware address it has always had, and remembers a gateway elsewhere."""
+    segment = Segment("10.0.2.15/24", "10.0.2.2", "52:54:00:99:99:99", "52:55:0a:00:02:02")
+    wanted = msgspec.structs.replace(card(name, number), segment=segment)
+    kept = _machines[name] = Machine(wanted, fabric.attach(HOME, wanted))
+    spaces = kept.holder.spaces
+    lines = ["address replace 10.0.2.15/24 dev eth0", "route replace default via 10.0.2.2"]
+    data = "\n".join(lines).encode() + b"\n"
+    subprocess.run([*spaces.enter(), "ip", "-batch", "-"], input=data, pass_fds=spaces.descriptors(), check=True)
 
 
 def configure(name: str, address: str) -> None:
@@ -261,13 +273,12 @@ def remains() -> list[str]:
 
 
 def _is_ours(entry: Path) -> bool:
-    """What was started here is in this host's mount namespace, or names our folder."""
+    """What was started here is in this host's mount namespace, or (in a room, or a sandbox) the child of one that is."""
     try:
-        words = (entry / "cmdline").read_bytes()
         here = (entry / "ns/mnt").readlink() == Path("/proc/self/ns/mnt").readlink()
+        return here and bool((entry / "cmdline").read_bytes())
     except OSError:
         return False
-    return bool(words) and (here or str(HOME.root).encode() in words)
 
 
 def main() -> None:

@@ -152,6 +152,31 @@ def test_traffic_is_counted_and_can_be_looked_at(town: World) -> None:
     assert card["received_bytes"] > 0
 
 
+@pytest.mark.limit(60)
+def test_machines_that_keep_an_address_live_side_by_side(town: World) -> None:
+    """Two that know nothing but their former address, which is the same: others see each by its own."""
+    town.other.serve(80)
+    for name, number in (("x", 20), ("y", 21)):
+        town.host.attach_kept(name, number)
+        town.machine(name).serve(70)
+    town.host.publish("x", 8080, 70)
+    for healed in (False, True):
+        if healed:
+            town.host.kill("holder")
+            assert town.host.repair() == []
+        _until(lambda: town.machine("a").lookup("10.77.0.1", "y.insula", patience=1.0) == ["10.77.0.21"])
+        for name, address in (("x", "10.77.0.20"), ("y", "10.77.0.21")):
+            assert town.machine(name).ping("10.77.0.1")
+            _until(lambda name=name: town.machine(name).connect(OTHER4, 80, 1.0) == "open")  # type: ignore[misc]
+            assert town.machine("a").connect(address, 70, flow=f"to {address}") == "open"
+            assert town.machine("a").say(f"to {address}")
+        assert town.machine("x").connect("10.77.0.21", 70) == "open"
+        assert town.host.connect("127.0.0.1", 8080, flow="published") == "open"
+        assert town.host.say("published")
+    town.host.end("x")
+    town.host.end("y")
+
+
 @pytest.fixture
 def lan(tmp_path: Path) -> Iterator[World]:
     """A host with a DHCP server on its LAN. Only root can put machines there."""
