@@ -39,6 +39,7 @@ from insula.operations.operation import Operation
 from insula.operations.recover import sweep
 from insula.operations.snapshot import check_snapshot_name, look_at
 from insula.store import names
+from insula.store.envelope import damaged
 from insula.store.events import append_event
 from insula.store.machines import (
     RECORD_VERSION,
@@ -50,7 +51,7 @@ from insula.store.machines import (
     write_machine,
 )
 from insula.store.manifest import Manifest, decode_manifest
-from insula.store.parcel import ParcelReader, check_room, damaged, write_at
+from insula.store.parcel import ParcelReader, check_room, write_at
 from insula.store.snapshots import SnapshotRecord, complete_snapshot, publish_snapshot, snapshot_layers
 from insula.store.sums import FileSum, Stamp, stamp_file, write_stamps
 from insula.store.tpm import make_tpm

@@ -16,7 +16,7 @@ from insula.errors import InsulaError
 from insula.model.spec import check_spec
 from insula.model.text import clean
 from insula.store import names
-from insula.store.parcel import damaged
+from insula.store.envelope import damaged
 from insula.store.snapshots import SNAPSHOT_VERSION, SnapshotRecord, snapshot_layers
 from insula.store.tpm import MOST_BYTES
 

@@ -14,7 +14,7 @@ import pytest
 from insula.errors import InsulaError
 from insula.host import sodium
 from insula.model.transfer import Transfer
-from insula.store import parcel
+from insula.store import envelope, parcel
 from insula.store.parcel import ParcelReader, ParcelWriter, data_ranges, write_at
 
 SIZE = 8 << 20
@@ -24,8 +24,8 @@ MANIFEST = b'{"some": "manifest"}'
 @pytest.fixture
 def cheap_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """The least that Argon2id takes: what is tested is not how long it takes."""
-    monkeypatch.setattr(parcel, "_PASSES", 1)
-    monkeypatch.setattr(parcel, "_MEMORY", 8192)
+    monkeypatch.setattr(envelope, "_PASSES", 1)
+    monkeypatch.setattr(envelope, "_MEMORY", 8192)
 
 
 def sparse_file() -> BinaryIO:
@@ -133,7 +133,7 @@ def body(*extents: bytes) -> bytes:
 
     content = len(MANIFEST).to_bytes(4, "big") + MANIFEST + b"".join(extents)
     head = b'{"format":1,"seal":null}'
-    return parcel.MAGIC + len(head).to_bytes(4, "big") + head + content + hashlib.sha256(content).digest()
+    return envelope.MAGIC + len(head).to_bytes(4, "big") + head + content + hashlib.sha256(content).digest()
 
 
 def extent(offset: int, length: int, stored: bytes) -> bytes:
@@ -189,13 +189,13 @@ def test_hostile_extents(extents: list[bytes]) -> None:
     ],
 )
 def test_hostile_heads(head: bytes, code: str) -> None:
-    content = parcel.MAGIC + len(head).to_bytes(4, "big") + head
+    content = envelope.MAGIC + len(head).to_bytes(4, "big") + head
     assert code_of(lambda: ParcelReader(Transfer(io.BytesIO(content), lambda: b"x"))) == code
 
 
 def test_lengths_are_bounded_before_anything_is_read() -> None:
-    assert code_of(lambda: ParcelReader(Transfer(io.BytesIO(parcel.MAGIC + b"\xff" * 4)))) == "parcel_damaged"
-    good = body()[: len(parcel.MAGIC) + 4 + len(b'{"format":1,"seal":null}')]
+    assert code_of(lambda: ParcelReader(Transfer(io.BytesIO(envelope.MAGIC + b"\xff" * 4)))) == "parcel_damaged"
+    good = body()[: len(envelope.MAGIC) + 4 + len(b'{"format":1,"seal":null}')]
     reader = ParcelReader(Transfer(io.BytesIO(good + b"\xff" * 4)))
     assert code_of(reader.manifest) == "parcel_damaged"
 
