@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from insula.disks.overlays import create_overlay
-from insula.engines.base import DiskPlan, LaunchPlan, LayerFile, LoadPlan, NewHead, Saved, SaveOrder
+from insula.engines.base import DiskPlan, LaunchPlan, LayerFile, LoadPlan, Method, NewHead, Saved, SaveOrder
+from insula.engines.qemu.engine import QemuEngine
+from insula.engines.qemu.monitor import query_status
 from insula.isolation.inhabitants import inhabitants
-from insula.model.units import MIB
+from insula.model.units import KIB, MIB
 from insula.operations.capture import protect
 from insula.store import names
 from tests.contract.conftest import Bench
@@ -54,6 +58,12 @@ class Life:
         saved = self.bench.engine.save(self.run, order)
         protect(folder, str(uuid.uuid4()), memory=saved.method != "changed-pages")
         return saved, folder
+
+    def follow(self, folder: Path) -> None:
+        """What a failed save left: the disk is in its new head, upon one layer more."""
+        (disk,) = self.plan.disks
+        layers = (*disk.layers, LayerFile(folder / "layer.qcow2"))
+        self.plan = msgspec.structs.replace(self.plan, disks=(DiskPlan("disk0", LayerFile(folder / "head.qcow2"), layers),))
 
     def child(self, name: str, saved: Saved, folder: Path) -> Life:
         plan = self.bench.plan(name)
@@ -190,3 +200,62 @@ def test_qemu_cannot_write_former_heads_any_more(
     (qemu,) = [pid for pid, name in inhabitants(life.plan.folder, life.plan.uuid).items() if name.startswith("qemu")]
     disks = {path for path in written_files(qemu).values() if path.startswith(str(bench.home.root)) and ".qcow2" in path}
     assert disks == {str(folder / "head.qcow2")}
+
+
+# -- where memory is written behind the guest ---------------------------------------------------------------------------------
+TRACKED = pytest.mark.skipif(os.geteuid() != 0 or not Path("/dev/userfaultfd").exists(), reason="this host lends no userfaultfd")
+
+
+def _only(bench: Bench, *ways: Method) -> None:
+    """The engine takes memory in these ways alone, as one does whose QEMU knows no others."""
+    if bench.engine.name == "fake":
+        pytest.skip("it has one way only")
+    bench.engine = QemuEngine(bench.home, frozenset(ways))
+
+
+@TRACKED
+def test_memory_is_written_behind_the_guest_where_there_is_nothing_better(bench: Bench, eventually: Eventually) -> None:
+    _only(bench, "background-snapshot")
+    life = Life(bench, bench.plan())
+    for generation in range(2):
+        eventually(lambda: life.state() == "running")  # noqa: B023 - called before the next turn
+        stood: list[str] = []
+        saved, folder = life.save(at_instant=lambda: stood.append(query_status(life.run / names.QMP_READ_SOCKET).status))  # noqa: B023
+        assert (saved.method, saved.offset, stood) == ("background-snapshot", None, ["paused"])
+        assert saved.pause > 0
+        assert not (folder / names.MEMORY).exists()
+        eventually(lambda: life.state() == "running")  # noqa: B023 - called before the next turn
+        life = life.child(f"child{generation}", saved, folder)
+        bench.engine.resume(life.run)
+
+
+@TRACKED
+def test_a_save_behind_the_guest_that_fails_leaves_it_running(bench: Bench, eventually: Eventually) -> None:
+    _only(bench, "background-snapshot")
+    life = Life(bench, bench.plan())
+    eventually(lambda: life.state() == "running")
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400 * KIB, former[1]))  # a file may be no longer: what a full disk is to others
+    try:
+        with pytest.raises(OSError, match="too large"):
+            life.save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    eventually(lambda: life.state() == "running")
+    life.follow(life.plan.folder / "saved1")  # the disks have switched before that
+    saved, _ = life.save()
+    assert saved.method == "background-snapshot"
+
+
+def test_a_guest_stands_until_all_is_written_where_nothing_else_can_be(bench: Bench, eventually: Eventually) -> None:
+    """Its QEMU was lent no userfaultfd, so it refuses."""
+    _only(bench)
+    life = Life(bench, bench.plan())
+    _only(bench, "background-snapshot")
+    eventually(lambda: life.state() == "running")
+    saved, folder = life.save()
+    assert (saved.method, saved.offset) == ("stream", None)
+    eventually(lambda: life.state() == "running")
+    child = life.child("child", saved, folder)
+    bench.engine.resume(child.run)
+    eventually(lambda: child.state() == "running")

@@ -144,7 +144,7 @@ class SaveOrder(msgspec.Struct, frozen=True):
 
 # How a running machine's memory is taken. ``changed-pages``: the memory file is a link to the one the machine was loaded from,
 # and what changed since is in the state.
-Method = Literal["changed-pages", "mapped-ram", "stream"]
+Method = Literal["changed-pages", "mapped-ram", "background-snapshot", "stream"]
 
 
 class Saved(msgspec.Struct, frozen=True):

@@ -20,12 +20,13 @@ _DESCRIPTORS: Final = 1024
 @dataclass(frozen=True, slots=True)
 class Jail:
     """``uid``: the host id inside (None: the caller's), ``groups``: further ones. ``shown``: files of the host and where they can
-    be read inside."""
+    be read inside; ``devices``: device nodes, and where they can be opened inside."""
 
     root: Path
     uid: int | None = None
     groups: tuple[int, ...] = ()
     shown: tuple[tuple[Path, str], ...] = ()
+    devices: tuple[tuple[Path, str], ...] = ()
 
 
 def jail_argv(jail: Jail, command: Sequence[str]) -> list[str]:
@@ -59,5 +60,7 @@ def _namespaces(jail: Jail) -> list[str]:
     words += ["--ro-bind", str(jail.root), "/", "--dev-bind", "/dev/null", "/dev/null"]
     for source, path in jail.shown:
         words += ["--ro-bind", str(source), path]
+    for source, path in jail.devices:
+        words += ["--dev-bind", str(source), path]
     # No --die-with-parent: the machine outlives the command that started it. Process 1 is our command, and the jail ends with it.
     return [*words, "--as-pid-1"]

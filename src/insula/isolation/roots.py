@@ -26,8 +26,8 @@ from insula.store import names
 from insula.store.locks import folder_lock
 
 KEEPER_INSIDE: Final = "/usr/bin/insula-keeper"
-_LAYOUT: Final = "2"
-_EMPTY_FILES: Final = ("dev/null", "boot/kernel", "boot/initrd", "boot/memory")
+_LAYOUT: Final = "3"
+_EMPTY_FILES: Final = ("dev/null", "dev/userfaultfd", "boot/kernel", "boot/initrd", "boot/memory")
 _ELF: Final = b"\x7fELF"
 _LDD_LINE: Final = re.compile(r"^\s+(?:\S+ => )?(/\S+) \(0x[0-9a-f]+\)$", re.MULTILINE)
 

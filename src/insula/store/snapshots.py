@@ -42,7 +42,7 @@ class MemoryState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The running part. ``method``: how it was taken; ``offset``: where the guest's memory begins in the file ``memory``, None
     when all is in ``state``; ``pause``: how long the guest stood still for it, in seconds."""
 
-    method: Literal["changed-pages", "mapped-ram", "stream"]
+    method: Literal["changed-pages", "mapped-ram", "background-snapshot", "stream"]
     offset: int | None
     pause: float
 

@@ -169,6 +169,19 @@ def _find(monitor: Monitor, run: Path, order: SaveOrder, stack: contextlib.ExitS
     return Changes(base, offset, main[0], others, pagemap, memory)
 
 
+def read_ahead(monitor: Monitor, run: Path, order: SaveOrder) -> None:
+    """Read all of QEMU's memory once, so that there is a page wherever one is looked for: the guest need not stand while that is
+    done. Where this host does not let us, nothing happens."""
+    piece = bytearray(MIB)
+    with contextlib.suppress(OSError, Refused), contextlib.ExitStack() as stack:
+        process = _process(monitor, run, order, stack)
+        if process is not None:
+            memory = _opened("mem", stack, process)
+            for ram in parse_rams(str(monitor.execute("human-monitor-command", {"command-line": "info ramblock"}))):
+                for offset in range(0, ram.length, MIB):
+                    os.preadv(memory, [memoryview(piece)[: min(MIB, ram.length - offset)]], ram.address + offset)
+
+
 def parse_rams(untrusted: str) -> list[Ram]:
     """Pure: the answer to HMP's ``info ramblock`` (QEMU's ``system/physmem.c``, ram_block_format), columns: name, page size,
     offset, used length, length, host's virtual address, whether it is read-only. None at all when a line is not understood."""

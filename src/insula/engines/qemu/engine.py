@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from insula.engines.base import Features, LaunchPlan, MergedLayer, NewHead, Saved, SaveOrder
+from insula.engines.base import Features, LaunchPlan, MergedLayer, Method, NewHead, Saved, SaveOrder
 from insula.store import names
 from insula.store.machines import BoardRecord
 from insula.store.names import Home
 
 if TYPE_CHECKING:
-    from insula.engines.qemu.probe import Notes
+    from insula.engines.qemu.probe import Build, Notes
 
 FEATURES: Final = Features(
     direct_boot=True, uefi=True, pause=True, power_button=True, save=True, nat=True, most_disks=5, most_nics=4
@@ -20,13 +20,15 @@ FEATURES: Final = Features(
 
 
 class QemuEngine:
-    """See engines/base.py. ``home`` is where notes about this host are kept."""
+    """See engines/base.py. ``home`` is where notes about this host are kept. ``ways``: how running machines' memory may be taken,
+    besides ``stream``; None: in all ways."""
 
     name: Final = "qemu"
     features: Final = FEATURES
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, ways: Collection[Method] | None = None) -> None:
         self._home = home
+        self._ways = ways
         self._notes: dict[str, Notes] = {}
 
     def _learn(self, arch: str) -> Notes:
@@ -53,7 +55,16 @@ class QemuEngine:
             from insula.host.holes import fill_holes
 
             fill_holes(plan.load.memory)
-        launch(plan, self._learn("amd64").build)
+        build = self._learn("amd64").build
+        launch(plan, build, tracks=self._tracks(build))
+
+    def _tracks(self, build: Build) -> bool:
+        """Whether memory is taken behind the guest, and so its QEMU needs the host's userfaultfd: not where there is better."""
+        from insula.engines.qemu.probe import has_mapped_ram
+
+        if self._ways is None:
+            return not has_mapped_ram(build)
+        return "background-snapshot" in self._ways and "mapped-ram" not in self._ways
 
     def pause(self, run: Path) -> None:
         from insula.engines.qemu import monitor
@@ -73,7 +84,7 @@ class QemuEngine:
     def save(self, run: Path, order: SaveOrder) -> Saved:
         from insula.engines.qemu import migrate
 
-        return migrate.save(run, order)
+        return migrate.save(run, order, migrate.WAYS if self._ways is None else self._ways)
 
     def switch_heads(self, run: Path, heads: tuple[NewHead, ...], layers: Mapping[str, Path], *, go_on: bool) -> None:
         from insula.engines.qemu import migrate

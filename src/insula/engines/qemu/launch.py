@@ -11,9 +11,11 @@ import contextlib
 import os
 import select
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -37,10 +39,12 @@ PATIENCE: Final = 75.0  # and we for the porter
 _ENDED: Final = 15.0
 _LATE: Final = "not ready within"  # the porter's words
 _LONGEST_LINE: Final = 16384
+TRACKING: Final = Path("/dev/userfaultfd")
 
 
-def launch(plan: LaunchPlan, build: Build) -> None:
-    """Start ``plan`` on ``build``; on return QEMU answers its monitor and the keeper serves its socket.
+def launch(plan: LaunchPlan, build: Build, *, tracks: bool = False) -> None:
+    """Start ``plan`` on ``build``; on return QEMU answers its monitor and the keeper serves its socket. ``tracks``: QEMU may use
+    the host's userfaultfd, if there is one.
 
     Raises HostLacks (a program, memory or disk space is missing, the jail was refused), DamagedRecord (a file of the
     machine is missing), MachineEnded (``failed_to_start``: QEMU ended at once; its last words are in the message).
@@ -57,6 +61,8 @@ def launch(plan: LaunchPlan, build: Build) -> None:
             open_for_keeper(descriptors, plan)
             open_for_qemu(descriptors, plan, board)
             jail, shown = _jail(plan, root, ids.machine)
+            if tracks:
+                jail, shown = _with_tracking(jail, shown, plan.run_folder)
         helpers = _networks(plan, descriptors, ids.network, watch)
         tpm = _tpm(plan, descriptors, ids.tpm, watch)
         undo.callback(_end, plan)
@@ -99,6 +105,21 @@ def _jail(plan: LaunchPlan, root: Path, uid: int | None) -> tuple[Jail, list[str
         return Jail(root, uid, shown=tuple(shown)), []
     words = [word for file, place in shown for word in ("--show", str(file), f"{root}{place}")]
     return Jail(root, uid, (owners[JAIL_MEMORY],) if memory is not None else ()), words
+
+
+def _with_tracking(jail: Jail, shown: list[str], run: Path) -> tuple[Jail, list[str]]:
+    """The same with /dev/userfaultfd. It is root's alone, as a rule: a machine with a user of its own gets a node of its own."""
+    try:
+        device = TRACKING.stat().st_rdev
+        if jail.uid is None:
+            usable = os.access(TRACKING, os.R_OK | os.W_OK)
+            return (replace(jail, devices=((TRACKING, str(TRACKING)),)) if usable else jail), shown
+        node, place = run / TRACKING.name, Path(f"{jail.root}{TRACKING}")
+        os.mknod(node, stat.S_IFCHR | 0o600, device)
+        os.chown(node, jail.uid, jail.uid)
+    except OSError:
+        return jail, shown
+    return replace(jail, devices=((place, str(TRACKING)),)), [*shown, "--show", str(node), str(place)]
 
 
 def _prepare_firmware(plan: LaunchPlan) -> None:

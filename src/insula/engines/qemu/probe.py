@@ -21,6 +21,7 @@ from insula.store.names import Home
 from insula.store.records import read_record, write_record
 
 LOWEST: Final = (8, 2)
+_MAPPED_RAM: Final = 9
 _BINARIES: Final = {"amd64": "qemu-system-x86_64"}
 # Tried in this order; the first that proves itself is used.
 ACCELERATORS: Final = ("kvm", "tcg")
@@ -49,6 +50,11 @@ class Notes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rests_on: str
     build: Build
     proofs: dict[str, Proof]
+
+
+def has_mapped_ram(build: Build) -> bool:
+    """Pure: whether it is of a version that can write memory to fixed places of a file."""
+    return int(build.version.partition(".")[0]) >= _MAPPED_RAM
 
 
 def find_build(arch: str) -> str:
