@@ -3,13 +3,14 @@
 A run is known by a token in the environment of all it starts and by the one folder that holds all its files. Other
 programs on the same host, another run of these tests among them, are none of its business: a process counts only if it
 carries the token or holds on to the folder; links, tables, cgroups and shared memory count only if they bear Insula's
-name and were not there when the run began.
+name and were not there when the run began, those of a home's networks (named by its key) only if that home is in the folder.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -18,8 +19,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from insula.networks.naming import home_key
+
 MARKER = "INSULA_TEST_RUN"
 _DEVICES = [Path(f"/dev/{name}") for name in ("null", "zero", "full", "random", "urandom", "tty", "ptmx", "net/tun", "kvm")]
+_KEYED = re.compile(r"(?:^v|insula_)([0-9a-f]{8})$")  # links and tables of the host that belong to a home's networks
 _PATIENCE = 5.0  # seconds; what is on its way out may finish
 
 
@@ -34,18 +38,20 @@ class HostState:
     network_namespaces: frozenset[str]
     default_homes: frozenset[str]
     devices: frozenset[str]
+    switches: frozenset[str]
 
 
 def host_state() -> HostState:
     """What there is now."""
     return HostState(
-        links=frozenset(name for name in _listing(Path("/sys/class/net")) if name.startswith("ins")),
+        links=frozenset(name for name in _listing(Path("/sys/class/net")) if name.startswith("ins") or _KEYED.search(name)),
         tables=frozenset(_nft_tables()),
         cgroups=frozenset(str(path) for path in Path("/sys/fs/cgroup").rglob("insula*") if path.is_dir()),
         shared_memory=frozenset(name for name in _listing(Path("/dev/shm")) if "insula" in name),
         network_namespaces=frozenset(name for name in _listing(Path("/run/netns")) if name.startswith("ins")),
         default_homes=frozenset(str(path) for path in _default_homes() if path.exists()),
         # Bound into every jail and room: if one of them could change these, all programs of this host would suffer.
+        switches=frozenset(_switches()),
         devices=frozenset(f"{path} {path.stat().st_mode:o}" for path in _DEVICES if path.exists()),
     )
 
@@ -65,10 +71,18 @@ def _find(folder: Path, token: str, before: HostState) -> Iterator[str]:
     yield from _processes(folder, token)
     yield from _mounts(folder)
     yield from _sockets(folder)
-    now = host_state()
+    yield from new_names(folder, before, host_state())
+
+
+def new_names(folder: Path, before: HostState, now: HostState) -> list[str]:
+    """What is there now and was not before, but for the networks of homes that are not in ``folder``."""
+    ours, found = {home_key(path.parent) for path in folder.rglob("fabric") if path.is_dir()}, []
     for field in fields(HostState):
         for name in sorted(getattr(now, field.name) - getattr(before, field.name)):
-            yield f"{field.name.replace('_', ' ')}: {name}"
+            key = _KEYED.search(name)
+            if key is None or key[1] in ours:
+                found.append(f"{field.name.replace('_', ' ')}: {name}")
+    return found
 
 
 def threads() -> Iterator[str]:
@@ -131,6 +145,12 @@ def _nft_tables() -> list[str]:
         return []  # this kernel has no nftables, so nobody made a table
     tables = (item.get("table", {}) for item in json.loads(answer.stdout)["nftables"])
     return [f"{table['family']} {table['name']}" for table in tables if table.get("name", "").startswith("ins")]
+
+
+def _switches() -> list[str]:
+    """What says that the host's switches are turned, though no network of any home is joined to it."""
+    joined = any(_KEYED.search(name) for name in _listing(Path("/sys/class/net")))
+    return [] if joined else [f"/run/insula/{name}" for name in _listing(Path("/run/insula"))]
 
 
 def _default_homes() -> list[Path]:

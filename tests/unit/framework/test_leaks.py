@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from insula.networks.naming import home_key
 from tests.framework import leaks
 
 TOKEN = "feedfacecafe"
@@ -73,6 +74,15 @@ def test_a_socket_is_found(tmp_path: Path, quick: None) -> None:
         server.bind(f"{folder}/s")
         found = leaks.left_behind(folder, TOKEN, leaks.host_state())
     assert f"socket: {folder}/s" in found
+
+
+def test_networks_of_homes_elsewhere_are_others_business(tmp_path: Path, quick: None) -> None:
+    now, ours, theirs = leaks.host_state(), home_key(tmp_path / "run" / "home"), home_key(tmp_path / "elsewhere")
+    (tmp_path / "run" / "home" / "fabric").mkdir(parents=True)
+    made = {f"v{ours}", f"v{theirs}"}
+    tables = {f"inet insula_{ours}", f"inet insula_{theirs}"}
+    later = replace(now, links=now.links | made, tables=now.tables | tables)
+    assert leaks.new_names(tmp_path / "run", now, later) == [f"links: v{ours}", f"tables: inet insula_{ours}"]
 
 
 def test_what_was_there_before_is_no_leak_and_what_came_is(tmp_path: Path, quick: None) -> None:
