@@ -116,6 +116,8 @@ def fabric_sysctls() -> dict[str, str]:
     return {
         "net/ipv4/ip_forward": "1",
         "net/ipv6/conf/all/forwarding": "1",
+        # A bridge answers for its own address only: who asks on one network learns nothing of the others.
+        "net/ipv4/conf/all/arp_ignore": "1",
         "net/ipv4/conf/all/send_redirects": "0",
         "net/ipv4/conf/default/send_redirects": "0",
         # What is forbidden is refused at once, also the second time within a second.

@@ -10,6 +10,7 @@ import pytest
 from insula.model.network import Profile
 from insula.networks import naming
 from insula.networks.policy import DOMAIN_SECONDS
+from tests.functional.networks import frames
 from tests.functional.networks.conftest import LAB, Town
 from tests.functional.networks.lab import HOST4, LAN4, OUTSIDE4, OUTSIDE6, Guest, Node
 
@@ -146,6 +147,16 @@ def test_networks_do_not_reach_each_other(town: Town) -> None:
     # Nor did anything arrive: what they were sent before they sent this would have come before its answer.
     assert town.far.node.connect(OUTSIDE4, 80) == "open"
     assert town.far.node.got(80) == town.p.node.got(80) == []
+
+
+def test_a_gateway_is_on_its_own_network_only(town: Town) -> None:
+    """Whoever asks there for other networks' gateways is not answered; the fabric answers in the order it was asked."""
+    a = town.a
+    a.node.sniff("who")
+    asked = ["10.78.0.1", "10.79.0.1", town.lab.uplink.inner4, town.lab.uplink.host4, "127.0.0.1", "10.77.0.1"]
+    a.node.send([frames.arp(a.mac, (a.mac, a.ipv4), each) for each in asked])
+    own = bytes.fromhex("0806000108000604" + "0002" + naming.bridge_mac(LAB).replace(":", "")).hex() + bytes([10, 77, 0, 1]).hex()
+    assert [frame for frame in a.node.heard("who", own) if frame[24:28] == "0806" and frame[40:44] == "0002"] == []
 
 
 def test_names_are_a_networks_own(town: Town) -> None:
