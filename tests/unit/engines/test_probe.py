@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from insula.engines.qemu.launch import PATIENCE, explain_failure, porter_words
-from insula.engines.qemu.probe import EMULATED_CPU, Build, Notes, choose, parse_machine, parse_version
+from insula.engines.qemu.probe import EMULATED_CPU, Build, Notes, choose, has_mapped_ram, parse_machine, parse_version
 from insula.errors import HostLacks, MachineEnded
 from insula.host.accelerators import Proof
 from insula.store.machines import BoardRecord
@@ -32,6 +32,11 @@ def test_machine_behind_q35() -> None:
     assert parse_machine(listing) == "pc-q35-8.2"
     with pytest.raises(HostLacks, match="no q35"):
         parse_machine("none   empty machine\n")
+
+
+@pytest.mark.parametrize(("version", "has"), [("8.2", False), ("8.2.10", False), ("9.0.0", True), ("10.0.2", True)])
+def test_who_can_map_memory_and_needs_no_userfaultfd(version: str, has: bool) -> None:
+    assert has_mapped_ram(Build("qemu", version, "pc-q35-8.2")) is has
 
 
 def test_the_first_accelerator_that_proved_itself_is_used() -> None:

@@ -31,3 +31,10 @@ def test_nothing_in_the_jail_can_be_written() -> None:
     assert not {"--bind", "--tmpfs", "--dev", "--proc", "--mqueue", "--bind-data", "--dir"} & set(words)
     assert words[words.index("--dev-bind") + 1] == "/dev/null"
     assert words.count("--dev-bind") == 1
+
+
+def test_a_device_is_there_only_where_it_is_lent() -> None:
+    words = jail_argv(Jail(ROOT, devices=((ROOT / "dev/userfaultfd", "/dev/userfaultfd"),)), ["/keeper"])
+    at = words.index("/dev/userfaultfd")
+    assert words[at - 2 : at] == ["--dev-bind", str(ROOT / "dev/userfaultfd")]
+    assert words.count("--dev-bind") == 2
