@@ -25,6 +25,7 @@ _ANSWER: Final = 1 << 17
 _DESCRIPTORS: Final = 2
 # linux/capability.h: bind to low ports, administer the network, raw sockets.
 SERVER_RIGHTS: Final = 1 << 10 | 1 << 12 | 1 << 13
+_TUN: Final = "/dev/net/tun"
 ROOM: Final = "/n"  # where a program in a room sees the folder it is shown
 
 
@@ -96,8 +97,17 @@ class Holder:
         return self._spaces
 
     def tap(self, name: str) -> int:
-        """A descriptor of the tap device ``name``, made now. Frames carry virtio's header (IFF_VNET_HDR), as QEMU likes them."""
-        return self._one("tap", name)
+        """A descriptor of the tap device ``name``, made now. Frames carry virtio's header (IFF_VNET_HDR), as QEMU likes them.
+
+        Raises HostLacks, with code ``no_tun`` where there is no such device for us.
+        """
+        try:
+            return self._one("tap", name)
+        except HostLacks as refusal:
+            if _TUN not in refusal.message:
+                raise
+            hint = f"as root: chmod 666 {_TUN}" if os.path.exists(_TUN) else "as root: modprobe tun"
+            raise HostLacks(refusal.message, code="no_tun", hint=hint) from None
 
     def socket(self, family: int, kind: int, protocol: int) -> socket.socket:
         """A socket of the fabric's network."""

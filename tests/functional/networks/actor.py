@@ -132,6 +132,19 @@ def crash(name: str) -> None:
     _machines.pop(name).end()
 
 
+def race(count: int) -> None:
+    """So many processes each attach a card and take it off again."""
+    code = (
+        "import os, sys; from tests.functional.networks import actor\n"
+        "wanted = actor.card(f'n{sys.argv[1]}', int(sys.argv[1])); tap = actor.fabric.attach(actor.HOME, wanted)\n"
+        "assert actor.fabric.status(actor.HOME).cards[wanted.nic.key].present\n"
+        "os.close(tap); actor.fabric.detach(actor.HOME, wanted.nic.key)"
+    )
+    racers = [subprocess.Popen([sys.executable, "-B", "-c", code, str(40 + each)]) for each in range(count)]
+    if failed := [racer.args for racer in racers if racer.wait() != 0]:
+        raise AssertionError(failed)
+
+
 def attach_kept(name: str, number: int) -> None:
     """One that keeps the address and hardware address it has always had, and remembers a gateway elsewhere."""
     segment = Segment("10.0.2.15/24", "10.0.2.2", "52:54:00:99:99:99", "52:55:0a:00:02:02")

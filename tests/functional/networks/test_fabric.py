@@ -62,7 +62,20 @@ def test_machines_have_addresses_names_and_a_way_out(town: World) -> None:
 
 
 @pytest.mark.limit(60)
-@pytest.mark.parametrize("killed", [["dnsmasq"], ["holder"], ["inside"], ["holder", "inside"], ["rules"]])
+@pytest.mark.parametrize(
+    ("town", "killed"),
+    [
+        ("root", ["dnsmasq"]),
+        ("root", ["holder"]),
+        ("root", ["inside"]),
+        ("root", ["holder", "inside"]),
+        ("root", ["rules"]),
+        ("user", ["pasta"]),
+        ("user", ["holder"]),
+        ("user", ["holder", "inside"]),
+    ],
+    indirect=["town"],
+)
 def test_what_was_killed_heals(town: World, killed: list[str]) -> None:
     town.other.serve(80)
     town.host.publish("a", 8080, 70)
@@ -238,3 +251,21 @@ def test_rates_hold_each_way_and_change(town: World) -> None:
     assert again > 10_000_000
     town.host.change("a", receive=8_000_000)
     assert town.host.speed("a", OTHER4) < 10_000_000
+
+
+@pytest.mark.limit(60)
+def test_many_come_at_once(town: World) -> None:
+    """From none at all, too: whoever is first makes what all need."""
+    for name in ("a", "b"):
+        town.host.end(name)
+    town.host.race(8)
+    assert town.host.remains() == []
+    for name, number in (("a", 10), ("b", 11)):
+        town.host.attach(name, number)
+
+
+def test_a_host_without_tun_is_told_so(tmp_path: Path) -> None:
+    with world(tmp_path, ordinary=True, tun="600") as made:
+        with pytest.raises(Failed, match="no_tun: /dev/net/tun: Permission denied"):
+            made.host.attach("a", 10)
+        assert made.host.remains() == []

@@ -21,13 +21,13 @@ _CODE = (Path(__file__).parent / "node.py").read_text()
 PYTHON = ["/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "python3", "-c", _CODE]
 OTHER4, HOST4 = "203.0.113.9", "203.0.113.1"
 
-# Arguments: a folder, whether for a user (who sees its home as /mnt), then those of REACHABLE, "--" and the command. What names
-# links is the namespace's own sysfs; the tun device is as distributions have it.
+# Arguments: a folder, whether for a user (who sees its home as /mnt), the mode of the tun device, then those of REACHABLE, "--" and
+# the command. What names links is the namespace's own sysfs.
 _HOST = (
     REACHABLE
     + r"""
 set -e
-folder=$1 user=$2; shift 2
+folder=$1 user=$2 tun=$3; shift 3
 mount -t sysfs sysfs /sys
 mount -t tmpfs -o mode=755 tmpfs /run
 echo 0 > /proc/sys/net/ipv4/ip_forward
@@ -36,7 +36,7 @@ ip link set lo up
 if [ "$user" = yes ]; then
     mkdir "$folder/dev"
     mount -t tmpfs -o mode=755 tmpfs "$folder/dev"
-    mknod -m 666 "$folder/dev/tun" c 10 200
+    mknod -m "$tun" "$folder/dev/tun" c 10 200
     mount --bind "$folder/dev/tun" /dev/net/tun
     mount --bind "$folder/home" /mnt
     words=
@@ -54,7 +54,7 @@ exec "$@"
 class World:
     """``host`` does what `actor` can, ``other`` what `node` can."""
 
-    def __init__(self, folder: Path, stack: contextlib.ExitStack, *, ordinary: bool) -> None:
+    def __init__(self, folder: Path, stack: contextlib.ExitStack, *, ordinary: bool, tun: str) -> None:
         self._stack = stack
         place = Path("/mnt") if ordinary else folder / "home"
         _bring_keeper(folder / "home")
@@ -63,7 +63,7 @@ class World:
         environment = ["/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", f"INSULA_HOME={place}/insula", f"HOME={place}"]
         environment += [f"PYTHONPATH={ROOT}/src:{ROOT}"]
         actor = [*environment, sys.executable, "-B", "-m", "tests.functional.networks.actor"]
-        words = [os.fspath(folder), "yes" if ordinary else "no", *needed(), "--", *(AS_A_USER if ordinary else []), *actor]
+        words = [os.fspath(folder), "yes" if ordinary else "no", tun, *needed(), "--", *(AS_A_USER if ordinary else []), *actor]
         self.other = self._node(["unshare", "--net", *PYTHON])
         self.host = self._node(["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", _HOST, "sh", *words])
         self._join()
@@ -127,6 +127,7 @@ def _bring_keeper(home: Path) -> None:
 
 
 @contextlib.contextmanager
-def world(folder: Path, *, ordinary: bool) -> Iterator[World]:
+def world(folder: Path, *, ordinary: bool, tun: str = "666") -> Iterator[World]:
+    """``tun``: the mode of the tun device for an ordinary user; distributions give it to all."""
     with contextlib.ExitStack() as stack:
-        yield World(folder, stack, ordinary=ordinary)
+        yield World(folder, stack, ordinary=ordinary, tun=tun)
