@@ -156,9 +156,9 @@ def _mend_links(fabric: Fabric, present: Collection[str]) -> None:
     holder, state = fabric.holder, fabric.state
     if state.uplink is not None:
         uplinks.raise_root(fabric.key, state, holder, fabric.networks().values())
-    elif uplinks.PASTA not in fabric.running:
-        if naming.UPLINK in present:  # of a pasta that is gone: another one makes its own
-            links.apply("ip", [f"link delete dev {naming.UPLINK}"], holder.spaces, tolerated=links.GONE)
+    elif uplinks.PASTA not in fabric.running or naming.UPLINK not in present:
+        # The link is pasta's and goes with it; one that makes none is just starting, or just ending.
+        holder.stop(uplinks.PASTA)
         _join_world(fabric)
     batch = list(plan.fabric_links(state.uplink))
     for network, spec in fabric.networks().items():

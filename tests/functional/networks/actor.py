@@ -163,8 +163,8 @@ def configure(name: str, address: str) -> None:
 
 
 def speed(name: str, address: str) -> float:
-    """Bits per second at which a machine's megabyte comes back from who echoes."""
-    size = 1 << 20
+    """Bits per second at which half a megabyte of a machine comes back from who echoes."""
+    size = 1 << 19
     with _machines[name].holder.socket(socket.AF_INET, socket.SOCK_STREAM, 0) as flow:
         flow.settimeout(node.PATIENCE)
         flow.connect((address, 80))

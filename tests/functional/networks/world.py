@@ -21,8 +21,8 @@ _CODE = (Path(__file__).parent / "node.py").read_text()
 PYTHON = ["/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "python3", "-c", _CODE]
 OTHER4, HOST4 = "203.0.113.9", "203.0.113.1"
 
-# Arguments: a folder, whether for a user (who sees its home as /mnt), the mode of the tun device, then those of REACHABLE, "--" and
-# the command. What names links is the namespace's own sysfs.
+# Arguments: a folder, whether for a user (who sees its home as /mnt), the mode of the tun device, then those of REACHABLE, "--"
+# and the command. What names links is the namespace's own sysfs.
 _HOST = (
     REACHABLE
     + r"""
