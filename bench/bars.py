@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Final
 
-from bench import boot, copying, forks, heartbeat, quick, residents, rewind
+from bench import boot, copying, firewall, forks, heartbeat, quick, residents, rewind
 from bench.pairs import Estimate, Pairs, Statistic, difference, estimate, ratio, speed
 from bench.report import Row, shown
 from bench.world import World
@@ -172,6 +172,7 @@ _ALL = (
     Bar("snapshot-pause", "how long a guest dirtying its memory stands still for a snapshot", 0.040, 20, _pause),
     Bar("heartbeat", "longest silence of a guest's 1 ms heartbeat during a snapshot / by hand", 1.3, 4, _silences),
     Bar("snapshot-work", "what a guest gets done while a snapshot is taken / undisturbed", 0.8, 8, _as_fast(heartbeat.work)),
+    Bar("rules-200", "firewall rules of 200 machines, from what is wanted / the same, as text", 1.5, 12, _at_most(firewall.load)),
     Bar("boot-debian", "`insula run --cold debian -- CMD` until CMD answers / QEMU by hand", 1.05, 4, _at_most(boot.debian)),
 )
 

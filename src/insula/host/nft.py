@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
+import msgspec
+
 from insula.errors import ChildFailed, HostLacks
 from insula.host.holder import Spaces
 from insula.host.process import Completed, run
@@ -16,7 +18,7 @@ _PATIENCE: Final = 60.0  # seconds; thousands of rules take less than one
 def apply(commands: Sequence[dict[str, Any]], spaces: Spaces | None = None) -> None:
     """Carry out ``commands``, in ``spaces`` or here. Raises HostLacks (``rules_refused``)."""
     if commands:
-        _nft(["-j", "-f", "-"], spaces, json.dumps({"nftables": list(commands)}).encode())
+        _nft(["-j", "-f", "-"], spaces, msgspec.json.encode({"nftables": list(commands)}))
 
 
 def apply_text(text: str, spaces: Spaces | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Final, Literal
 
@@ -182,6 +183,7 @@ def _bad_network(message: str, hint: str) -> UsageError:
     return UsageError(message, code="bad_network", hint=hint)
 
 
+@functools.lru_cache(1024)
 def peer_kind(peer: str) -> PeerKind:
     """What kind of peer a rule's ``peer`` names. Raises UsageError (``bad_rule``) when it is none."""
     from ipaddress import ip_network

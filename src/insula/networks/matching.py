@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Final
 
 from insula.model.network import LOCAL_IPV4, LOCAL_IPV6, Rule, parse_ports, peer_kind
@@ -22,6 +23,7 @@ def shared_sets(table: Table) -> list[Json]:
     return commands + [table.put(name, *map(subnet, values)) for name, (_, values) in local.items()]
 
 
+@functools.lru_cache(1024)  # hundreds of cards have the same few
 def matches(rule: Rule) -> list[list[Json]]:
     """What fits ``rule``, each to be followed by its verdict. Nothing for a domain, which is no address: see `policy`.
 

@@ -87,8 +87,9 @@ def everything(
     for attached in cards:
         commands += nic_rules(attached)
     # The bridges' table cannot go with its sets of `PRELUDE`: nobody may be without a guard meanwhile. So it is emptied.
-    cleared = [*base_rules(uplink, host_addresses), *guard.cleared(), *peers.cleared()]
-    return [INET.add(), INET.delete(), *cleared, *gathered(commands)]
+    emptied = [BRIDGE.add(), BRIDGE.empty(), INET.add(), INET.delete()]
+    wanted = [*base_rules(uplink, host_addresses), *guard.cleared(), *peers.cleared(), *gathered(commands)]
+    return emptied + [command for command in wanted if "chain" not in command.get("flush", {})]
 
 
 def host_rules(home: str, networks: Iterable[NetworkSpec], uplink: Uplink | None = None) -> list[Json]:

@@ -82,6 +82,10 @@ class Table:
     def add(self) -> Json:
         return {"add": {"table": self._self}}
 
+    def empty(self) -> Json:
+        """Remove all rules; what they are in stays."""
+        return {"flush": {"table": self._self}}
+
     def delete(self) -> Json:
         return {"delete": {"table": self._self}}
 
