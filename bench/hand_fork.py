@@ -3,8 +3,10 @@ keeper, no record, no identity. And the best way to take such a state by hand.""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import struct
 import subprocess
 import time
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from bench.hand import AgentClient
-from insula.engines.base import LoadPlan
+from insula.engines.base import LoadPlan, NicPlan
 from insula.engines.qemu.board import JAIL_INITRD, JAIL_KERNEL, JAIL_MEMORY, build_board
 from insula.engines.qemu.cmdline import build_argv
 from insula.engines.qemu.descriptors import Descriptors, open_for_qemu
@@ -31,6 +33,14 @@ from insula.store.snapshots import SnapshotRecord, read_snapshot
 _PATIENCE = 300.0
 _CAPABILITIES = ("mapped-ram", "multifd", "events")
 _PAUSE = 20  # milliseconds QEMU may let the guest stand for the last of its memory, as Insula asks for
+
+
+def _open_tap() -> int:
+    """A tap that leads nowhere, for a state whose network card needs one; it goes with its descriptor."""
+    device = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    # linux/if_tun.h: TUNSETIFF; a tap, no packet information, with virtio's header; the kernel chooses the name
+    fcntl.ioctl(device, 0x400454CA, struct.pack("16sH22x", b"insh%d", 0x0002 | 0x1000 | 0x4000))
+    return device
 
 
 @dataclass(frozen=True)
@@ -68,15 +78,19 @@ class HandGuest(AgentClient):
         self._chain = [folder / layer for layer in self._record.disks[0].layers]  # of its disk, and then the head
         self._chain.append(folder / self._record.disks[0].head)
         source = LoadPlan(state.state, state.memory, state.offset) if state is not None else None
-        plan = launch_plan(folder, self._record, source)
+        offloads = self._record.board is not None and self._record.board.offloads
+        nics = tuple(NicPlan(nic.mac, _open_tap() if offloads else None, nic.slot) for nic in self._record.nics)
+        plan = launch_plan(folder, self._record, nics, source)
         with Descriptors() as descriptors:
             board = build_board(plan)
             open_for_qemu(descriptors, plan, board)
-            for index in range(len(plan.nics)):
-                if network:
-                    descriptors.qemu[f"net{index}"] = start_passt(None).detach()
+            for nic in nics:
+                if nic.tap is not None:
+                    descriptors.qemu[f"net{nic.slot}"] = nic.tap
+                elif network:
+                    descriptors.qemu[f"net{nic.slot}"] = start_passt(None).detach()
                 else:
-                    descriptors.pair(f"net{index}", f"net{index}")
+                    descriptors.pair(f"net{nic.slot}", f"net{nic.slot}")
             words = build_argv(board, descriptors.qemu, "qemu-system-x86_64")
             shown = {JAIL_KERNEL: f"{folder}/{self._record.boot.kernel}", JAIL_INITRD: f"{folder}/{self._record.boot.initrd}"}
             if state is not None:

@@ -222,6 +222,9 @@ static int change_address(const struct ip_address *address, uint16_t type, uint1
     struct nl_address head = {
         .family = (uint8_t)address->family, .prefix = address->prefix, .index = (uint32_t)address->index
     };
+    /* The host vouches that nobody else has it: to ask the others would keep it from use for a second. */
+    if (address->family == AF_INET6 && type == NL_NEWADDR)
+        head.flags = NL_ADDR_NODAD;
     struct message message;
     begin(&message, type, flags | NL_ACK, &head, sizeof head);
     attach(&message, NL_ADDR_LOCAL, address->bytes, bytes);

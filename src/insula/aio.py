@@ -10,14 +10,26 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, ParamSpec, TypeVar, Unpack
 
 from insula.client import sdk
 from insula.client.sdk import ExecResult, Shape
-from insula.model.status import DiskUsage, MachineDetails, MachineStatus, SnapshotDetails, SnapshotStatus, WarmStatus
+from insula.model.network import Firewall, Mode, Profile
+from insula.model.status import (
+    DiskUsage,
+    MachineDetails,
+    MachineStatus,
+    NetworkDetails,
+    NetworkStatus,
+    PortStatus,
+    SnapshotDetails,
+    SnapshotStatus,
+    TrafficStatus,
+    WarmStatus,
+)
 
 if TYPE_CHECKING:
     from insula.operations.image import ImageStatus
@@ -122,6 +134,42 @@ class Machine(_Forkable):
     async def snapshots(self) -> list[Snapshot]:
         return [Snapshot(each) for each in await _in_thread(self.sync.snapshots)]
 
+    async def attach(self, network: str, *, address: str = "") -> None:
+        await _in_thread(self.sync.attach, network, address=address)
+
+    async def detach(self, network: str) -> None:
+        await _in_thread(self.sync.detach, network)
+
+    async def set_link(self, up: bool, network: str = "") -> None:
+        await _in_thread(self.sync.set_link, up, network)
+
+    async def limit_network(self, *, up: int | str | None = None, down: int | str | None = None, network: str = "") -> None:
+        await _in_thread(self.sync.limit_network, up=up, down=down, network=network)
+
+    async def publish(self, *ports: str) -> list[PortStatus]:
+        return await _in_thread(self.sync.publish, *ports)
+
+    async def unpublish(self, *ports: str) -> None:
+        await _in_thread(self.sync.unpublish, *ports)
+
+    async def ports(self) -> list[PortStatus]:
+        return await _in_thread(self.sync.ports)
+
+    async def set_firewall(
+        self,
+        *,
+        profile: Profile | None = None,
+        isolated: bool | None = None,
+        add: Iterable[str] = (),
+        remove: Iterable[str] = (),
+        clear: bool = False,
+    ) -> Firewall:
+        """As `insula.Machine.set_firewall`."""
+        return await _in_thread(self.sync.set_firewall, profile=profile, isolated=isolated, add=add, remove=remove, clear=clear)
+
+    async def traffic(self) -> list[TrafficStatus]:
+        return await _in_thread(self.sync.traffic)
+
     async def put(self, source: str | Path | list[str | Path], destination: str) -> None:
         await _in_thread(self.sync.put, source, destination)
 
@@ -186,14 +234,60 @@ class Insula:
         name: str = "",
         timeout: float = 300.0,  # noqa: ASYNC109 - the request carries it; nothing here waits
         cold: bool = False,
+        publish: Sequence[str] = (),
+        firewall: Firewall | None = None,
         progress: Callable[[Progress], None] | None = None,
         **shape: Unpack[Shape],
     ) -> Machine:
         """As `insula.Insula.run`; ``progress`` is called in another thread."""
-        return Machine(await _in_thread(self.sync.run, image, name=name, timeout=timeout, cold=cold, progress=progress, **shape))
+        made = await _in_thread(
+            self.sync.run,
+            image,
+            name=name,
+            timeout=timeout,
+            cold=cold,
+            publish=publish,
+            firewall=firewall,
+            progress=progress,
+            **shape,
+        )
+        return Machine(made)
 
-    async def create(self, image: str, *, name: str = "", **shape: Unpack[Shape]) -> Machine:
-        return Machine(await _in_thread(self.sync.create, image, name=name, **shape))
+    async def create(
+        self,
+        image: str,
+        *,
+        name: str = "",
+        publish: Sequence[str] = (),
+        firewall: Firewall | None = None,
+        **shape: Unpack[Shape],
+    ) -> Machine:
+        return Machine(await _in_thread(self.sync.create, image, name=name, publish=publish, firewall=firewall, **shape))
+
+    async def create_network(
+        self,
+        name: str,
+        mode: Mode = "nat",
+        *,
+        subnet: str = "",
+        parent: str = "",
+        vlan: int | None = None,
+        isolated: bool = False,
+    ) -> NetworkStatus:
+        """As `insula.Insula.create_network`."""
+        return await _in_thread(self.sync.create_network, name, mode, subnet=subnet, parent=parent, vlan=vlan, isolated=isolated)
+
+    async def networks(self) -> builtins.list[NetworkStatus]:
+        return await _in_thread(self.sync.networks)
+
+    async def network(self, name: str) -> NetworkDetails:
+        return await _in_thread(self.sync.network, name)
+
+    async def delete_network(self, name: str) -> None:
+        await _in_thread(self.sync.delete_network, name)
+
+    async def repair_networks(self) -> builtins.list[str]:
+        return await _in_thread(self.sync.repair_networks)
 
     async def build(self, recipe: str, *, text: str = "", refresh: bool = False) -> ImageStatus:
         return await _in_thread(self.sync.build, recipe, text=text, refresh=refresh)

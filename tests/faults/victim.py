@@ -31,7 +31,7 @@ from insula.model.transfer import Transfer
 from insula.operations import merge
 from insula.operations.operation import Progress
 
-_SPEC = MachineSpec(memory=128 << 20, network="none")
+_SPEC = MachineSpec(memory=128 << 20, networks=())
 
 
 def request_for(verb: str, name: str, machine_id: str = "") -> requests.Request:

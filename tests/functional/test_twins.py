@@ -18,8 +18,9 @@ import insula
 from insula.errors import InsulaError
 from insula.guest.link import Link, open_link
 from insula.store.machines import read_machine
+from tests.framework.outside import Outside, outside
 
-pytestmark = pytest.mark.limit(300)
+pytestmark = [pytest.mark.root, pytest.mark.limit(300)]  # root: who is outside is a namespace
 
 SIBLINGS = 8
 WHO = (
@@ -28,15 +29,12 @@ WHO = (
 )
 
 
-class Outside:
-    """A server on this host that a guest has a connection to, and that connection."""
+class Server:
+    """A server beyond this host that a guest has a connection to, and that connection."""
 
-    def __init__(self) -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-            asking.connect(("192.0.2.1", 9))  # sends nothing; says which of our addresses is not the loopback
-            self.address = asking.getsockname()[0]
-        self.listener = socket.create_server((self.address, 0))
-        self.listener.settimeout(60)
+    def __init__(self, world: Outside) -> None:
+        self.address = world.address
+        self.listener = world.listen()
         self.port = self.listener.getsockname()[1]
         self.connection: socket.socket | None = None
 
@@ -54,7 +52,7 @@ class Family(NamedTuple):
     parent: insula.Machine
     children: list[insula.Machine]
     before: list[str]  # what the parent was before it was forked
-    outside: Outside
+    outside: Server
     link: Link  # to the parent, with a program that was running when it was forked
     answers: list[str]  # of clients that wanted to get in as early as they could
 
@@ -98,10 +96,16 @@ def prying(home: Path, names: Sequence[str], answers: list[str]) -> Iterator[Non
 
 
 @pytest.fixture(scope="module")
-def family(home: Path, tiny: str) -> Iterator[Family]:
+def world() -> Iterator[Outside]:
+    with outside() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def family(home: Path, tiny: str, world: Outside) -> Iterator[Family]:
     """A tiny machine with an open connection, a running exec and a hook, and the children it was given then."""
     client = insula.connect(home)
-    outside, answers = Outside(), list[str]()
+    server, answers = Server(world), list[str]()
     made: list[insula.Machine] = []
     try:
         parent = client.run(tiny, name="parent", memory="128M", cold=True)
@@ -109,18 +113,18 @@ def family(home: Path, tiny: str) -> Iterator[Family]:
         out(parent, "mkdir -p /etc/insula/fork.d; printf '#!/bin/sh\\necho $INSULA_FORMER_NAME $INSULA_NAME > /etc/forked\\n' "
             "> /etc/insula/fork.d/10-note; chmod +x /etc/insula/fork.d/10-note")  # fmt: skip
         out(parent, "mkfifo /tmp/in; (setsid sh -c 'exec 3<>/tmp/in; exec nc "
-            f"{outside.address} {outside.port} <&3 >/tmp/heard 2>&1') >/dev/null 2>&1 </dev/null &")  # fmt: skip
-        outside.accept()
+            f"{server.address} {server.port} <&3 >/tmp/heard 2>&1') >/dev/null 2>&1 </dev/null &")  # fmt: skip
+        server.accept()
         link = open_link(run_folder(home, "parent"))
         talking = link.open("exec", argv=["sh", "-c", "echo ready; exec cat; : former-life"])
         assert talking.next(20) == (1, b"ready\n")
         before = who(parent)
         with prying(home, [f"child-{number}" for number in range(1, SIBLINGS + 1)], answers):
             made += parent.fork(SIBLINGS, name="child-{n}")
-        yield Family(parent, made[1:], before, outside, link, answers)
+        yield Family(parent, made[1:], before, server, link, answers)
         link.close()
     finally:
-        outside.close()
+        server.close()
         for machine in made:
             machine.delete(force=True)
 
@@ -234,4 +238,4 @@ def test_services_know_the_fork(debians: list[insula.Machine]) -> None:
         assert out(machine, "journalctl -q -n 1 --no-pager | wc -l") == "1"
         assert out(machine, "cat /var/lib/dbus/machine-id") == machine.show().id.replace("-", "")
         routed = "i=0; until ip -4 route | grep -q ^default; do i=$((i+1)); [ $i -lt 300 ]; sleep 0.2; done"
-        assert out(machine, f"{routed}; cat /sys/class/net/en*/address") == machine.show().mac
+        assert out(machine, f"{routed}; cat /sys/class/net/en*/address") == machine.show().nics[0].mac

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from insula.cli.render import ProgressLine, print_json
+from insula.cli.values import Port, RuleWords, later
 from insula.client.local import LocalClient
 from insula.errors import InsulaError
 from insula.model.requests import BuildImage, CreateMachine, ImportSnapshot, Request, RestartMachine, StartMachine, WarmImage
@@ -22,7 +23,7 @@ _NEED_PACKAGES = (BuildImage, CreateMachine, ImportSnapshot, RestartMachine, Sta
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; errors become one JSON line on standard error.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Do not tell what is being done.")
-_SHAPE = ("cpus", "memory", "disk", "network", "firmware", "display", "tpm")
+_SHAPE = ("cpus", "memory", "disk", "firmware", "display", "tpm")
 
 name_option = click.option("--name", default="", help="The machine's name (default: a generated one).")
 tpm_option = click.option("--tpm", is_flag=True, help="Give it a TPM 2.0 of its own.")
@@ -59,7 +60,14 @@ def shape_options(command: F) -> F:
             "--firmware", type=click.Choice(["bios", "uefi"]), default="bios", show_default=True, help="Firmware to boot by."
         ),
         click.option(
-            "--network", type=click.Choice(["nat", "none"]), default="nat", show_default=True, help="Network card: NAT, or none."
+            "--network",
+            "networks",
+            multiple=True,
+            default=("nat",),
+            show_default="nat",
+            metavar="NAME[,ADDR]",
+            shell_complete=later("networks"),
+            help="A network to be on, with an address if wanted (repeatable); none: no network.",
         ),
         click.option("--disk", type=Size(), default="10G", show_default=True, help="Size of the root disk (sparse)."),
         click.option("--memory", type=Size(), default="512M", show_default=True, help="Memory."),
@@ -71,9 +79,46 @@ def shape_options(command: F) -> F:
 
 def make_spec(options: dict[str, Any]) -> MachineSpec:
     """The shape that `shape_options` described."""
-    from insula.model.spec import MachineSpec
+    from insula.model.spec import MachineSpec, networks_asked
 
-    return MachineSpec(**{field: options[field] for field in _SHAPE if field in options})
+    networks = tuple(word.partition(",")[0] for word in options["networks"])
+    return MachineSpec(networks=networks_asked(networks), **{field: options[field] for field in _SHAPE if field in options})
+
+
+def connection_options(command: F) -> F:
+    """The options that say how a new machine is connected, beyond its networks."""
+    for option in (
+        click.option(
+            "--rule", "rules", multiple=True, type=RuleWords(), help="A rule of its firewall, such as 'deny to 10.0.0.0/8'."
+        ),
+        click.option("--isolated", is_flag=True, help="No machine of its networks sees it."),
+        click.option(
+            "--profile",
+            type=click.Choice(["open", "internet-only", "none"]),
+            default="open",
+            show_default=True,
+            help="What it may send where no rule says: all but this host, no LAN either, or nothing.",
+        ),
+        click.option(
+            "-p",
+            "--publish",
+            multiple=True,
+            type=Port(),
+            metavar="[ADDR:]HOSTPORT:GUESTPORT[/udp]",
+            help="A port of this host that leads to it (repeatable).",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def connection(options: dict[str, Any]) -> dict[str, Any]:
+    """What `connection_options` and the networks' addresses described, as fields of a request."""
+    from insula.model.network import Firewall
+
+    firewall = Firewall(options["profile"], options["isolated"], tuple(options["rules"]))
+    addresses = tuple(word.partition(",")[2] for word in options["networks"])
+    return {"addresses": addresses if any(addresses) else (), "published": tuple(options["publish"]), "firewall": firewall}
 
 
 def client() -> LocalClient:

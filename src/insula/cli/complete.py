@@ -9,7 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from insula.errors import InsulaError
-from insula.model.requests import ListImages, ListMachines, ListSnapshots, Request
+from insula.model.requests import ListImages, ListMachines, ListNetworks, ListSnapshots, Request
 
 
 def machines(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -37,6 +37,12 @@ def images(context: click.Context, parameter: click.Parameter, incomplete: str) 
     """Names of images, and of recipes that come with Insula."""
     del context, parameter
     return _beginning(incomplete, (name for image in _ask(ListImages()) for name in image.names))
+
+
+def networks(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of networks."""
+    del context, parameter
+    return _beginning(incomplete, (network.name for network in _ask(ListNetworks())))
 
 
 def recipes(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

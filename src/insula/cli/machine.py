@@ -9,6 +9,8 @@ import click
 
 from insula.cli.common import (
     client,
+    connection,
+    connection_options,
     dry_run_option,
     json_option,
     make_spec,
@@ -22,6 +24,7 @@ from insula.cli.common import (
 )
 from insula.cli.render import ProgressLine, age, print_json, print_pairs, print_table
 from insula.cli.values import Seconds, later
+from insula.model.network import format_publish, format_rate, format_rule
 from insula.model.requests import (
     CloneMachine,
     CreateMachine,
@@ -50,6 +53,7 @@ _TIMEOUT = click.option("--timeout", type=Seconds(), default=60.0, show_default=
 @name_option
 @tpm_option
 @shape_options
+@connection_options
 @click.option("-d", "--detach", is_flag=True, help="Leave the machine running and come back at once.")
 @click.option("--rm", is_flag=True, help="Delete the machine when it ends.")
 @click.option("-i", "--interactive", is_flag=True, help="Pass standard input to the command.")
@@ -83,6 +87,7 @@ def run(image: str, argv: tuple[str, ...], as_json: bool, quiet: bool, **options
         image=image,
         name=options["name"],
         spec=make_spec(options),
+        **connection(options),
         ephemeral=options["rm"] or (attached and not options["name"]),
         attached=attached and not options["name"],
         shell=shell,
@@ -120,13 +125,14 @@ def run(image: str, argv: tuple[str, ...], as_json: bool, quiet: bool, **options
 @name_option
 @tpm_option
 @shape_options
+@connection_options
 @dry_run_option
 @quiet_option
 @json_option
 @click.argument("image", shell_complete=later("images"))
 def create(image: str, name: str, dry_run: bool, quiet: bool, as_json: bool, **shape: Any) -> None:
     """Make a stopped machine from IMAGE."""
-    request = CreateMachine(image=image, name=name, spec=make_spec(shape), dry_run=dry_run)
+    request = CreateMachine(image=image, name=name, spec=make_spec(shape), **connection(shape), dry_run=dry_run)
     machine = perform(request, quiet or as_json)
     if as_json:
         print_json(machine)
@@ -180,6 +186,19 @@ def _state(machine: Any) -> str:
     return str(machine.state) + because + (", deleted when it ends" if machine.ephemeral else "")
 
 
+def _card(network: str, nic: Any) -> str:
+    """``nat (52:54:00:01:02:03, up 20mbit)``."""
+    limits = [f"{way} {format_rate(rate)}" for way, rate in (("up", nic.rates.up), ("down", nic.rates.down)) if rate]
+    more = [*limits, *([] if nic.up else ["cable pulled"]), *([f"inside it is {nic.inner.address}"] if nic.inner else [])]
+    return f"{network} ({', '.join([nic.mac, *more])})"
+
+
+def _firewall(firewall: Any) -> str:
+    words = [] if firewall.profile == "open" else [firewall.profile]
+    words += ["isolated"] if firewall.isolated else []
+    return "; ".join([*words, *(format_rule(rule) for rule in firewall.rules)])
+
+
 def _print_details(detail: Any) -> None:
     ended = detail.ended
     print_pairs(
@@ -198,7 +217,9 @@ def _print_details(detail: Any) -> None:
                 f"{detail.cpus} CPU, {format_size(detail.memory)} memory, {format_size(detail.disk)} disk" if detail.cpus else "",
             ),
             ("disk used", format_size(detail.disk_used)),
-            ("network", f"{detail.network}, {detail.mac}" if detail.mac else detail.network),
+            ("networks", ", ".join(_card(name, nic) for name, nic in zip(detail.networks, detail.nics, strict=False)) or "none"),
+            ("firewall", _firewall(detail.firewall)),
+            ("published", ", ".join(format_publish(port) for port in detail.published)),
             ("addresses", ", ".join(detail.addresses)),
             ("firmware", detail.firmware),
             ("display", detail.display if detail.display != "none" else ""),

@@ -13,13 +13,13 @@ from insula.model import requests
 
 _NEEDS: Final[dict[type[requests.Request], tuple[Purpose, ...]]] = {
     # A machine may need its image built first, and building one needs QEMU's tools.
-    requests.RunMachine: (Purpose.MACHINE, Purpose.IMAGE),
-    requests.CreateMachine: (Purpose.MACHINE, Purpose.IMAGE),
+    requests.RunMachine: (Purpose.MACHINE, Purpose.IMAGE, Purpose.NETWORK),
+    requests.CreateMachine: (Purpose.MACHINE, Purpose.IMAGE, Purpose.NETWORK),
     requests.BuildImage: (Purpose.MACHINE, Purpose.IMAGE),
-    requests.WarmImage: (Purpose.MACHINE, Purpose.IMAGE),
-    requests.StartMachine: (Purpose.MACHINE,),
+    requests.WarmImage: (Purpose.MACHINE, Purpose.IMAGE, Purpose.NETWORK),
+    requests.StartMachine: (Purpose.MACHINE, Purpose.NETWORK),
     requests.ImportSnapshot: (Purpose.MACHINE,),
-    requests.RestartMachine: (Purpose.MACHINE,),
+    requests.RestartMachine: (Purpose.MACHINE, Purpose.NETWORK),
 }
 
 

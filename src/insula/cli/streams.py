@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 from insula.client.streams import LocalStreams, PipeStreams, TerminalStreams
-from insula.errors import UsageError
+from insula.errors import AlreadyExists, UsageError
 
 CONSOLE_ESCAPE = b"\x1d"
 
@@ -29,6 +31,26 @@ def guest_streams(*, tty: bool, interactive: bool) -> LocalStreams:
     if tty and interactive:
         return TerminalStreams()
     return PipeStreams(stdin=0 if interactive else None)
+
+
+@contextlib.contextmanager
+def file_streams(path: str) -> Iterator[LocalStreams]:
+    """Streams whose output goes to a new file; ``-`` is standard output. Raises AlreadyExists (``file_exists``)."""
+    if path == "-":
+        streams = PipeStreams(stdin=None, signals=())
+        yield streams
+        streams.close()
+        return
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise AlreadyExists(f"there is a file '{path}' already", code="file_exists", hint="choose another name") from None
+    try:
+        streams = PipeStreams(stdin=None, stdout=descriptor, stderr=None, signals=())
+        yield streams
+        streams.close()
+    finally:
+        os.close(descriptor)
 
 
 def console_streams() -> LocalStreams:

@@ -38,3 +38,37 @@ def later(what: str) -> Callable[[click.Context, click.Parameter, str], list[Com
         return items
 
     return complete
+
+
+class _Parsed(click.ParamType[Any]):
+    """A value that a function of the model reads; what it cannot be is wrong usage."""
+
+    def __init__(self, name: str, parse: str) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        from insula.errors import InsulaError
+        from insula.model import network
+
+        try:
+            return getattr(network, self._parse)(value)
+        except InsulaError as error:
+            self.fail(f"{error.message}; {error.hint}", param, ctx)
+
+
+def Rate() -> _Parsed:  # noqa: N802 - it stands where click's kinds stand
+    """Bits per second, such as ``50mbit``."""
+    return _Parsed("rate", "parse_rate")
+
+
+def Port() -> _Parsed:  # noqa: N802 - as above
+    """``[ADDR:]HOSTPORT:GUESTPORT[/udp]``."""
+    return _Parsed("ports", "parse_publish")
+
+
+def RuleWords() -> _Parsed:  # noqa: N802 - as above
+    """A firewall's rule, such as ``allow to example.org tcp 443``."""
+    return _Parsed("rule", "parse_rule")

@@ -13,7 +13,15 @@ from insula.errors import GuestError, NotFound
 from insula.model import requests
 
 if TYPE_CHECKING:
-    from insula.model.status import MachineDetails, MachineStatus, SnapshotDetails, SnapshotStatus
+    from insula.model.network import Firewall, Profile
+    from insula.model.status import (
+        MachineDetails,
+        MachineStatus,
+        PortStatus,
+        SnapshotDetails,
+        SnapshotStatus,
+        TrafficStatus,
+    )
     from insula.operations.lease import Lease
     from insula.operations.operation import Progress
 
@@ -183,6 +191,80 @@ class Machine:
         """Write its memory to disk and turn it off; `start` lets it go on where it was."""
         self._client.do(requests.SuspendMachine(name=self.name))
         return self
+
+    # -- networks -----------------------------------------------------------------------------------------------------------
+    def attach(self, network: str, *, address: str = "") -> Machine:
+        """Put it on a network, at once if it runs. Raises NotFound, AlreadyExists, HostLacks."""
+        self._client.do(requests.AttachNetwork(name=self.name, network=network, address=address))
+        return self
+
+    def detach(self, network: str) -> Machine:
+        """Take it off a network. Raises NotFound, GuestError (``card_in_use``)."""
+        self._client.do(requests.DetachNetwork(name=self.name, network=network))
+        return self
+
+    def set_link(self, up: bool, network: str = "") -> Machine:
+        """Plug or pull the cable of its card on ``network``, or of all its cards."""
+        self._client.do(requests.SetLink(name=self.name, network=network, up=up))
+        return self
+
+    def limit_network(self, *, up: int | str | None = None, down: int | str | None = None, network: str = "") -> Machine:
+        """Limit what it sends and receives: bits per second, or text like ``50mbit``; 0 is without limit, None leaves it."""
+        from insula.model.network import parse_rate
+
+        rates = [parse_rate(rate) if isinstance(rate, str) else rate for rate in (up, down)]
+        self._client.do(requests.LimitNetwork(name=self.name, network=network, up=rates[0], down=rates[1]))
+        return self
+
+    def publish(self, *ports: str) -> list[PortStatus]:
+        """Have ports of this host lead to it, such as ``8080:80`` or ``0.0.0.0:5353:53/udp``.
+
+        Raises AlreadyExists (``port_taken``).
+        """
+        from insula.model.network import parse_publish
+
+        request = requests.PublishPorts(name=self.name, ports=tuple(parse_publish(port) for port in ports))
+        found: list[PortStatus] = self._client.do(request)
+        return found
+
+    def unpublish(self, *ports: str) -> None:
+        """Take ports back; none named: all."""
+        from insula.model.network import parse_publish
+
+        self._client.do(requests.UnpublishPorts(name=self.name, ports=tuple(parse_publish(port) for port in ports)))
+
+    def ports(self) -> list[PortStatus]:
+        """Its published ports."""
+        found: list[PortStatus] = self._client.do(requests.ListPorts(name=self.name))
+        return found
+
+    def set_firewall(
+        self,
+        *,
+        profile: Profile | None = None,
+        isolated: bool | None = None,
+        add: Iterable[str] = (),
+        remove: Iterable[str] = (),
+        clear: bool = False,
+    ) -> Firewall:
+        """Change its firewall, all at once. Rules are text like ``allow to example.org tcp 443``. Raises UsageError, NotFound."""
+        from insula.model.network import parse_rule
+
+        request = requests.SetFirewall(
+            name=self.name,
+            profile=profile,
+            isolated=isolated,
+            clear=clear,
+            add=tuple(parse_rule(rule) for rule in add),
+            remove=tuple(parse_rule(rule) for rule in remove),
+        )
+        firewall: Firewall = self._client.do(request)
+        return firewall
+
+    def traffic(self) -> list[TrafficStatus]:
+        """What passed its network cards."""
+        found: list[TrafficStatus] = self._client.do(requests.ShowTraffic(names=(self.name,)))
+        return found
 
     # -- inside -------------------------------------------------------------------------------------------------------------
     def exec(

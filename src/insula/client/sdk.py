@@ -7,18 +7,20 @@ with insula.run("debian") as machine:
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypedDict, Unpack
 
 from insula.client.local import LocalClient
 from insula.client.machine import ExecResult, Machine, Snapshot
 from insula.model import requests
-from insula.model.spec import Display, Firmware, MachineSpec, Network
+from insula.model.network import Firewall
+from insula.model.spec import Display, Firmware, MachineSpec, networks_asked
 from insula.model.units import parse_size
 
 if TYPE_CHECKING:
-    from insula.model.status import DiskUsage, MachineStatus, WarmStatus
+    from insula.model.network import Mode, Publish
+    from insula.model.status import DiskUsage, MachineStatus, NetworkDetails, NetworkStatus, WarmStatus
     from insula.operations.image import ImageStatus
     from insula.operations.operation import Progress
 
@@ -33,7 +35,7 @@ class Shape(TypedDict, total=False):
     cpus: int
     memory: Size
     disk: Size
-    network: Network
+    network: str | Sequence[str]
     firmware: Firmware
     display: Display
     tpm: bool
@@ -52,6 +54,8 @@ class Insula:
         name: str = "",
         timeout: float = 300.0,
         cold: bool = False,
+        publish: Sequence[str] = (),
+        firewall: Firewall | None = None,
         progress: Callable[[Progress], None] | None = None,
         **shape: Unpack[Shape],
     ) -> Machine:
@@ -68,15 +72,32 @@ class Insula:
             spec=make_spec(**shape),
             ephemeral=not name,
             attached=not name,
+            published=_ports(publish),
+            firewall=firewall or Firewall(),
             timeout=timeout,
             cold=cold,
         )
         result = self.client.do(request, listener=progress)
         return Machine(self.client, result.machine.name, temporary=not name, lease=result.lease)
 
-    def create(self, image: str, *, name: str = "", **shape: Unpack[Shape]) -> Machine:
+    def create(
+        self,
+        image: str,
+        *,
+        name: str = "",
+        publish: Sequence[str] = (),
+        firewall: Firewall | None = None,
+        **shape: Unpack[Shape],
+    ) -> Machine:
         """Make a stopped machine; arguments as for `run`."""
-        status = self.client.do(requests.CreateMachine(image=image, name=name, spec=make_spec(**shape)))
+        request = requests.CreateMachine(
+            image=image,
+            name=name,
+            spec=make_spec(**shape),
+            published=_ports(publish),
+            firewall=firewall or Firewall(),
+        )
+        status = self.client.do(request)
         return Machine(self.client, status.name)
 
     def get(self, name: str) -> Machine:
@@ -122,6 +143,40 @@ class Insula:
             status = self.client.do(request, transfer(stream, passphrase), listener=progress)
         return Snapshot(Machine(self.client, status.machine), status.name)
 
+    def create_network(
+        self,
+        name: str,
+        mode: Mode = "nat",
+        *,
+        subnet: str = "",
+        parent: str = "",
+        vlan: int | None = None,
+        isolated: bool = False,
+    ) -> NetworkStatus:
+        """Make a network. Raises UsageError, AlreadyExists (``subnet_taken`` too), HostLacks (``no_fabric``)."""
+        request = requests.CreateNetwork(name=name, mode=mode, ipv4=subnet, parent=parent, vlan=vlan, isolated=isolated)
+        made: NetworkStatus = self.client.do(request)
+        return made
+
+    def networks(self) -> builtins.list[NetworkStatus]:
+        """All networks."""
+        found: builtins.list[NetworkStatus] = self.client.do(requests.ListNetworks())
+        return found
+
+    def network(self, name: str) -> NetworkDetails:
+        """A network and who hangs on it. Raises NotFound."""
+        found: NetworkDetails = self.client.do(requests.ShowNetwork(name=name))
+        return found
+
+    def delete_network(self, name: str) -> None:
+        """Delete a network that no machine is on. Raises NotFound, WrongState (``network_in_use``)."""
+        self.client.do(requests.DeleteNetwork(name=name))
+
+    def repair_networks(self) -> builtins.list[str]:
+        """Make links, rules and helpers be again what running machines need; what was not so, in words."""
+        mended: builtins.list[str] = self.client.do(requests.RepairNetworks())
+        return mended
+
     def disk_usage(self, *machines: str) -> DiskUsage:
         """What holds the disk space: these machines, or all there is."""
         usage: DiskUsage = self.client.do(requests.ShowDiskUsage(names=machines))
@@ -148,7 +203,7 @@ def make_spec(
     cpus: int = 1,
     memory: Size = "512M",
     disk: Size = "10G",
-    network: str = "nat",
+    network: str | Sequence[str] = "nat",
     firmware: str = "bios",
     display: str = "none",
     tpm: bool = False,
@@ -159,10 +214,17 @@ def make_spec(
     from insula.errors import UsageError
 
     shape = {"cpus": cpus, "memory": _bytes(memory), "disk": _bytes(disk)}
+    networks = networks_asked((network,) if isinstance(network, str) else network)
     try:
-        return msgspec.convert({**shape, "network": network, "firmware": firmware, "display": display, "tpm": tpm}, MachineSpec)
+        return msgspec.convert({**shape, "networks": networks, "firmware": firmware, "display": display, "tpm": tpm}, MachineSpec)
     except msgspec.ValidationError as cause:
         raise UsageError(f"not a possible shape: {cause}", code="bad_shape") from cause
+
+
+def _ports(words: Sequence[str]) -> tuple[Publish, ...]:
+    from insula.model.network import parse_publish
+
+    return tuple(parse_publish(word) for word in words)
 
 
 def _bytes(size: Size) -> int:

@@ -34,10 +34,14 @@ class DiskPlan(msgspec.Struct, frozen=True):
 
 
 class NicPlan(msgspec.Struct, frozen=True):
-    """A network card behind the built-in NAT."""
+    """A network card, on the place ``slot`` of the board (None: the one it has in the plan).
+
+    ``tap``: an open descriptor of the tap it hangs on, which stays the caller's; None: behind a passt of its own.
+    """
 
     mac: str
-    network: Literal["nat"] = "nat"
+    tap: int | None = None
+    slot: int | None = None
 
 
 class DiskBoot(msgspec.Struct, frozen=True):
@@ -165,6 +169,7 @@ class Features(msgspec.Struct, frozen=True):
     power_button: bool
     save: bool
     nat: bool
+    taps: bool
     most_disks: int
     most_nics: int
 
@@ -232,4 +237,16 @@ class Engine(Protocol):
 
     def set_links(self, run: Path, up: bool) -> None:
         """Plug or unplug the cables of all network cards."""
+        ...
+
+    def set_link(self, run: Path, slot: int, up: bool) -> None:
+        """Plug or unplug the cable of the network card on ``slot``."""
+        ...
+
+    def plug(self, run: Path, nic: NicPlan, *, offloads: bool) -> None:
+        """Plug in a network card, which has a tap and a slot. After a failure there is none."""
+        ...
+
+    def pull(self, run: Path, slot: int) -> None:
+        """Pull a network card out; one that is gone is fine. Raises GuestError (``card_in_use``): the guest holds it."""
         ...

@@ -12,13 +12,19 @@ class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The host's side of a machine's identity.
 
     ``uuid`` is the machine's own (SMBIOS), ``generation`` the VM Generation ID that tells a kernel it was forked,
-    ``machine_id`` systemd's (32 hex digits), ``mac`` the first network card's address.
+    ``machine_id`` systemd's (32 hex digits), ``mac`` the first network card's address, ``more_macs`` those of the others.
     """
 
     uuid: str
     generation: str
     machine_id: str
     mac: str
+    more_macs: tuple[str, ...] = ()
+
+    @property
+    def macs(self) -> tuple[str, ...]:
+        """Of all network cards; the first is there even when the machine has none."""
+        return (self.mac, *self.more_macs)
 
 
 class Renewal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,9 +41,9 @@ class Renewal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def new_identity() -> Identity:
     own = uuid.uuid4()
-    return Identity(uuid=str(own), generation=str(uuid.uuid4()), machine_id=own.hex, mac=_new_mac())
+    return Identity(uuid=str(own), generation=str(uuid.uuid4()), machine_id=own.hex, mac=new_mac())
 
 
-def _new_mac() -> str:
+def new_mac() -> str:
     """An address of QEMU's own prefix 52:54:00, of which 24 bits are free to choose."""
     return "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))

@@ -28,6 +28,14 @@ _ALLOWED: Final[dict[str, frozenset[State]]] = {
     "merge": frozenset({State.STOPPED, State.SUSPENDED, State.RUNNING, State.PAUSED}),
     "suspend": frozenset({State.RUNNING, State.PAUSED}),
     "clone": frozenset({State.STOPPED}),
+    "network attach": frozenset({State.STOPPED, State.RUNNING, State.PAUSED}),
+    "network detach": frozenset({State.STOPPED, State.RUNNING, State.PAUSED}),
+    "network link": frozenset({State.STOPPED, State.SUSPENDED, State.RUNNING, State.PAUSED}),
+    "network limit": frozenset({State.STOPPED, State.SUSPENDED, State.RUNNING, State.PAUSED}),
+    "publish": frozenset({State.STOPPED, State.SUSPENDED, State.RUNNING, State.PAUSED}),
+    "unpublish": frozenset({State.STOPPED, State.SUSPENDED, State.RUNNING, State.PAUSED}),
+    "firewall": frozenset({State.STOPPED, State.SUSPENDED, State.RUNNING, State.PAUSED}),
+    "capture": frozenset({State.STARTING, State.RUNNING, State.PAUSED}),
 }
 
 # What is asked for is so already: as with docker and podman that is no error, so that a script may ask without looking first.
@@ -44,6 +52,14 @@ _DOING: Final = {
     "exec": "run a command in it",
     "copy": "copy files of it",
     "console": "attach to its console",
+    "network attach": "attach a network to it",
+    "network detach": "detach a network from it",
+    "network link": "plug or pull its cable",
+    "network limit": "limit its network",
+    "publish": "publish its ports",
+    "unpublish": "take its ports back",
+    "firewall": "change its firewall",
+    "capture": "capture its traffic",
 }
 
 _HINTS: Final[dict[tuple[str, State], str]] = {
@@ -71,6 +87,9 @@ _HINTS: Final[dict[tuple[str, State], str]] = {
     ("snapshot", State.SUSPENDED): "to let it go on: insula start {name}",
     ("fork", State.SUSPENDED): "to let it go on: insula start {name}",
     ("clone", State.SUSPENDED): "to let it go on: insula start {name}",
+    ("capture", State.STOPPED): "to start it: insula start {name}",
+    ("network attach", State.SUSPENDED): "its memory knows the cards it has: let it go on first: insula start {name}",
+    ("network detach", State.SUSPENDED): "its memory knows the cards it has: let it go on first: insula start {name}",
     ("restart", State.STOPPED): "to start it: insula start {name}",
 }
 

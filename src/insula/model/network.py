@@ -106,10 +106,21 @@ class Publish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     protocol: Transport = "tcp"
 
 
+class Inner(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a guest that cannot be renumbered goes on taking for its own: ``address`` with its prefix, ``gateway``, and the
+    hardware addresses of its card and of that gateway."""
+
+    address: str
+    gateway: str
+    mac: str
+    gateway_mac: str
+
+
 class Nic(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A machine's network card. ``key`` is 8 hex digits, unlike any other card's; ``network`` is the network's id.
 
-    ``fixed``: its address was asked for, not chosen by us. ``up``: whether its link is.
+    ``fixed``: its address was asked for, not chosen by us. ``up``: whether its link is. ``slot``: its place on the board.
+    ``inner``: what the guest believes instead, when it was forked and could not be told.
     """
 
     key: str
@@ -120,6 +131,8 @@ class Nic(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fixed: bool = False
     up: bool = True
     rates: Rates = Rates()
+    slot: int = 0
+    inner: Inner | None = None
 
 
 def check_network_name(name: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from insula.model.network import Firewall, Mode, Profile, Publish, Rule
 from insula.model.spec import MachineSpec
 
 
@@ -16,11 +17,17 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 # -- machine ------------------------------------------------------------------------------------------------------------
 class CreateMachine(Request, frozen=True):
-    """Make a stopped machine from an image. An empty ``name`` asks for a generated one."""
+    """Make a stopped machine from an image. An empty ``name`` asks for a generated one.
+
+    ``addresses``: those wanted on its networks, in their order; an empty one, or none, is for any that is free.
+    """
 
     image: str
     name: str = ""
     spec: MachineSpec = MachineSpec()
+    addresses: tuple[str, ...] = ()
+    published: tuple[Publish, ...] = ()
+    firewall: Firewall = Firewall()
     ephemeral: bool = False
     dry_run: bool = False
 
@@ -41,12 +48,15 @@ class RunMachine(Execution, frozen=True):
     """Make a machine and start it; then, if ``argv`` is given, run that inside.
 
     With ``ephemeral`` the machine is deleted when it ends; with ``attached`` as well, it also ends when the caller goes
-    away. ``argv`` empty and ``tty``: a login shell.
+    away. ``argv`` empty and ``tty``: a login shell. Networks as for `CreateMachine`.
     """
 
     image: str
     name: str = ""
     spec: MachineSpec = MachineSpec()
+    addresses: tuple[str, ...] = ()
+    published: tuple[Publish, ...] = ()
+    firewall: Firewall = Firewall()
     ephemeral: bool = False
     attached: bool = False
     shell: bool = False
@@ -318,3 +328,114 @@ class RefreshWarmState(Request, frozen=True):
     """Make the warm state with this key anew, because it has become old."""
 
     key: str
+
+
+# -- network ------------------------------------------------------------------------------------------------------------
+class CreateNetwork(Request, frozen=True):
+    """Make a network. Empty subnets of a private or NAT network are chosen: such as nobody here has."""
+
+    name: str
+    mode: Mode = "nat"
+    ipv4: str = ""
+    ipv6: str = ""
+    parent: str = ""
+    vlan: int | None = None
+    isolated: bool = False
+
+
+class ListNetworks(Request, frozen=True):
+    pass
+
+
+class ShowNetwork(Request, frozen=True):
+    name: str
+
+
+class DeleteNetwork(Request, frozen=True):
+    name: str
+
+
+class RepairNetworks(Request, frozen=True):
+    """Make all links, rules and helpers be again what the running machines need."""
+
+
+class AttachNetwork(Request, frozen=True):
+    """Give the machine ``name`` a card on ``network``, at once if it runs; an empty ``address`` asks for any that is free."""
+
+    network: str
+    name: str
+    address: str = ""
+
+
+class DetachNetwork(Request, frozen=True):
+    """Take from the machine ``name`` its card on ``network``."""
+
+    network: str
+    name: str
+
+
+class SetLink(Request, frozen=True):
+    """Plug or pull the cable of the machine's card on ``network`` (empty: of all its cards)."""
+
+    name: str
+    up: bool
+    network: str = ""
+
+
+class LimitNetwork(Request, frozen=True):
+    """What the machine's card on ``network`` (empty: each of its cards) may send and receive, in bits per second; 0 is without
+    limit, None leaves it."""
+
+    name: str
+    network: str = ""
+    up: int | None = None
+    down: int | None = None
+
+
+class PublishPorts(Request, frozen=True):
+    """Have ports of the host lead to the machine, now and whenever it runs."""
+
+    name: str
+    ports: tuple[Publish, ...]
+
+
+class UnpublishPorts(Request, frozen=True):
+    """Have them lead there no more; none named: all of the machine."""
+
+    name: str
+    ports: tuple[Publish, ...] = ()
+
+
+class ListPorts(Request, frozen=True):
+    """The published ports of a machine, or of all when ``name`` is empty."""
+
+    name: str = ""
+
+
+class SetFirewall(Request, frozen=True):
+    """Change a machine's firewall, at once if it runs: ``clear`` first, then the profile and isolation that are given, then take
+    ``remove`` out, then put ``add`` behind the rules there are."""
+
+    name: str
+    profile: Profile | None = None
+    isolated: bool | None = None
+    clear: bool = False
+    remove: tuple[Rule, ...] = ()
+    add: tuple[Rule, ...] = ()
+
+
+class ShowFirewall(Request, frozen=True):
+    name: str
+
+
+class CaptureTraffic(Request, frozen=True):
+    """What passes a machine's card on ``network`` (empty: its first), as a pcap stream, until the caller has enough."""
+
+    name: str
+    network: str = ""
+
+
+class ShowTraffic(Request, frozen=True):
+    """What passed the cards of machines; none named: of all that run."""
+
+    names: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -9,10 +10,12 @@ import msgspec
 from insula.errors import UsageError
 from insula.model.units import GIB, KIB, MIB, format_size
 
-Network = Literal["nat", "none"]
 Firmware = Literal["bios", "uefi"]
 Display = Literal["none", "vga"]
 
+DEFAULT_NETWORK = "nat"
+NO_NETWORK = "none"
+MOST_NETWORKS = 4
 DEFAULT_CPUS = 1
 DEFAULT_MEMORY = 512 * MIB
 DEFAULT_DISK = 10 * GIB
@@ -25,12 +28,15 @@ MOST_DISK = 64 * 1024 * GIB
 
 
 class MachineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A machine's shape. Sizes are in bytes; ``disk`` is the virtual size of the root disk."""
+    """A machine's shape. Sizes are in bytes; ``disk`` is the virtual size of the root disk.
+
+    ``networks``: the names of those it has a card on, in the cards' order.
+    """
 
     cpus: int = DEFAULT_CPUS
     memory: int = DEFAULT_MEMORY
     disk: int = DEFAULT_DISK
-    network: Network = "nat"
+    networks: tuple[str, ...] = (DEFAULT_NETWORK,)
     firmware: Firmware = "bios"
     display: Display = "none"
     tpm: bool = False
@@ -54,7 +60,30 @@ def check_spec(spec: MachineSpec) -> MachineSpec:
             code="bad_size",
             hint=_meant(spec.disk, LEAST_DISK, MOST_DISK, "GM"),
         )
+    if len(spec.networks) > MOST_NETWORKS:
+        raise UsageError(
+            f"{len(spec.networks)} network cards are not possible",
+            code="too_many_devices",
+            hint=f"ask for {MOST_NETWORKS} at most",
+        )
     return spec
+
+
+def networks_asked(words: Sequence[str]) -> tuple[str, ...]:
+    """What ``--network`` was given: ``none`` alone means no card. Raises UsageError (``bad_network``)."""
+    if NO_NETWORK in words and len(words) > 1:
+        raise UsageError("'none' means no network card, so it stands alone", code="bad_network", hint="leave it out")
+    return () if tuple(words) == (NO_NETWORK,) else tuple(words)
+
+
+def upgrade_spec(spec: object) -> object:
+    """Pure: a spec as written by a version that knew one network, or none, in today's words; else ``spec`` itself."""
+    if not isinstance(spec, dict) or "network" not in spec:
+        return spec
+    network = spec["network"]
+    return {key: value for key, value in spec.items() if key != "network"} | {
+        "networks": [] if network == NO_NETWORK else [network]
+    }
 
 
 def _meant(size: int, least: int, most: int, units: str) -> str:

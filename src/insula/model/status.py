@@ -7,6 +7,7 @@ from enum import StrEnum
 import msgspec
 
 from insula.model.identity import Renewal
+from insula.model.network import Firewall, Nic, Publish
 
 
 class State(StrEnum):
@@ -67,9 +68,11 @@ class MachineDetails(MachineStatus, frozen=True, kw_only=True):
 
     id: str
     image_digest: str
-    network: str
+    networks: list[str]
     firmware: str
-    mac: str
+    nics: list[Nic]
+    firewall: Firewall
+    published: list[Publish]
     board: str
     cpu_model: str
     accelerator: str
@@ -183,3 +186,64 @@ class SpareStatus(msgspec.Struct, frozen=True):
     origin: str
     wanted: int
     ready: int
+
+
+class NetworkStatus(msgspec.Struct, frozen=True):
+    """One network. ``machines``: how many cards are on it."""
+
+    name: str
+    mode: str
+    ipv4: str | None
+    ipv6: str | None
+    machines: int
+    parent: str | None = None
+    vlan: int | None = None
+    isolated: bool = False
+    created: float = 0.0
+
+
+class NetworkMember(msgspec.Struct, frozen=True):
+    """A card on a network: whose it is, and by which ``link`` it hangs there while the machine runs."""
+
+    machine: str
+    state: str
+    mac: str
+    addresses: list[str]
+    up: bool
+    link: str
+
+
+class NetworkDetails(NetworkStatus, frozen=True, kw_only=True):
+    """What `network show` tells. ``fabric`` is what carries it: root, rootless, or none. ``resolver``: where the host can ask for
+    the names of its machines."""
+
+    id: str
+    fabric: str
+    resolver: str
+    members: list[NetworkMember]
+
+
+class PortStatus(msgspec.Struct, frozen=True):
+    """A published port: ``host`` as ``127.0.0.1:8080``. ``problem``: why nothing listens there though the machine runs."""
+
+    machine: str
+    host: str
+    guest_port: int
+    protocol: str
+    listening: bool
+    problem: str | None = None
+
+
+class TrafficStatus(msgspec.Struct, frozen=True):
+    """What passed one card since it was hung up. ``received`` is what the machine got, ``sent`` what it sent, in bytes;
+    ``rules``: how many packets each of its rules met."""
+
+    machine: str
+    network: str
+    mac: str
+    received: int
+    sent: int
+    packets_received: int
+    packets_sent: int
+    drops: int
+    rules: dict[str, int] = {}

@@ -51,38 +51,77 @@ def attach(home: names.Home, attached: Attached) -> int:
 
 
 def _attach(fabric: Fabric, attached: Attached) -> int:
-    key, network, spec = attached.nic.key, attached.nic.network, attached.network
-    former = fabric.cards.get(key)
-    known = network in fabric.networks()
-    fabric.cards[key] = attached
+    key = attached.nic.key
     write_record(card_file(fabric.home, key), attached)
     tap = lone.open_tap(fabric, attached) if lone.is_lone(attached) else fabric.holder.tap(naming.tap_name(key))
     try:
-        if not known and spec.mode == "bridge":
-            lan.join(network, spec, fabric.holder.spaces)
-        folder = fabric.network_folder(network)
-        if dnsmasq.has_names(spec):
-            changed = dnsmasq.write_config(folder, network, spec, fabric.of_network(network))
-            dnsmasq.write_card(folder, attached)
-        batch = ([] if known else plan.network_links(network, spec)) + card_links(attached)
-        commands = ([] if known else rules.network_rules(network, spec)) + rules.nic_rules(attached, former)
-        together(
-            lambda: links.apply("ip", batch, fabric.holder.spaces, tolerated=links.THERE),
-            lambda: load(fabric, rules.nic_sets(attached), commands),
-            lambda: (
-                None if known or not fabric.state.uplink else uplinks.offer(fabric.key, fabric.state, fabric.networks().values())
-            ),
-        )
-        if attached.nic.rates.up or attached.nic.rates.down:
-            shape(fabric, attached)
-        if dnsmasq.has_names(spec):
-            running = dnsmasq.child_name(network) in fabric.running
-            if changed or not running:
-                dnsmasq.start(fabric.holder, folder, network, running=running)
+        _connect(fabric, attached)
     except BaseException:
         os.close(tap)
         raise
     return tap
+
+
+def _connect(fabric: Fabric, attached: Attached) -> None:
+    """Hang up a card whose tap is there."""
+    key, network, spec = attached.nic.key, attached.nic.network, attached.network
+    former = fabric.cards.get(key)
+    known = network in fabric.networks()
+    fabric.cards[key] = attached
+    if not known and spec.mode == "bridge":
+        lan.join(network, spec, fabric.holder.spaces)
+    folder = fabric.network_folder(network)
+    changed = False
+    if dnsmasq.has_names(spec):
+        changed = dnsmasq.write_config(folder, network, spec, fabric.of_network(network))
+        dnsmasq.write_card(folder, attached)
+    batch = ([] if known else plan.network_links(network, spec)) + card_links(attached)
+    commands = ([] if known else rules.network_rules(network, spec)) + rules.nic_rules(attached, former)
+    together(
+        lambda: links.apply("ip", batch, fabric.holder.spaces, tolerated=links.THERE),
+        lambda: load(fabric, rules.nic_sets(attached), commands),
+        lambda: None if known or not fabric.state.uplink else uplinks.offer(fabric.key, fabric.state, fabric.networks().values()),
+    )
+    if attached.nic.rates.up or attached.nic.rates.down:
+        shape(fabric, attached)
+    if dnsmasq.has_names(spec):
+        running = dnsmasq.child_name(network) in fabric.running
+        if changed or not running:
+            dnsmasq.start(fabric.holder, folder, network, running=running)
+
+
+# -- one card in another's place -----------------------------------------------------------------------------------------------
+
+
+def stand_by(home: names.Home, attached: Attached) -> int:
+    """The descriptor of a card's tap that leads nowhere until `replace`. The card it is to replace must hang meanwhile.
+
+    Raises HostLacks.
+    """
+    with locked(home):
+        if lan.is_direct(attached):
+            return lan.open_macvtap(attached, stands_by=True)
+        with raised(home) as fabric:
+            return fabric.holder.tap(naming.tap_name(attached.nic.key))
+
+
+def replace(home: names.Home, former: str, attached: Attached) -> None:
+    """Hang a card that stood by in the place of the card with the key ``former``, which goes. Raises HostLacks, NotFound."""
+    with locked(home):
+        there = attached_cards(home).get(former)
+        if lan.is_direct(attached):
+            if there is not None:
+                _forget(home, there)
+            write_record(card_file(home, attached.nic.key), attached)
+            lan.take_part(attached)
+            return
+        with raised(home) as fabric:
+            if there is not None:
+                fabric.cards[attached.nic.key] = attached  # so that neither fabric nor network end with the last of its cards
+                _detach(fabric, there)
+                del fabric.cards[attached.nic.key]
+            write_record(card_file(home, attached.nic.key), attached)
+            _connect(fabric, attached)
 
 
 def detach(home: names.Home, key: str) -> None:
@@ -95,8 +134,16 @@ def detach(home: names.Home, key: str) -> None:
             return
         if fabric is None or lan.is_direct(attached):
             _forget(home, attached)
-        else:
-            _detach(fabric, attached)
+            return
+        _detach(fabric, attached)
+        for lost in _lost(fabric) if fabric.cards else ():
+            _detach(fabric, lost)
+
+
+def _lost(fabric: Fabric) -> list[Attached]:
+    """Cards whose QEMU is gone: their machine's end was not told, because whoever should have was killed."""
+    present = links.counters(fabric.holder.spaces)
+    return [card for key, card in fabric.cards.items() if not lan.is_direct(card) and naming.tap_name(key) not in present]
 
 
 def _forget(home: names.Home, attached: Attached) -> None:

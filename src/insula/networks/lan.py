@@ -14,9 +14,12 @@ import struct
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from insula.errors import HostLacks, NotFound
 from insula.host import links
 from insula.host.holder import Spaces
+from insula.model.identity import new_mac
 from insula.model.network import NetworkSpec
 from insula.networks import naming, plan
 from insula.networks.plan import Attached
@@ -60,12 +63,14 @@ def leave(network: str, spec: NetworkSpec) -> None:
         links.apply("ip", [f"link delete dev {naming.lan_host_link(network)}"], tolerated=links.GONE)
 
 
-def open_macvtap(attached: Attached) -> int:
-    """Make a card's own link on the host's card; the descriptor for QEMU. Raises as `check_parent`, and HostLacks."""
+def open_macvtap(attached: Attached, *, stands_by: bool = False) -> int:
+    """Make a card's own link on the host's card; the descriptor for QEMU. With ``stands_by`` it has another address until
+    `take_part`: no two on one card have the same. Raises as `check_parent`, and HostLacks."""
     check_parent(attached.network)
     remove(attached)
     nic, link = attached.nic, naming.macvtap_name(attached.nic.key)
-    links.apply("ip", plan.macvtap_links(nic.network, attached.network, nic), tolerated=links.THERE)
+    as_made = msgspec.structs.replace(nic, mac=new_mac()) if stands_by else nic
+    links.apply("ip", plan.macvtap_links(nic.network, attached.network, as_made), tolerated=links.THERE)
     index = (_CLASS / link / "ifindex").read_text().strip()
     node, made = Path(f"/dev/tap{index}"), False
     try:
@@ -85,6 +90,11 @@ def open_macvtap(attached: Attached) -> int:
             node.unlink()
     fcntl.ioctl(descriptor, _SET_INTERFACE, struct.pack("16sH22x", link.encode(), _FLAGS))
     return descriptor
+
+
+def take_part(attached: Attached) -> None:
+    """Give the link of a card that stood by its own address. Raises HostLacks."""
+    links.apply("ip", [f"link set dev {naming.macvtap_name(attached.nic.key)} address {attached.nic.mac}"])
 
 
 def remove(attached: Attached) -> None:

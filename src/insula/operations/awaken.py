@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from insula.errors import AgentAbsent, ChildFailed, GuestError, InsulaError
 from insula.model.identity import Identity, Renewal
+from insula.operations.cabling import cabled
 from insula.operations.context import Context
 from insula.operations.identify import KEY_TYPE, guest_identity
 from insula.operations.start import launch_plan
@@ -36,10 +37,17 @@ _PARTS: Final = ("entropy", "connections", "clock", "timers", "machine-id", "hos
 
 @contextlib.contextmanager
 def loaded(
-    context: Context, folder: Path, record: MachineRecord, origin: Path, memory: MemoryState, run: str = names.RUN
+    context: Context,
+    folder: Path,
+    record: MachineRecord,
+    origin: Path,
+    memory: MemoryState,
+    run: str = names.RUN,
+    *,
+    beside: bool = False,
 ) -> Iterator[None]:
     """Start a QEMU for the machine in ``folder`` that has loaded the state in the folder ``origin``; the guest stands. Within the
-    context its keeper ends it when we die.
+    context its keeper ends it when we die. ``beside``: another QEMU of the machine runs, so the cards stand by.
 
     Raises as `Engine.launch`, and MachineEnded (``load_failed``).
     """
@@ -49,7 +57,8 @@ def loaded(
 
     mapped = memory.offset is not None
     plan = LoadPlan(origin / names.STATE, origin / names.MEMORY if mapped else None, memory.offset or 0)
-    context.engine.launch(launch_plan(folder, record, plan, run))
+    with cabled(context, folder, record, standby=beside) as nics:
+        context.engine.launch(launch_plan(folder, record, nics, plan, run))
     with contextlib.suppress(OSError):  # what is known of the memory file's sum, for snapshots that will rest on it
         os.link(origin / names.VERIFIED_LAYERS, folder / run / names.VERIFIED_LAYERS)
     with open_link(folder / run) as link, hold(link, "quit"):
@@ -141,7 +150,7 @@ def _go_on(context: Context, folder: Path, record: MachineRecord, timeout: float
         context.engine.resume(run)
         hello = _wait(link, folder.name, timeout)
         renamed = hello.text("hostname") != folder.name
-        _renew(link, hello, guest_identity(folder.name, record) if renamed else None)
+        _renew(link, hello, guest_identity(context, folder.name, record) if renamed else None)
 
 
 def _become(
@@ -164,7 +173,7 @@ def _become(
             return Renewal(["generation"], dict.fromkeys(_PARTS, "the guest has no agent"))
         key = _host_key(folder, record, KEY_TYPE)  # while the guest comes to itself
         hello = _wait(link, folder.name, timeout)
-        identity = guest_identity(_NAMELESS if rehearsal else folder.name, record, former, key)
+        identity = guest_identity(context, _NAMELESS if rehearsal else folder.name, record, former, key)
         hooks = 0.0 if rehearsal else min(deadline - time.monotonic(), _HOOKS_TIME)
         renewed = _renew(link, hello, identity, hello.text("hostname"), hooks)
         context.engine.set_links(run, True)

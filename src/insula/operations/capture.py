@@ -229,6 +229,7 @@ def _describe(
         image=record.image,
         spec=record.spec,
         identity=due.former if due is not None and due.former is not None else record.identity,
+        nics=record.nics,
         boot=record.boot,
         arch=record.arch,
         board=record.board,

@@ -24,6 +24,7 @@ from insula.model.spec import check_spec
 from insula.model.status import MachineStatus, State
 from insula.model.units import format_size
 from insula.operations import journal
+from insula.operations.cabling import network_named, with_cards
 from insula.operations.context import Context
 from insula.operations.hold import status_of
 from insula.operations.identities import own_identity
@@ -72,7 +73,8 @@ def created(context: Context, request: CreateMachine, name: str, image: Image, o
         journal.note(staged, "create", "give it its name")
         operation.tell("give it its name")
         with own_identity(context.home) as identity:
-            write_machine(staged, msgspec.structs.replace(record, id=identity.uuid, identity=identity))
+            record = msgspec.structs.replace(record, id=identity.uuid, identity=identity)
+            write_machine(staged, with_cards(context, record, addresses=request.addresses))
             folder = publish_machine(context.home, staged, name)
         append_event(folder, "created", image=request.image, digest=image.digest)
         yield folder
@@ -82,6 +84,7 @@ def prepare(context: Context, request: CreateMachine, operation: Operation) -> t
     """The name a machine is to have, and its image, built if need be. Raises as `create`."""
     check_spec(request.spec)
     name = _free_name(context, request.name)
+    check_connection(context, name, request)
     operation.target = name
     context.home.prepare()
     sweep(context)
@@ -93,6 +96,18 @@ def prepare(context: Context, request: CreateMachine, operation: Operation) -> t
             hint=f"ask for --disk {format_size(image.disk_bytes)} or more",
         )
     return name, image
+
+
+def check_connection(context: Context, name: str, request: CreateMachine) -> None:
+    """Ahead of building an image for a machine that could not be connected so. Raises UsageError, NotFound, AlreadyExists."""
+    from insula.model.network import check_rule
+    from insula.operations.ports import check_free
+
+    for network in request.spec.networks:
+        network_named(context.home, network)
+    for rule in request.firewall.rules:
+        check_rule(rule)
+    check_free(context.home, name, list(request.published))
 
 
 def _free_name(context: Context, wanted: str) -> str:
@@ -146,6 +161,8 @@ def fill(staged: Path, request: CreateMachine, image: Image) -> MachineRecord:
         arch=image.record.arch,
         ephemeral=request.ephemeral,
         sums=sums,
+        published=list(request.published),
+        firewall=request.firewall,
     )
 
 

@@ -24,6 +24,7 @@ from insula.model.status import MachineStatus
 from insula.operations import journal
 from insula.operations.admit import admit, board_of
 from insula.operations.awaken import awaken, loaded
+from insula.operations.cabling import change_cards, slots_of, with_cards, with_inner
 from insula.operations.capture import captured
 from insula.operations.context import Context
 from insula.operations.delete import delete
@@ -32,14 +33,14 @@ from insula.operations.identities import own_identity
 from insula.operations.lease import Lease, take_lease
 from insula.operations.merge import merge_behind, merge_first
 from insula.operations.operation import Operation, Steps
-from insula.operations.origin import Origin, fill_fork, named_origin
+from insula.operations.origin import Origin, Wishes, as_wished, fill_fork, named_origin
+from insula.operations.ports import open_ports
 from insula.operations.settle import settle_locked
 from insula.operations.spare import refill_behind, taken
 from insula.operations.stop import pull_plug
 from insula.store import names
 from insula.store.events import append_event
 from insula.store.machines import (
-    ImageUse,
     MachineRecord,
     new_machine_folder,
     publish_machine,
@@ -170,21 +171,21 @@ def brought_up(
     timeout: float,
     *,
     ephemeral: bool = False,
-    image: ImageUse | None = None,
+    wishes: Wishes | None = None,
 ) -> Iterator[Newborn]:
     """A new machine that goes on from ``origin``; a spare is taken when there is one. It lives by a lease, so that none ever goes
     on as its own twin because a verb died. When it cannot be set going there is none."""
-    with fleeting(ephemeral), taken(context, origin, name, ephemeral=ephemeral, image=image) as spare:
+    with fleeting(ephemeral), taken(context, origin, name, ephemeral=ephemeral, wishes=wishes) as spare:
         if spare is not None:
             yield Newborn(spare, _set_going(context, spare, origin, operation, timeout, ready=True))
             return
-        with _forked(context, origin, name, operation, ephemeral, image) as folder:
+        with _forked(context, origin, name, operation, ephemeral, wishes) as folder:
             yield Newborn(folder, _set_going(context, folder, origin, operation, timeout, ready=False))
 
 
 @contextlib.contextmanager
 def _forked(
-    context: Context, origin: Origin, name: str, operation: Operation, ephemeral: bool, image: ImageUse | None
+    context: Context, origin: Origin, name: str, operation: Operation, ephemeral: bool, wishes: Wishes | None
 ) -> Iterator[Path]:
     """The folder of a new machine that is to go on from ``origin``, its lock being ours. When this is left nothing needs the
     origin any more. An ephemeral one begins with a journal: until whoever makes it lets it go on, it goes when he dies."""
@@ -192,8 +193,9 @@ def _forked(
         record = fill_fork(staged, origin, ephemeral=ephemeral)
         journal.note(staged, "fork", "load its state")
         with own_identity(context.home) as identity:
-            mine = msgspec.structs.replace(record, id=identity.uuid, identity=identity, image=image or record.image)
-            write_machine(staged, mine)
+            mine = as_wished(msgspec.structs.replace(record, id=identity.uuid, identity=identity), wishes)
+            mine = with_cards(context, mine, slots_of(origin.record), wishes.addresses if wishes else ())
+            write_machine(staged, mine if mine.boot.agent else with_inner(context, mine, origin.record))
             folder = publish_machine(context.home, staged, name)
         yield folder
 
@@ -220,6 +222,9 @@ def _set_going(context: Context, folder: Path, origin: Origin, operation: Operat
         else:
             lease = take_lease(folder)
         append_event(folder, "started", way="fork")
+        if ready:
+            change_cards(context, folder.name, record)  # under its name, and behind its own firewall
+        open_ports(context, folder.name, record, record.published)
         steps.begin("tell the guest who it is")
         awaken(context, folder, record, timeout, record.identity if ready else state.identity)
     journal.clear(folder)

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Final
 
 from insula.errors import GuestError
 from insula.model.identity import Identity
+from insula.operations.cabling import inner_addresses
 from insula.store import names
 from insula.store.machines import MachineRecord
 
 if TYPE_CHECKING:
     from insula.guest.agent import GuestIdentity, Nic
+    from insula.operations.context import Context
 
 # A program an image may have; see docs/images.md.
 READY_HOOK: Final = "/usr/lib/insula/ready"
@@ -21,7 +23,7 @@ READY_HOOK: Final = "/usr/lib/insula/ready"
 KEY_TYPE: Final = "ed25519"
 
 
-def identify(folder: Path, record: MachineRecord) -> None:
+def identify(context: Context, folder: Path, record: MachineRecord) -> None:
     """Give the guest its host name and machine id through its agent. Doing it twice changes nothing.
 
     Raises GuestError, AgentAbsent, MachineEnded.
@@ -30,16 +32,20 @@ def identify(folder: Path, record: MachineRecord) -> None:
     from insula.guest.link import open_link
 
     with open_link(folder / names.RUN) as link:
-        set_identity(link, guest_identity(folder.name, record))
+        set_identity(link, guest_identity(context, folder.name, record))
 
 
 def guest_identity(
-    name: str, record: MachineRecord, former: Identity | None = None, host_keys: tuple[tuple[str, bytes], ...] = ()
+    context: Context,
+    name: str,
+    record: MachineRecord,
+    former: Identity | None = None,
+    host_keys: tuple[tuple[str, bytes], ...] = (),
 ) -> GuestIdentity:
-    """Who the machine ``name`` is inside. ``former``: the identity that a fork still has; its card gets its own address, too."""
+    """Who the machine ``name`` is inside. ``former``: the identity that a fork still has; its cards get their own addresses."""
     from insula.guest.agent import GuestIdentity
 
-    return GuestIdentity(record.identity.machine_id, name, host_keys, _nics(record, former))
+    return GuestIdentity(record.identity.machine_id, name, host_keys, _nics(context, record, former))
 
 
 def wait_hook(folder: Path, timeout: float) -> None:
@@ -57,14 +63,16 @@ def wait_hook(folder: Path, timeout: float) -> None:
         link.open("exec", argv=(READY_HOOK,)).finish(timeout=max(0.0, deadline - time.monotonic()))
 
 
-def _nics(record: MachineRecord, former: Identity | None) -> tuple[Nic, ...]:
-    """A directly booted guest has no DHCP client of its own: its card is set up by us."""
+def _nics(context: Context, record: MachineRecord, former: Identity | None) -> tuple[Nic, ...]:
+    """A directly booted guest has no DHCP client of its own: its cards are set up by us. A fork's are, too, so that its networks
+    work at once; a client in it will be offered the same addresses."""
     from insula.guest.agent import Nic
-    from insula.networks.passt import ADDRESS, GATEWAY, PREFIX, RESOLVER
 
-    if record.spec.network != "nat":
+    if former is None and record.boot.kind != "direct":
         return ()
-    mac, new_mac = (former.mac, record.identity.mac) if former is not None else (record.identity.mac, "")
-    if record.boot.kind != "direct":
-        return (Nic(mac=mac, new_mac=new_mac),) if new_mac else ()
-    return (Nic(mac=mac, new_mac=new_mac, addresses=(f"{ADDRESS}/{PREFIX}",), gateways=(GATEWAY,), dns=(RESOLVER,)),)
+    nics = []
+    for nic, mac in zip(record.nics, (former or record.identity).macs, strict=False):
+        addresses, gateways, dns = inner_addresses(context.home, nic)
+        new_mac = nic.mac if nic.mac != mac else ""
+        nics.append(Nic(mac=mac, new_mac=new_mac, addresses=addresses, gateways=gateways, dns=dns))
+    return tuple(nics)

@@ -10,6 +10,7 @@ import msgspec
 from insula.errors import InsulaError
 from insula.host.files import disk_usage
 from insula.model.names import LONGEST_SHOWN
+from insula.model.network import Firewall
 from insula.model.requests import ListMachines, ShowMachine
 from insula.model.status import MachineDetails, MachineStatus
 from insula.operations.context import Context
@@ -46,11 +47,13 @@ def show_machine(context: Context, request: ShowMachine, operation: Operation) -
         **msgspec.structs.asdict(status),
         id=record.id,
         image_digest=record.image.digest,
-        network=record.spec.network,
+        networks=list(record.spec.networks),
         firmware=record.spec.firmware if record.boot.kind == "disk" else "direct",
+        nics=record.nics,
+        firewall=record.firewall,
+        published=record.published,
         display=record.spec.display,
         tpm=record.spec.tpm,
-        mac=record.identity.mac if record.spec.network != "none" else "",
         board=board.machine if board else "",
         cpu_model=board.cpu if board else "",
         accelerator=board.accelerator if board else "",
@@ -66,8 +69,9 @@ def show_machine(context: Context, request: ShowMachine, operation: Operation) -
 
 def _broken(folder: Path, status: MachineStatus) -> MachineDetails:
     return MachineDetails(
-        **msgspec.structs.asdict(status), id="", image_digest="", network="", firmware="", mac="", board="", cpu_model="",
-        accelerator="", qemu="", folder=str(folder), disk_used=_used(folder), guest={}, process={},
+        **msgspec.structs.asdict(status), id="", image_digest="", networks=[], firmware="", nics=[], firewall=Firewall(),
+        published=[], board="", cpu_model="", accelerator="", qemu="", folder=str(folder), disk_used=_used(folder), guest={},
+        process={},
     )  # fmt: skip
 
 

@@ -135,10 +135,12 @@ def _broken(name: str, problem: str) -> MachineStatus:
 
 
 def machine_addresses(record: MachineRecord) -> list[str]:
-    """Addresses the guest was given on its networks. Behind NAT by passt every guest has the same inner one."""
-    from insula.networks.passt import ADDRESS
+    """Addresses the guest was given on its networks; of one that was started by an earlier version, behind its passt."""
+    if not record.nics:
+        from insula.networks.passt import ADDRESS
 
-    return [ADDRESS] if record.spec.network == "nat" else []
+        return [ADDRESS] if record.spec.networks else []
+    return [address for nic in record.nics for address in (nic.ipv4, nic.ipv6) if address is not None]
 
 
 def last_end(folder: Path) -> End | None:

@@ -8,15 +8,20 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
 
 from insula.disks.layers import link_layer
 from insula.disks.overlays import create_overlay
 from insula.disks.verify import ensure_sums
 from insula.errors import HostLacks, WrongState
+from insula.model.network import Firewall, Publish
+from insula.operations.cabling import has_fabric
 from insula.operations.context import Context
 from insula.operations.snapshot import find_snapshot
 from insula.store import names
-from insula.store.machines import RECORD_VERSION, DiskRecord, MachineRecord, machine_folder
+from insula.store.machines import RECORD_VERSION, DiskRecord, ImageUse, MachineRecord, machine_folder
 from insula.store.snapshots import SnapshotRecord, snapshot_layers
 
 
@@ -27,6 +32,26 @@ class Origin:
     machine: Path
     folder: Path
     record: SnapshotRecord
+
+
+class Wishes(NamedTuple):
+    """What a new machine is to have otherwise than the state it goes on from."""
+
+    image: ImageUse
+    networks: tuple[str, ...]
+    addresses: tuple[str, ...]
+    published: tuple[Publish, ...]
+    firewall: Firewall
+
+
+def as_wished(record: MachineRecord, wishes: Wishes | None) -> MachineRecord:
+    """Pure: the record with what was wished for it, cards aside."""
+    if wishes is None:
+        return record
+    spec = msgspec.structs.replace(record.spec, networks=wishes.networks)
+    return msgspec.structs.replace(
+        record, image=wishes.image, spec=spec, published=list(wishes.published), firewall=wishes.firewall
+    )
 
 
 def named_origin(context: Context, machine: str, snapshot: str) -> Origin:
@@ -46,6 +71,7 @@ def check_loadable(context: Context, name: str, record: SnapshotRecord) -> None:
             code="no_memory_in_snapshot",
             hint="restore it, then start the machine",
         )
+    _check_cards(context, name, record)
     here = context.engine.choose_board(record.arch)
     for what, theirs, ours in (
         ("accelerator", record.board.accelerator, here.accelerator),
@@ -58,6 +84,16 @@ def check_loadable(context: Context, name: str, record: SnapshotRecord) -> None:
                 code="snapshot_not_loadable",
                 hint="restore its disks alone on a machine that is stopped, or use the host it was taken on",
             )
+
+
+def _check_cards(context: Context, name: str, record: SnapshotRecord) -> None:
+    """What its network cards do for the guest needs taps (docs/decisions/0007)."""
+    if record.board is not None and record.board.offloads and record.spec.networks and not has_fabric(context):
+        raise HostLacks(
+            f"{name} cannot go on here: its network cards need networks that this host cannot make",
+            code="snapshot_not_loadable",
+            hint="see what is missing: insula doctor",
+        )
 
 
 def _is_older(theirs: str, ours: str) -> bool:

@@ -88,7 +88,7 @@ def _finish(context: Context, folder: Path, entry: journal.Entry) -> bool:
     done = True
     if is_alive(folder):
         stands = entry.stands or read_due(folder / names.RUN) is not None
-        done = _rejoin(context, folder, goes_on=not stands) and (entry.verb not in _BIRTHS or _finish_start(folder))
+        done = _rejoin(context, folder, goes_on=not stands) and (entry.verb not in _BIRTHS or _finish_start(context, folder))
     else:
         finish_publishing(folder, entry.verb, entry.step)
     if done:
@@ -191,7 +191,7 @@ def _remove_scraps(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def _finish_start(folder: Path) -> bool:
+def _finish_start(context: Context, folder: Path) -> bool:
     """Tell the guest of a running machine who it is; whether that is done, or need not be."""
     from insula.operations.identify import identify
 
@@ -201,6 +201,6 @@ def _finish_start(folder: Path) -> bool:
     if not status.agent or status.state is not State.RUNNING:
         return False
     with contextlib.suppress(InsulaError):
-        identify(folder, record)
+        identify(context, folder, record)
         return True
     return False

@@ -8,6 +8,7 @@ from insula.errors import AlreadyExists, InsulaError
 from insula.model.names import check_machine_name
 from insula.model.requests import RenameMachine
 from insula.model.status import MachineStatus, State
+from insula.operations.cabling import change_cards
 from insula.operations.context import Context
 from insula.operations.hold import hold_machine, status_of
 from insula.operations.identify import identify
@@ -25,8 +26,11 @@ def rename(context: Context, request: RenameMachine, operation: Operation) -> Ma
         operation.tell(f"rename to {request.new_name}")
         folder = rename_machine_folder(context.home, request.name, request.new_name)
         append_event(folder, "renamed", old=request.name, new=request.new_name)
+        if held.status.state.has_process:
+            with contextlib.suppress(InsulaError):
+                change_cards(context, request.new_name, held.record)
         if held.status.state is State.RUNNING and held.status.agent:
             # The name is changed; a guest that does not listen just now learns it at its next start.
             with contextlib.suppress(InsulaError):
-                identify(folder, held.record)
+                identify(context, folder, held.record)
         return status_of(folder)

@@ -25,12 +25,15 @@ from insula.model.status import MachineStatus, State
 from insula.operations import journal
 from insula.operations.admit import admit, board_of
 from insula.operations.awaken import awaken, loaded
+from insula.operations.cabling import replace_cards, uncable, with_restored_cards
 from insula.operations.capture import captured
 from insula.operations.context import Context
 from insula.operations.hold import Held, hold_machine, status_of
 from insula.operations.merge import merge_behind
+from insula.operations.observe import is_alive
 from insula.operations.operation import Operation, Steps
 from insula.operations.origin import check_loadable
+from insula.operations.ports import reopen_ports
 from insula.operations.recover import recover
 from insula.operations.snapshot import find_snapshot
 from insula.operations.suspend import end_quietly, give_up, is_suspended, keep_suspended
@@ -65,9 +68,10 @@ def restore(context: Context, request: RestoreSnapshot, operation: Operation) ->
         operation.tell("check its files")
         ensure_sums(held.folder, place, state.sums)
         with Steps(operation) as steps:
+            steps.undo(lambda: _take_off_if_ended(context, held))
             steps.undo(lambda: recover(context, held.folder))
             journal.note(held.folder, "restore", "make fresh heads", stands=held.status.state is State.PAUSED)
-            record = _with_fresh_heads(held, state, place)
+            record = _with_fresh_heads(context, held, state, place)
             _exchange(context, held, request, operation, record, place, state)
         append_event(held.folder, "restored", name=request.snapshot)
         sweep_snapshots(held.folder, record)
@@ -76,7 +80,7 @@ def restore(context: Context, request: RestoreSnapshot, operation: Operation) ->
         return status_of(held.folder)
 
 
-def _with_fresh_heads(held: Held, state: SnapshotRecord, place: Path) -> MachineRecord:
+def _with_fresh_heads(context: Context, held: Held, state: SnapshotRecord, place: Path) -> MachineRecord:
     """What the machine's record will be. The heads are on the disk; nobody names them yet."""
     token, disks = secrets.token_hex(4), []
     for disk in state.disks:
@@ -93,8 +97,10 @@ def _with_fresh_heads(held: Held, state: SnapshotRecord, place: Path) -> Machine
     if state.spec.tpm:
         tpm = f"{names.TPM}/{token}"
         make_tpm(held.folder / tpm, _tpm_state(place))
+    record = msgspec.structs.replace(held.record, spec=state.spec)
     return msgspec.structs.replace(
-        held.record, disks=disks, spec=state.spec, boot=state.boot, board=state.board, variables=variables, tpm=tpm,
+        with_restored_cards(context, record, state), disks=disks, boot=state.boot, board=state.board, variables=variables,
+        tpm=tpm,
         parent=state.id,
         sums={path: state.sums[path] for path in snapshot_layers(state) if path in state.sums},
     )  # fmt: skip
@@ -124,7 +130,9 @@ def _exchange(
             operation.tell("load its memory")
             stack.enter_context(_second(folder))
             stack.enter_context(waiting)
-            waiting.enter_context(loaded(context, folder, record, place, state.memory, names.RUN_NEXT))
+            waiting.enter_context(
+                loaded(context, folder, record, place, state.memory, names.RUN_NEXT, beside=held.status.state.has_process)
+            )
             if state.state == "paused":
                 note_due(folder / names.RUN_NEXT, state.former(record.identity))
         replace = stack.enter_context(staged_machine(folder, record))  # while there is a way back if the disk is full
@@ -133,13 +141,23 @@ def _exchange(
             stack.callback(remove_tree, give_up(folder))
         replace()
         if state.memory is None:
+            uncable(context.home, held.record)
             return
+        if held.status.state.has_process:
+            replace_cards(context, folder.name, held.record, record)
         (folder / names.RUN_NEXT).rename(folder / names.RUN)
         waiting.close()
         append_event(folder, "started", way="restored")
+        reopen_ports(context, folder.name, record)
         if state.state == "running":
             operation.tell("let it go on")
             awaken(context, folder, record, _ANSWER, state.former(record.identity))
+
+
+def _take_off_if_ended(context: Context, held: Held) -> None:
+    """Its cards stayed on their networks for those that were to take their places."""
+    if not is_alive(held.folder):
+        uncable(context.home, held.record)
 
 
 @contextlib.contextmanager
@@ -169,7 +187,7 @@ def _end_first(context: Context, held: Held, request: RestoreSnapshot, operation
         journal.note(folder, "restore", "end the guest that runs", stands=stands)
         if alive:
             end_quietly(folder)
-            settle_locked(context.home, folder, keep_ephemeral=True)
+            settle_locked(context.home, folder, keep_ephemeral=True, keep_cards=True)
         return
     description = f"before {request.name}@{request.snapshot} was restored"
     if is_suspended(folder):
@@ -185,4 +203,4 @@ def _end_first(context: Context, held: Held, request: RestoreSnapshot, operation
         if alive:
             end_quietly(folder)
         finish_publishing(folder, "restore", PUBLISH)
-        settle_locked(context.home, folder, keep_ephemeral=True)
+        settle_locked(context.home, folder, keep_ephemeral=True, keep_cards=True)

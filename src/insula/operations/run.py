@@ -21,7 +21,7 @@ from insula.operations.fork import Newborn, brought_up
 from insula.operations.hold import status_of
 from insula.operations.lease import Lease, take_lease
 from insula.operations.operation import Operation
-from insula.operations.origin import Origin
+from insula.operations.origin import Origin, Wishes
 from insula.operations.spare import refill_behind
 from insula.operations.start import boot, check_memory
 from insula.store.machines import ImageUse, read_machine
@@ -78,7 +78,10 @@ def run(
 @contextlib.contextmanager
 def _born(context: Context, request: RunMachine, operation: Operation) -> Iterator[tuple[Path, Callable[[], Lease | None]]]:
     """A new machine whose lock is ours, and what starts it: a fork of its image's warm state runs already."""
-    creation = CreateMachine(image=request.image, name=request.name, spec=request.spec, ephemeral=request.ephemeral)
+    creation = CreateMachine(
+        image=request.image, name=request.name, spec=request.spec, addresses=request.addresses, published=request.published,
+        firewall=request.firewall, ephemeral=request.ephemeral,
+    )  # fmt: skip
     name, image = prepare(context, creation, operation)
     with contextlib.ExitStack() as stack:
         warm = _fork(context, request, name, image, operation, stack)
@@ -105,7 +108,8 @@ def _fork(
         if not spare_folders(context.home, origin.record.id):
             admit(context, origin.record.spec.memory, board_of(context, origin.record))
         with contextlib.suppress(DamagedRecord):  # it was replaced by a younger one while we linked its files
-            how = brought_up(context, origin, name, operation, request.timeout, ephemeral=request.ephemeral, image=use)
+            wishes = Wishes(use, request.spec.networks, request.addresses, request.published, request.firewall)
+            how = brought_up(context, origin, name, operation, request.timeout, ephemeral=request.ephemeral, wishes=wishes)
             return stack.enter_context(how)
     return None
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from insula.errors import InsulaError
 from insula.host.files import remove_tree
 from insula.model.status import End
+from insula.operations.cabling import uncable
 from insula.operations.observe import observe_state, read_exit, wait_gone
 from insula.store import names
 from insula.store.ends import write_end
@@ -32,10 +33,11 @@ def find_by_id(home: Home, machine_id: str) -> Path | None:
     return None
 
 
-def settle_locked(home: Home, folder: Path, *, keep_ephemeral: bool = False) -> bool:
+def settle_locked(home: Home, folder: Path, *, keep_ephemeral: bool = False, keep_cards: bool = False) -> bool:
     """Settle if it has ended; the caller holds the lock. Returns whether the folder still exists.
 
     ``keep_ephemeral``: do not delete a machine that was to go at its end, because it is about to be started again.
+    ``keep_cards``: leave its cards on their networks, because others are to take their places.
     """
     run = folder / names.RUN
     if not run.exists() or observe_state(folder)[0].has_process:
@@ -43,6 +45,9 @@ def settle_locked(home: Home, folder: Path, *, keep_ephemeral: bool = False) -> 
     if not wait_gone(folder, _KEEPERS_LAST):
         end_by_force(folder)
     end = read_exit(folder)
+    if not keep_cards:
+        with contextlib.suppress(InsulaError):
+            uncable(home, read_machine(folder))
     append_event(folder, "ended", reason=end.reason, detail=end.detail)
     if not keep_ephemeral and is_ephemeral(folder):
         remove_machine_folder(home, folder)

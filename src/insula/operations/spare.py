@@ -26,16 +26,18 @@ from insula.model.status import SpareStatus
 from insula.operations import journal
 from insula.operations.admit import board_of, check_room
 from insula.operations.awaken import loaded, rehearse
+from insula.operations.cabling import slots_of, uncable, with_cards, with_inner
 from insula.operations.context import Context
 from insula.operations.identities import own_identity
 from insula.operations.lease import take_lease
 from insula.operations.observe import is_alive
 from insula.operations.operation import Operation
-from insula.operations.origin import Origin, fill_fork, named_origin
+from insula.operations.origin import Origin, Wishes, as_wished, fill_fork, named_origin
 from insula.operations.settle import end_by_force
 from insula.store import names
 from insula.store.locks import only_one
-from insula.store.machines import ImageUse, new_machine_folder, publish_machine, read_machine, write_machine
+from insula.store.machines import new_machine_folder, publish_machine, read_machine, write_machine
+from insula.store.networks import release_claims
 from insula.store.snapshots import SnapshotRecord, read_snapshot
 from insula.store.spares import (
     Wanted,
@@ -84,18 +86,18 @@ def fill(context: Context, request: FillSpares, operation: Operation) -> None:
     home.prepare()
     with only_one(home.host / f"spares-{request.origin}.lock"):
         wanted = read_wanted(home, request.origin)
-        living = [folder for folder in spare_folders(home, request.origin) if _lives(folder)]
+        living = [folder for folder in spare_folders(home, request.origin) if _lives(context, folder)]
         record = None
         if wanted is not None and wanted.count:
             with contextlib.suppress(InsulaError, OSError):
                 record = read_snapshot(Path(wanted.snapshot))
         if wanted is None or record is None or record.id != request.origin:
             for folder in living:
-                _end(folder)
+                _end(context, folder)
             forget_origin(home, request.origin)
             return
         for folder in living[wanted.count :]:
-            _end(folder)
+            _end(context, folder)
         _check_room(context, record, wanted.count)
         for number in range(len(living), wanted.count):
             operation.tell(f"make spare {number + 1} of {wanted.count}")
@@ -116,6 +118,8 @@ def _make(context: Context, origin: Origin) -> None:
         record = fill_fork(staged, origin, ephemeral=False)
         with own_identity(context.home) as identity:
             record = msgspec.structs.replace(record, id=identity.uuid, identity=identity)
+            record = with_cards(context, record, slots_of(origin.record))
+            record = record if record.boot.agent else with_inner(context, record, origin.record)
             write_machine(staged, record)
         with loaded(context, staged, record, staged / names.ORIGIN, origin.record.memory):
             lease = take_lease(staged)  # until it has its place: nobody would find it where it is
@@ -125,22 +129,31 @@ def _make(context: Context, origin: Origin) -> None:
         lease.release()
 
 
-def _lives(folder: Path) -> bool:
+def _lives(context: Context, folder: Path) -> bool:
     """Whether it can be taken; one that cannot, because its QEMU ended or the host started anew, goes."""
     if is_alive(folder):
         return True
-    remove_tree(folder)
+    _remove(context, folder)
     return False
 
 
-def _end(folder: Path) -> None:
+def _end(context: Context, folder: Path) -> None:
     with contextlib.suppress(InsulaError):
         end_by_force(folder)
+    _remove(context, folder)
+
+
+def _remove(context: Context, folder: Path) -> None:
+    """Its QEMU has ended; so do its cards, and their claims."""
+    with contextlib.suppress(InsulaError, OSError):
+        record = read_machine(folder)
+        uncable(context.home, record)
+        release_claims(context.home, record.id)
     remove_tree(folder)
 
 
 @contextlib.contextmanager
-def taken(context: Context, origin: Origin, name: str, *, ephemeral: bool, image: ImageUse | None) -> Iterator[Path | None]:
+def taken(context: Context, origin: Origin, name: str, *, ephemeral: bool, wishes: Wishes | None) -> Iterator[Path | None]:
     """A spare of ``origin`` that is the machine ``name`` from now on, its lock being ours; None when there is none.
 
     Raises AlreadyExists.
@@ -150,10 +163,12 @@ def taken(context: Context, origin: Origin, name: str, *, ephemeral: bool, image
         if lock is None:
             continue
         try:
-            if not _lives(folder):
+            if not _lives(context, folder):
                 continue
             record = read_machine(folder)
-            mine = msgspec.structs.replace(record, created=time.time(), ephemeral=ephemeral, image=image or record.image)
+            if wishes is not None and (wishes.networks != record.spec.networks or any(wishes.addresses)):
+                continue  # its cards hang elsewhere
+            mine = as_wished(msgspec.structs.replace(record, created=time.time(), ephemeral=ephemeral), wishes)
             write_machine(folder, mine)
             journal.note(folder, "fork", "give it its name")
             yield publish_machine(context.home, folder, name)
@@ -189,7 +204,7 @@ def give_back_memory(context: Context) -> None:
     for origin in spare_origins(context.home):
         for folder in spare_folders(context.home, origin):
             if (lock := _lock(folder)) is not None:
-                _end(folder)
+                _end(context, folder)
                 os.close(lock)
 
 

@@ -24,12 +24,14 @@ from insula.model.status import MachineStatus, State
 from insula.model.units import format_size
 from insula.operations import journal
 from insula.operations.admit import admit, board_of
+from insula.operations.cabling import cabled, choose_board, wired
 from insula.operations.context import Context
 from insula.operations.failed_boot import Printed, explain
 from insula.operations.hold import Held, hold_machine, status_of
 from insula.operations.identify import identify, wait_hook
 from insula.operations.merge import merge_behind
 from insula.operations.operation import Operation, Steps
+from insula.operations.ports import open_ports
 from insula.operations.settle import settle_locked
 from insula.operations.stop import pull_plug
 from insula.store import names
@@ -37,7 +39,7 @@ from insula.store.events import append_event
 from insula.store.machines import MachineRecord, as_launched, write_machine
 
 if TYPE_CHECKING:
-    from insula.engines.base import DirectBoot, DiskBoot, LaunchPlan, LoadPlan
+    from insula.engines.base import DirectBoot, DiskBoot, LaunchPlan, LoadPlan, NicPlan
 
 
 def start(context: Context, request: StartMachine, operation: Operation) -> MachineStatus:
@@ -50,7 +52,7 @@ def start(context: Context, request: StartMachine, operation: Operation) -> Mach
         if held.already:
             if held.record.boot.agent and not held.status.agent and request.timeout > 0:
                 operation.tell("wait until the guest answers")
-                _wait_ready(held.folder, held.record, request.timeout)
+                _wait_ready(context, held.folder, held.record, request.timeout)
             return status_of(held.folder)
         if held.status.state is State.SUSPENDED:
             _start_suspended(context, held, request, operation)
@@ -96,13 +98,16 @@ def boot(
         _step(steps, folder, "start QEMU")
         printed = Printed(folder)
         steps.undo(lambda: _end(context, folder))  # before, not after: Ctrl-C may come between the two
-        context.engine.launch(launch_plan(folder, record))
+        record = wired(context, folder, record)
+        with cabled(context, folder, record) as nics:
+            context.engine.launch(launch_plan(folder, record, nics))
         append_event(folder, "started")
+        open_ports(context, folder.name, record, record.published)
         if launched is not None:
             launched()
         if record.boot.agent and timeout > 0:
             _step(steps, folder, "wait until the guest answers")
-            _wait_ready(folder, record, timeout, printed, introduce)
+            _wait_ready(context, folder, record, timeout, printed, introduce)
     journal.clear(folder)
 
 
@@ -160,16 +165,18 @@ def _with_board(context: Context, folder: Path, record: MachineRecord, *, balloo
 
     Its memory is its own, so what the guest gives back can return to the host; not so where it will be shared with forks.
     """
-    board = msgspec.structs.replace(context.engine.choose_board(record.arch, record.board), balloon=balloon)
+    board = msgspec.structs.replace(choose_board(context, record.arch, record.board), balloon=balloon)
     if board != record.board:
         record = msgspec.structs.replace(record, board=board)
         write_machine(folder, record)
     return record
 
 
-def launch_plan(folder: Path, record: MachineRecord, load: LoadPlan | None = None, run: str = names.RUN) -> LaunchPlan:
+def launch_plan(
+    folder: Path, record: MachineRecord, nics: tuple[NicPlan, ...], load: LoadPlan | None = None, run: str = names.RUN
+) -> LaunchPlan:
     """The engine's view of a machine: pure, but for the absolute paths it makes."""
-    from insula.engines.base import DiskPlan, LaunchPlan, LayerFile, NicPlan
+    from insula.engines.base import DiskPlan, LaunchPlan, LayerFile
 
     assert record.board is not None
     return LaunchPlan(
@@ -191,7 +198,7 @@ def launch_plan(folder: Path, record: MachineRecord, load: LoadPlan | None = Non
             )
             for index, disk in enumerate(record.disks)
         ),
-        nics=(NicPlan(record.identity.mac),) if record.spec.network == "nat" else (),
+        nics=nics,
         display=record.spec.display,
         tpm=folder / record.tpm if record.spec.tpm else None,
         on_end=_settle_command(folder.parent.parent, record.id),
@@ -217,7 +224,12 @@ def _settle_command(home: Path, machine_id: str) -> tuple[str, ...]:
 
 
 def _wait_ready(
-    folder: Path, record: MachineRecord, timeout: float, printed: Printed | None = None, introduce: bool = True
+    context: Context,
+    folder: Path,
+    record: MachineRecord,
+    timeout: float,
+    printed: Printed | None = None,
+    introduce: bool = True,
 ) -> None:
     """Wait for the agent, then tell the guest who it is if it is to be introduced to itself.
 
@@ -232,7 +244,7 @@ def _wait_ready(
         with open_link(folder / names.RUN) as link:
             wait_agent(link, deadline - time.monotonic())
         if introduce:
-            identify(folder, record)
+            identify(context, folder, record)
         wait_hook(folder, deadline - time.monotonic())
     except (MachineEnded, GuestError) as cause:
         raise explain(folder, printed, cause, timeout) from cause

@@ -26,6 +26,7 @@ from insula.operations.context import Context
 from insula.operations.hold import hold_machine, status_of
 from insula.operations.operation import Operation, Steps
 from insula.operations.origin import check_loadable
+from insula.operations.ports import reopen_ports
 from insula.operations.recover import recover
 from insula.operations.settle import settle_locked
 from insula.operations.stop import pull_plug
@@ -102,6 +103,7 @@ def wake(context: Context, folder: Path, record: MachineRecord, operation: Opera
             steps.begin("let it go on")
         gone = give_up(folder)  # nobody ends QEMU for our death any more: what it has loaded is nowhere else from here on
     append_event(folder, "started", way="suspended")
+    reopen_ports(context, folder.name, record)
     try:
         awaken(context, folder, record, timeout, state.former(record.identity), on_drop="resume")
     except BaseException:

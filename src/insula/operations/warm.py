@@ -23,9 +23,10 @@ from insula.host.process import leave
 from insula.host.program import own_command
 from insula.model.identity import new_identity
 from insula.model.requests import CreateMachine, DeleteWarmStates, ListWarmStates, RefreshWarmState, WarmImage
-from insula.model.spec import MachineSpec, check_spec
+from insula.model.spec import DEFAULT_NETWORK, MachineSpec, check_spec
 from insula.model.status import WarmStatus
 from insula.operations import journal
+from insula.operations.cabling import choose_board
 from insula.operations.capture import captured
 from insula.operations.context import Context
 from insula.operations.create import fill
@@ -108,9 +109,14 @@ def refresh(context: Context, request: RefreshWarmState, operation: Operation) -
 
 def key_of(context: Context, image: Image, spec: MachineSpec) -> str:
     """A digest of all that a state of ``image`` in this shape depends on."""
-    board = context.engine.choose_board(image.record.arch)
-    words = [_VERSION, image.digest, msgspec.to_builtins(spec), context.engine.fingerprint(board)]
+    board = choose_board(context, image.record.arch)
+    words = [_VERSION, image.digest, msgspec.to_builtins(canonical(spec)), context.engine.fingerprint(board)]
     return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def canonical(spec: MachineSpec) -> MachineSpec:
+    """The shape whose state serves machines of the shape ``spec``: they hear which networks they are on when they are forked."""
+    return msgspec.structs.replace(spec, networks=(DEFAULT_NETWORK,) * len(spec.networks))
 
 
 def _usable(context: Context, key: str) -> SnapshotRecord | None:
@@ -137,7 +143,7 @@ def _boot_and_keep(
         if not refresh and (record := _usable(context, key)) is not None:
             return record
         with new_machine_folder(context.home, "image warm") as staged:
-            machine, identity = fill(staged, CreateMachine(image=name, spec=spec), image), new_identity()
+            machine, identity = fill(staged, CreateMachine(image=name, spec=canonical(spec)), image), new_identity()
             write_machine(staged, msgspec.structs.replace(machine, id=identity.uuid, identity=identity))
             _keep(context, staged, operation)
             publish_warm(context.home, staged, key)
@@ -168,6 +174,9 @@ def _keep(context: Context, staged: Path, operation: Operation) -> None:
             pull_plug(staged)
         for lease in leases:
             lease.close()
+        from insula.store.networks import release_claims
+
+        release_claims(context.home, read_machine(staged).id)
     settle_locked(context.home, staged)
     journal.clear(staged)
 

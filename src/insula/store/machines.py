@@ -14,19 +14,20 @@ from typing import Literal
 
 import msgspec
 
-from insula.errors import AlreadyExists, DamagedRecord, NotFound
+from insula.errors import AlreadyExists, DamagedRecord, InsulaError, NotFound
 from insula.host.files import fsync_folder, remove_tree
 from insula.model.identity import Identity, Renewal
 from insula.model.names import LONGEST_SHOWN, nearest
+from insula.model.network import Firewall, Nic, Publish
 from insula.model.spec import MachineSpec
 from insula.model.text import clean
 from insula.store import names
 from insula.store.locks import held, sign
 from insula.store.names import Home
-from insula.store.records import read_record, read_version, staged_record, write_record
+from insula.store.records import read_record, read_version, staged_record, upgrade_shape, write_record
 from insula.store.sums import FileSum
 
-RECORD_VERSION = 2
+RECORD_VERSION = 3
 
 
 class ImageUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,6 +71,7 @@ class BoardRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What must stay the same for the guest's hardware to stay the same: set at the first start, then kept.
 
     ``balloon``: whether memory the guest gives back can return to the host; not so for a machine that is to be forked.
+    ``offloads``: whether its network cards do checksums and segmentation for the guest; then they need taps.
     """
 
     machine: str
@@ -77,6 +79,7 @@ class BoardRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     qemu: str
     accelerator: str
     balloon: bool = True
+    offloads: bool = False
 
 
 class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,7 +87,9 @@ class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``sums``: what each immutable file of the machine (path relative to its folder) must be. Version 1 did not have it.
     ``variables``: the file of its UEFI variables, ``tpm``: the folder its TPM is kept in, if it has one. ``parent``: the id of
-    the snapshot its present state descends from. ``renewed``: of a fork, what was made new in it.
+    the snapshot its present state descends from. ``renewed``: of a fork, what was made new in it. ``nics``: its network cards,
+    one for each network of its spec (version 3). ``firewall`` and ``published``: what its networks let through, and which ports
+    of the host lead to it.
     """
 
     version: int
@@ -104,6 +109,9 @@ class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tpm: str = f"{names.TPM}/0"
     parent: str | None = None
     renewed: Renewal | None = None
+    nics: list[Nic] = []
+    firewall: Firewall = Firewall()
+    published: list[Publish] = []
 
 
 def machine_folder(home: Home, name: str) -> Path:
@@ -160,7 +168,7 @@ def read_machine(folder: Path) -> MachineRecord:
     """The record in ``folder``. Raises DamagedRecord when it is missing, unreadable or from a newer Insula."""
     path = folder / names.RECORD
     try:
-        record = read_record(path, MachineRecord)
+        record = read_record(path, MachineRecord, upgrade_shape)
     except FileNotFoundError:
         raise DamagedRecord(f"{path} is missing", hint=f"to remove what is left: insula delete --force {folder.name}") from None
     except DamagedRecord:
@@ -265,10 +273,17 @@ def _rename_exclusively(source: Path, target: Path, name: str) -> None:
 
 def remove_machine_folder(home: Home, folder: Path) -> None:
     """Delete a machine: out of sight at once, then its files. A crash in between leaves a folder that sweep() removes."""
+    from insula.store.networks import release_claims
+
+    machine_id = ""
+    with contextlib.suppress(InsulaError, OSError):
+        machine_id = read_machine(folder).id
     gone = home.machines / f"{names.GONE_PREFIX}{secrets.token_hex(8)}"
     folder.rename(gone)
     fsync_folder(home.machines)
     remove_tree(gone)
+    if machine_id:
+        release_claims(home, machine_id)
 
 
 def sweep_machines(home: Home, end: Callable[[Path], None]) -> list[str]:

@@ -13,10 +13,12 @@ from typing import Final
 import msgspec
 
 from insula.errors import InsulaError
-from insula.model.spec import check_spec
+from insula.model.network import Nic
+from insula.model.spec import MOST_NETWORKS, check_spec
 from insula.model.text import clean
 from insula.store import names
 from insula.store.envelope import damaged
+from insula.store.records import decode_record, upgrade_shape
 from insula.store.snapshots import SNAPSHOT_VERSION, SnapshotRecord, snapshot_layers
 from insula.store.tpm import MOST_BYTES
 
@@ -33,6 +35,8 @@ _OTHER_MEMORY: Final = _GIB
 _LAYER: Final = re.compile(r"layers/[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
 _DISK: Final = re.compile(r"[a-z][a-z0-9-]{0,19}")
 _MAC: Final = re.compile(r"52:54:00(:[0-9a-f]{2}){3}")
+_ANY_MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_HEX8: Final = re.compile(r"[0-9a-f]{8}")
 _HEX32: Final = re.compile(r"[0-9a-f]{32}")
 _HEX64: Final = re.compile(r"[0-9a-f]{64}")
 _MACHINE_TYPE: Final = re.compile(r"[a-z0-9-]{1,32}-\d{1,3}\.\d{1,3}")
@@ -65,7 +69,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
 def decode_manifest(untrusted: bytes) -> Manifest:
     """The manifest, with nothing in it that could do harm. Raises DamagedRecord (``parcel_damaged``)."""
     try:
-        manifest = msgspec.json.decode(untrusted, type=Manifest)
+        manifest = decode_record(untrusted, Manifest, _upgrade)
         check_spec(manifest.record.spec)
     except (msgspec.MsgspecError, InsulaError) as cause:
         raise damaged("its list of contents makes no sense") from cause
@@ -78,6 +82,12 @@ def decode_manifest(untrusted: bytes) -> Manifest:
     return msgspec.structs.replace(manifest, record=msgspec.structs.replace(manifest.record, description=description))
 
 
+def _upgrade(manifest: object) -> object:
+    if isinstance(manifest, dict) and "record" in manifest:
+        return manifest | {"record": upgrade_shape(manifest["record"])}
+    return manifest
+
+
 def _require(condition: bool, what: str) -> None:
     if not condition:
         raise damaged(what)
@@ -87,7 +97,12 @@ def _check_words(record: SnapshotRecord) -> None:
     identity, board, boot = record.identity, record.board, record.boot
     for text in (record.id, identity.uuid, identity.generation, *([record.parent] if record.parent else [])):
         _require(_is_uuid(text), "an id is none")
-    _require(bool(_HEX32.fullmatch(identity.machine_id) and _MAC.fullmatch(identity.mac)), "an identity makes no sense")
+    macs = len(identity.macs) <= MOST_NETWORKS and all(_MAC.fullmatch(mac) for mac in identity.macs)
+    _require(bool(_HEX32.fullmatch(identity.machine_id) and macs), "an identity makes no sense")
+    _require(all(_WORD.fullmatch(name) for name in record.spec.networks), "its networks make no sense")
+    _require(
+        all(_makes_sense(nic) for nic in record.nics) and len(record.nics) <= MOST_NETWORKS, "its network cards make no sense"
+    )
     _require(bool(_HEX64.fullmatch(record.image.digest) and _WORD.fullmatch(record.image.name)), "its image makes no sense")
     _require(0 <= record.created < 1 << 40, "its time makes no sense")
     _require(bool(_WORD.fullmatch(record.arch)), "its architecture makes no sense")
@@ -96,6 +111,25 @@ def _check_words(record: SnapshotRecord) -> None:
         _require(all(words) and bool(_WORD.fullmatch(board.accelerator)), "its board makes no sense")
     _require(len(boot.cmdline) <= _MOST_CMDLINE and boot.cmdline.isprintable(), "its kernel's command line makes no sense")
     _require((boot.kind == "direct") == (boot.kernel is not None), "it has a kernel and none")
+
+
+def _makes_sense(nic: Nic) -> bool:
+    from ipaddress import IPv4Address, IPv4Interface, IPv6Address
+
+    inner = nic.inner
+    try:
+        if inner is not None:
+            IPv4Interface(inner.address)
+            IPv4Address(inner.gateway)
+        if nic.ipv4 is not None:
+            IPv4Address(nic.ipv4)
+        if nic.ipv6 is not None:
+            IPv6Address(nic.ipv6)
+    except ValueError:
+        return False
+    macs = [nic.mac, *((inner.mac, inner.gateway_mac) if inner is not None else ())]
+    named = all(_HEX8.fullmatch(text) for text in (nic.key, nic.network)) and all(_ANY_MAC.fullmatch(mac) for mac in macs)
+    return named and 0 <= nic.slot < MOST_NETWORKS
 
 
 def _is_uuid(text: str) -> bool:

@@ -347,6 +347,11 @@ def release_claim(home: Home, name: str, nic: str) -> None:
     _release(home, name, lambda claim: claim.nic == nic)
 
 
+def release_card(home: Home, name: str, mac: str) -> None:
+    """As `release_claim`, for the card with this address: its key may be another one by now."""
+    _release(home, name, lambda claim: claim.mac == mac)
+
+
 def release_claims(home: Home, machine: str) -> None:
     """Take all cards of the machine with this id off all networks."""
     for name in network_names(home):

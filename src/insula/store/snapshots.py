@@ -15,13 +15,14 @@ import msgspec
 from insula.errors import AlreadyExists, DamagedRecord, HostLacks, InsulaError, NotFound
 from insula.host.files import fsync_folder, is_temporary, remove_tree
 from insula.model.identity import Identity
+from insula.model.network import Nic
 from insula.model.spec import MachineSpec
 from insula.store import names
 from insula.store.machines import BoardRecord, Boot, ImageUse, MachineRecord
-from insula.store.records import read_record, write_record
+from insula.store.records import read_record, upgrade_shape, write_record
 from insula.store.sums import FileSum
 
-SNAPSHOT_VERSION = 1
+SNAPSHOT_VERSION = 2
 BEFORE_RESTORE = "before-restore"
 PUBLISH = "publish"  # the step of a verb that is to give its state a name once QEMU has ended
 
@@ -70,6 +71,7 @@ class SnapshotRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     disks: list[DiskState]
     memory: MemoryState | None
     sums: dict[str, FileSum]
+    nics: list[Nic] = []
 
     def former(self, own: Identity) -> Identity | None:
         """Who the guest in memory takes itself for, when that is somebody else than the machine with the identity ``own``: the
@@ -100,7 +102,7 @@ def read_snapshot(folder: Path) -> SnapshotRecord:
     """The record in ``folder``. Raises DamagedRecord when it is missing, unreadable or from a newer Insula."""
     path = folder / names.SNAPSHOT_RECORD
     try:
-        record = read_record(path, SnapshotRecord)
+        record = read_record(path, SnapshotRecord, upgrade_shape)
     except FileNotFoundError:
         raise DamagedRecord(f"{path} is missing", code="snapshot_damaged", hint="delete the snapshot") from None
     except DamagedRecord as cause:

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from insula.engines.base import Features, LaunchPlan, MergedLayer, NewHead, Saved, SaveOrder
+from insula.engines.base import Features, LaunchPlan, MergedLayer, NewHead, NicPlan, Saved, SaveOrder
 from insula.engines.fake.engine import FEATURES
 from insula.errors import InsulaError, MachineEnded
 from insula.host.files import remove_tree
@@ -81,6 +81,15 @@ class WriterEngine:
 
     def set_links(self, run: Path, up: bool) -> None:
         self._life(run)
+
+    def set_link(self, run: Path, slot: int, up: bool) -> None:
+        raise AssertionError("nobody has a network card here")
+
+    def plug(self, run: Path, nic: NicPlan, *, offloads: bool) -> None:
+        raise AssertionError("nobody gets a network card here")
+
+    def pull(self, run: Path, slot: int) -> None:
+        raise AssertionError("nobody has a network card here")
 
     def close(self) -> None:
         for life in self._machines.values():

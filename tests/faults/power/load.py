@@ -32,7 +32,7 @@ from tests.faults.power.blocks import Map
 from tests.faults.power.engine import WriterEngine, remembered
 from tests.faults.power.marks import Marker
 
-_SPEC = MachineSpec(memory=LEAST_MEMORY, network="none")
+_SPEC = MachineSpec(memory=LEAST_MEMORY, networks=())
 _MOST_MACHINES = 4
 _MOST_SNAPSHOTS = 3
 _LATE = 60  # seconds after which a verb that hangs is shown

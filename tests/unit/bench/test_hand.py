@@ -62,6 +62,8 @@ def devices(words: list[str]) -> list[tuple[str, list[str]]]:
     for value in values(words, "-device"):
         kind, *properties = value.split(",")
         kept = {each for each in properties if each.partition("=")[0] not in NAMES}
+        if kind == "virtio-net-pci":  # behind passt it can do none of that anyway
+            kept = {each for each in kept if not each.endswith("=off")}
         found.append((kind, sorted(kept - {"werror=stop", "rerror=report"})))
     return found
 

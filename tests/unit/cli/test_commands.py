@@ -10,7 +10,7 @@ from insula.cli.main import _COMMANDS, run_command
 
 @pytest.mark.parametrize(
     ("word", "offered"),
-    [("strat", "start"), ("lst", "list"), ("ps", "list"), ("rm", "delete"), ("remove", "delete"), ("images", "image list")],
+    [("restrat", "restart"), ("lst", "list"), ("ps", "list"), ("rm", "delete"), ("remove", "delete"), ("images", "image list")],
 )
 def test_the_nearest_command_is_offered(capsys: pytest.CaptureFixture[str], word: str, offered: str) -> None:
     assert run_command([word]) == 2

@@ -63,6 +63,11 @@ CASES = {
         disks=(disk(0, layers=3), disk(1, unsafe=True), disk(2)),
         nics=tuple(NicPlan(f"52:54:00:00:00:0{index}") for index in range(4)),
     ),
+    "taps-qemu-10.0": plan(
+        "10.0",
+        board=BoardRecord("pc-q35-10.0", EMULATED_CPU, "10.0.2", "tcg", offloads=True),
+        nics=(NicPlan("52:54:00:00:00:01", tap=5), NicPlan("52:54:00:00:00:02", tap=6, slot=2)),
+    ),
     "vga-tpm-qemu-10.0": plan("10.0", boot=DiskBoot(), display="vga", tpm=FOLDER / "tpm/0"),
     "bare-qemu-10.0": plan("10.0", boot=DirectBoot(FOLDER / "vmlinuz"), disks=(), nics=()),
 }
@@ -74,7 +79,11 @@ def argv(case: LaunchPlan) -> list[str]:
 
 
 def numbers(board: Board) -> dict[str, int]:
-    keys = [file.key for file in board.files] + [channel.key for channel in board.channels] + [key for _, key in board.netdevs]
+    keys = (
+        [file.key for file in board.files]
+        + [channel.key for channel in board.channels]
+        + [netdev.key for netdev in board.netdevs]
+    )
     return {key: number for number, key in enumerate(keys, start=10)}
 
 

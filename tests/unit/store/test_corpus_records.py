@@ -65,7 +65,7 @@ def test_a_machine_is_what_it_was(machine: Path) -> None:
     assert (record.version, record.sums) == (1, {})  # made before layers had sums
     assert (record.kind, record.arch, record.ephemeral) == ("vm", "amd64", False)
     assert record.image == ImageUse(name="tiny", digest=DIGEST)
-    assert record.spec == MachineSpec(cpus=1, memory=128 << 20, disk=10 << 30, network="nat", firmware="bios")
+    assert record.spec == MachineSpec(cpus=1, memory=128 << 20, disk=10 << 30, networks=("nat",), firmware="bios")
     assert record.identity.mac == "52:54:00:04:b7:88"
     assert record.identity.machine_id == record.id.replace("-", "")
     assert (record.boot.kind, record.boot.agent) == ("direct", True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from insula.engines.base import DirectBoot, DiskBoot, Features, LaunchPlan, MergedLayer, NewHead, Saved, SaveOrder
+from insula.engines.base import DirectBoot, DiskBoot, Features, LaunchPlan, MergedLayer, NewHead, NicPlan, Saved, SaveOrder
 from insula.errors import DamagedRecord, HostLacks, MachineEnded, UsageError
 from insula.host.files import remove_tree
 from insula.host.sockets import listen_unix
@@ -27,7 +27,7 @@ from insula.store.names import Home
 TEST_RUN: Final = "INSULA_TEST_RUN"
 
 FEATURES: Final = Features(
-    direct_boot=True, uefi=True, pause=True, power_button=True, save=True, nat=True, most_disks=5, most_nics=4
+    direct_boot=True, uefi=True, pause=True, power_button=True, save=True, nat=True, taps=False, most_disks=5, most_nics=4
 )
 
 
@@ -40,6 +40,8 @@ class _Machine:
     heads: dict[str, Path]
     layers: dict[str, Path] = field(default_factory=dict)
     links: bool = True
+    cables: dict[int, bool] = field(default_factory=dict)
+    cards: dict[int, tuple[str, bool]] = field(default_factory=dict)
     button: int = 0
 
 
@@ -128,6 +130,16 @@ class FakeEngine:
 
     def put_merged(self, run: Path, merged: MergedLayer) -> None:
         self._running(run).layers[merged.disk] = merged.path
+
+    def set_link(self, run: Path, slot: int, up: bool) -> None:
+        self._running(run).cables[slot] = up
+
+    def plug(self, run: Path, nic: NicPlan, *, offloads: bool) -> None:
+        assert nic.slot is not None
+        self._running(run).cards[nic.slot] = (nic.mac, offloads)
+
+    def pull(self, run: Path, slot: int) -> None:
+        self._running(run).cards.pop(slot, None)
 
     def set_links(self, run: Path, up: bool) -> None:
         self._running(run).links = up

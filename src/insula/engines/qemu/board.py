@@ -91,6 +91,14 @@ class Channel(msgspec.Struct, frozen=True):
     listening: bool = False
 
 
+class Netdev(msgspec.Struct, frozen=True):
+    """What is behind a network card: a tap, or passt at the other end of a connection; ``key`` names the descriptor."""
+
+    id: str
+    key: str
+    tap: bool
+
+
 class Board(msgspec.Struct, frozen=True):
     """Everything on one machine's board. Descriptors appear as keys; cmdline.py puts the numbers in."""
 
@@ -108,7 +116,7 @@ class Board(msgspec.Struct, frozen=True):
     objects: tuple[Part, ...]
     channels: tuple[Channel, ...]
     monitors: tuple[str, ...]
-    netdevs: tuple[tuple[str, str], ...]
+    netdevs: tuple[Netdev, ...]
     devices: tuple[Part, ...]
     tpm: str | None = None  # the channel to it
 
@@ -143,7 +151,9 @@ def build_board(plan: LaunchPlan) -> Board:
         ),
         channels=_CHANNELS if plan.tpm is None else (*_CHANNELS, Channel(_TPM, _TPM)),
         monitors=("mon-keeper", "mon-verbs", "mon-readers"),
-        netdevs=tuple((f"net{index}", f"net{index}") for index in range(len(plan.nics))),
+        netdevs=tuple(
+            Netdev(f"net{slot}", f"net{slot}", nic.tap is not None) for slot, nic in zip(nic_slots(plan), plan.nics, strict=True)
+        ),
         devices=_devices(plan),
         tpm=None if plan.tpm is None else _TPM,
     )
@@ -268,9 +278,14 @@ def _devices(plan: LaunchPlan) -> tuple[Part, ...]:
         Part("vmgenid", {"id": "generation0", "guid": plan.generation}),
     )
     disks = tuple(_disk(index, disk) for index, disk in enumerate(plan.disks))
-    nics = tuple(_nic(index, nic) for index, nic in enumerate(plan.nics))
+    nics = tuple(nic_part(slot, nic, plan.board.offloads) for slot, nic in zip(nic_slots(plan), plan.nics, strict=True))
     tpm = (Part("tpm-crb", {"id": "tpm0-device", "tpmdev": "tpm0"}),) if plan.tpm is not None else ()
     return (*ports, *_display(plan), *fixed, *tpm, *disks, *nics)
+
+
+def nic_slots(plan: LaunchPlan) -> list[int]:
+    """The place of each network card."""
+    return [index if nic.slot is None else nic.slot for index, nic in enumerate(plan.nics)]
 
 
 def _display(plan: LaunchPlan) -> tuple[Part, ...]:
@@ -307,7 +322,17 @@ def _disk(index: int, disk: DiskPlan) -> Part:
     return Part("virtio-blk-pci", {**names, "bootindex": index + 1, **policy})
 
 
-def _nic(index: int, nic: NicPlan) -> Part:
-    place = {"bus": f"rp{NIC_PORTS[index]}", "addr": "0x0"}
+# What a card can do for its guest belongs to a saved state (docs/decisions/0007). These need a kernel newer than others may have;
+_NOT_EVERYWHERE: Final = ("guest_ufo", "host_ufo", "guest_uso4", "guest_uso6", "host_uso")
+# and these need a tap.
+_OFFLOADS: Final = (
+    "csum", "guest_csum", "gso", "guest_tso4", "guest_tso6", "guest_ecn", "host_tso4", "host_tso6", "host_ecn",
+)  # fmt: skip
+
+
+def nic_part(slot: int, nic: NicPlan, offloads: bool) -> Part:
+    """The network card on one of the board's places for them."""
+    place = {"bus": f"rp{NIC_PORTS[slot]}", "addr": "0x0"}
+    off = dict.fromkeys(_NOT_EVERYWHERE if offloads else (*_OFFLOADS, *_NOT_EVERYWHERE), False)
     # No ROM: nothing boots from the network, and loading it would cost each boot.
-    return Part("virtio-net-pci", {"id": f"nic{index}", **place, "netdev": f"net{index}", "mac": nic.mac, "romfile": ""})
+    return Part("virtio-net-pci", {"id": f"nic{slot}", **place, "netdev": f"net{slot}", "mac": nic.mac, "romfile": "", **off})

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from insula.engines.qemu.board import Board, Channel, File, Part
+from insula.engines.qemu.board import Board, Channel, File, Netdev, Part
 
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 # A panic ends the machine, so that its reason is known; a guest that reboots itself reboots in place.
@@ -51,8 +51,8 @@ def build_argv(board: Board, descriptors: Mapping[str, int], binary: str) -> lis
         add("-tpmdev", f"emulator,id=tpm0,chardev={board.tpm}")
     for monitor in board.monitors:
         add("-mon", f"chardev={monitor},mode=control")
-    for netdev, key in board.netdevs:
-        add("-netdev", f"stream,id={netdev},addr.type=fd,addr.str={descriptors[key]}")
+    for netdev in board.netdevs:
+        add("-netdev", _netdev(netdev, descriptors[netdev.key]))
     for part in board.devices:
         add("-device", _part(part))
     for option, value in board.boot:
@@ -70,6 +70,12 @@ def _add_fd(file: File, descriptors: Mapping[str, int]) -> str:
 def _channel(channel: Channel, descriptors: Mapping[str, int]) -> str:
     words = f"socket,id={channel.id},fd={descriptors[channel.key]}"
     return f"{words},server=on,wait=off" if channel.listening else words
+
+
+def _netdev(netdev: Netdev, descriptor: int) -> str:
+    if netdev.tap:
+        return f"tap,id={netdev.id},fd={descriptor},vhost=off"
+    return f"stream,id={netdev.id},addr.type=fd,addr.str={descriptor}"
 
 
 def _part(part: Part) -> str:

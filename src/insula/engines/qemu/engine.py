@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from insula.engines.base import Features, LaunchPlan, MergedLayer, Method, NewHead, Saved, SaveOrder
+from insula.engines.base import Features, LaunchPlan, MergedLayer, Method, NewHead, NicPlan, Saved, SaveOrder
 from insula.store import names
 from insula.store.machines import BoardRecord
 from insula.store.names import Home
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from insula.engines.qemu.probe import Build, Notes
 
 FEATURES: Final = Features(
-    direct_boot=True, uefi=True, pause=True, power_button=True, save=True, nat=True, most_disks=5, most_nics=4
+    direct_boot=True, uefi=True, pause=True, power_button=True, save=True, nat=True, taps=True, most_disks=5, most_nics=4
 )
 
 
@@ -95,6 +95,21 @@ class QemuEngine:
         from insula.engines.qemu import chains
 
         chains.put_merged(run / names.QMP_SOCKET, merged)
+
+    def set_link(self, run: Path, slot: int, up: bool) -> None:
+        from insula.engines.qemu import cards
+
+        cards.set_link(run / names.QMP_SOCKET, slot, up)
+
+    def plug(self, run: Path, nic: NicPlan, *, offloads: bool) -> None:
+        from insula.engines.qemu import cards
+
+        cards.plug(run / names.QMP_SOCKET, nic, offloads=offloads)
+
+    def pull(self, run: Path, slot: int) -> None:
+        from insula.engines.qemu import cards
+
+        cards.pull(run / names.QMP_SOCKET, slot)
 
     def set_links(self, run: Path, up: bool) -> None:
         from insula.engines.qemu import migrate

@@ -20,7 +20,15 @@ from pathlib import Path
 from typing import Final
 
 from insula.engines.base import DirectBoot, DiskBoot, LaunchPlan
-from insula.engines.qemu.board import FIRMWARE_CODE, FIRMWARE_VARIABLES, JAIL_INITRD, JAIL_KERNEL, JAIL_MEMORY, build_board
+from insula.engines.qemu.board import (
+    FIRMWARE_CODE,
+    FIRMWARE_VARIABLES,
+    JAIL_INITRD,
+    JAIL_KERNEL,
+    JAIL_MEMORY,
+    build_board,
+    nic_slots,
+)
 from insula.engines.qemu.cmdline import build_argv
 from insula.engines.qemu.descriptors import Descriptors, open_for_keeper, open_for_qemu
 from insula.engines.qemu.probe import Build, root_plan
@@ -156,14 +164,17 @@ def _file_errors(run_folder: Path) -> Iterator[None]:
 
 
 def _networks(plan: LaunchPlan, descriptors: Descriptors, uid: int | None, watch: ExitStack) -> list[socket.socket]:
-    """Start a helper per network card. Returns sockets to see by whether it lives; a helper ends when all its ends are closed."""
+    """Start a helper per network card that has no tap. Returns sockets to see by whether it lives: it ends with its ends."""
     from insula.networks.passt import start_passt
 
     ends = []
-    for index in range(len(plan.nics)):
+    for slot, nic in zip(nic_slots(plan), plan.nics, strict=True):
+        if nic.tap is not None:
+            descriptors.qemu[f"net{slot}"] = os.dup(nic.tap)
+            continue
         end = start_passt(uid)
         ends.append(watch.enter_context(end.dup()))
-        descriptors.qemu[f"net{index}"] = end.detach()
+        descriptors.qemu[f"net{slot}"] = end.detach()
     return ends
 
 

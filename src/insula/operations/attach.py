@@ -1,0 +1,160 @@
+"""Cards: put a machine on a network and take it off, pull its cable, limit it; at once when it runs."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Final
+
+import msgspec
+
+from insula.errors import AlreadyExists, GuestError, HostLacks, NotFound, WrongState
+from insula.model.identity import new_mac
+from insula.model.network import Nic, Rates
+from insula.model.requests import AttachNetwork, DetachNetwork, LimitNetwork, SetLink
+from insula.model.spec import MOST_NETWORKS
+from insula.model.status import MachineStatus, State
+from insula.operations.cabling import Card, change_cards, free_slot, hang, has_fabric, new_card, new_key, take_off, with_nics
+from insula.operations.context import Context
+from insula.operations.hold import Held, hold_machine, status_of
+from insula.operations.identify import identify
+from insula.operations.operation import Operation, Steps
+from insula.store import names
+from insula.store.events import append_event
+from insula.store.machines import MachineRecord, write_machine
+from insula.store.networks import release_card
+
+_FOUND: Final = 20.0  # seconds for a guest to find a card; an emulated one takes half of one
+_LOOK: Final = 0.1
+
+
+def attach(context: Context, request: AttachNetwork, operation: Operation) -> MachineStatus:
+    """Give a machine a card on a network. Raises NotFound, AlreadyExists, HostLacks, WrongState; then it is as it was."""
+    from insula.engines.base import NicPlan
+
+    with hold_machine(context, request.name, "network attach") as held:
+        record = held.record
+        if request.network in record.spec.networks:
+            raise AlreadyExists(f"{request.name} is on {request.network} already", code="attached_already")
+        if len(record.nics) >= MOST_NETWORKS:
+            raise WrongState(
+                f"{request.name} has {MOST_NETWORKS} network cards, which is all it can have", code="too_many_devices"
+            )
+        if not has_fabric(context):
+            raise HostLacks("this host can make no network to attach to", code="no_fabric", hint="run: insula doctor")
+        card = Card(new_key(), new_mac(), free_slot(record.nics))
+        nic = new_card(context, record.id, request.network, card, fabric=True, address=request.address)
+        after = _with(record, [*record.nics, nic], (*record.spec.networks, request.network))
+        with Steps(operation) as steps:
+            write_machine(held.folder, after)
+            steps.undo(lambda: write_machine(held.folder, record))
+            if held.status.state.has_process:
+                steps.begin("plug the card in")
+                steps.undo(lambda: take_off(context.home, nic))
+                tap = hang(context.home, request.name, after, nic)
+                try:
+                    assert record.board is not None
+                    plan = NicPlan(nic.mac, tap, nic.slot)
+                    context.engine.plug(held.folder / names.RUN, plan, offloads=record.board.offloads)
+                finally:
+                    os.close(tap)
+        append_event(held.folder, "attached", network=request.network)
+        if held.status.state is State.RUNNING and held.status.agent:
+            _introduce(context, held, after)
+        return status_of(held.folder)
+
+
+def _introduce(context: Context, held: Held, record: MachineRecord) -> None:
+    """Let the agent set up the card that was just plugged in, as soon as the guest has found it."""
+    deadline = time.monotonic() + _FOUND
+    while True:
+        try:
+            identify(context, held.folder, record)
+            return
+        except GuestError as failure:
+            if "ENODEV" not in failure.message or time.monotonic() > deadline:
+                raise
+        time.sleep(_LOOK)  # no event tells that a guest's driver has taken a card
+
+
+def detach(context: Context, request: DetachNetwork, operation: Operation) -> MachineStatus:
+    """Take a machine's card off a network. Raises NotFound, GuestError (``card_in_use``); then it is as it was."""
+    with hold_machine(context, request.name, "network detach") as held:
+        nic = _card_on(context, held, request.network)
+        index = held.record.nics.index(nic)
+        if held.status.state.has_process:
+            operation.tell("pull the card out")
+            context.engine.pull(held.folder / names.RUN, nic.slot)
+        kept = [each for each in held.record.nics if each is not nic]
+        networks = tuple(name for place, name in enumerate(held.record.spec.networks) if place != index)
+        write_machine(held.folder, _with(held.record, kept, networks))
+        take_off(context.home, nic)
+        release_card(context.home, request.network, nic.mac)
+        append_event(held.folder, "detached", network=request.network)
+        return status_of(held.folder)
+
+
+def set_link(context: Context, request: SetLink, operation: Operation) -> MachineStatus:
+    """Plug or pull cables, now and for later starts. Raises NotFound."""
+    del operation
+    with hold_machine(context, request.name, "network link") as held:
+        chosen = _cards(context, held, request.network)
+        after = _replace(
+            held, [msgspec.structs.replace(nic, up=request.up) if nic in chosen else nic for nic in held.record.nics]
+        )
+        if held.status.state.has_process:
+            for nic in chosen:
+                context.engine.set_link(held.folder / names.RUN, nic.slot, request.up)
+            change_cards(context, request.name, after)
+        return status_of(held.folder)
+
+
+def limit(context: Context, request: LimitNetwork, operation: Operation) -> MachineStatus:
+    """Limit what cards may send and receive, now and from now on. Raises NotFound, HostLacks."""
+    del operation
+    with hold_machine(context, request.name, "network limit") as held:
+        chosen = _cards(context, held, request.network)
+        limited = {nic.key: msgspec.structs.replace(nic, rates=_rates(nic.rates, request)) for nic in chosen}
+        after = _replace(held, [limited.get(nic.key, nic) for nic in held.record.nics])
+        if held.status.state.has_process:
+            change_cards(context, request.name, after)
+        return status_of(held.folder)
+
+
+def _rates(former: Rates, request: LimitNetwork) -> Rates:
+    up = former.up if request.up is None else request.up
+    return Rates(up, former.down if request.down is None else request.down)
+
+
+def _replace(held: Held, nics: list[Nic]) -> MachineRecord:
+    after = msgspec.structs.replace(held.record, nics=nics)
+    write_machine(held.folder, after)
+    return after
+
+
+def _with(record: MachineRecord, nics: list[Nic], networks: tuple[str, ...]) -> MachineRecord:
+    return msgspec.structs.replace(with_nics(record, nics), spec=msgspec.structs.replace(record.spec, networks=networks))
+
+
+def _cards(context: Context, held: Held, network: str) -> list[Nic]:
+    """The card on ``network``, or all. Raises NotFound when there is none."""
+    if network:
+        return [_card_on(context, held, network)]
+    if not held.record.nics:
+        raise NotFound(f"{held.folder.name} has no network card", code="not_attached")
+    return list(held.record.nics)
+
+
+def _card_on(context: Context, held: Held, network: str) -> Nic:
+    from insula.store.networks import find_network
+
+    _, wanted = find_network(context.home, network)
+    for nic in held.record.nics:
+        if nic.network == wanted.id:
+            return nic
+    there = ", ".join(held.record.spec.networks)
+    raise NotFound(
+        f"{held.folder.name} is not on {network}",
+        code="not_attached",
+        hint=f"it is on: {there}" if there else "it is on no network",
+    )

@@ -1,0 +1,148 @@
+"""Networks: make, list, show, delete and repair them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import msgspec
+
+from insula.errors import HostLacks, InsulaError, WrongState
+from insula.model.network import NetworkSpec, check_network, check_network_name
+from insula.model.requests import CreateNetwork, DeleteNetwork, ListNetworks, RepairNetworks, ShowNetwork
+from insula.model.status import NetworkDetails, NetworkMember, NetworkStatus
+from insula.operations.cabling import has_fabric
+from insula.operations.context import Context
+from insula.operations.observe import observe
+from insula.operations.operation import Operation
+from insula.store.locks import folder_lock
+from insula.store.machines import MachineRecord, machine_names, read_machine
+from insula.store.networks import NetworkRecord
+
+
+def create(context: Context, request: CreateNetwork, operation: Operation) -> NetworkStatus:
+    """Make a network. Raises UsageError, AlreadyExists (``subnet_taken`` too), HostLacks (``no_fabric``); then there is none."""
+    from insula.host.links import routes
+    from insula.networks.ability import probe
+    from insula.networks.lan import check_parent
+    from insula.networks.naming import home_key, host_link
+    from insula.store.networks import create_network
+
+    check_network_name(request.name)
+    context.home.prepare()
+    if not has_fabric(context) or (request.mode == "bridge" and probe(context.home).kind != "root"):
+        raise HostLacks(
+            f"this host can make no {request.mode} network: {probe(context.home).why or 'that needs root'}",
+            code="no_fabric",
+            hint="see what is missing: insula doctor",
+        )
+    operation.tell("choose its subnets")
+    spec = NetworkSpec(
+        mode=request.mode, ipv4=request.ipv4 or None, ipv6=request.ipv6 or None, parent=request.parent or None,
+        vlan=request.vlan, isolated=request.isolated,
+    )  # fmt: skip
+    if spec.mode == "bridge":
+        check_parent(check_network(spec))
+    record = create_network(context.home, request.name, spec, routes(except_link=host_link(home_key(context.home.root))))
+    return _status(request.name, record, {})
+
+
+def list_networks(context: Context, request: ListNetworks, operation: Operation) -> list[NetworkStatus]:
+    """All networks, by name. The default one is among them, whether it was used yet or not."""
+    del request, operation
+    from insula.store.networks import list_networks as stored
+
+    members = _members(context)
+    return [_status(name, record, members) for name, record in stored(context.home)]
+
+
+def show(context: Context, request: ShowNetwork, operation: Operation) -> NetworkDetails:
+    """A network and who hangs on it. Raises NotFound."""
+    del operation
+    from insula.store.networks import find_network
+
+    name, record = find_network(context.home, request.name)
+    members = _members(context)
+    status = _status(name, record, members)
+    return NetworkDetails(
+        **msgspec.structs.asdict(status), id=record.id, fabric=_fabric(context), resolver=_resolver(context, record),
+        members=members.get(record.id, []),
+    )  # fmt: skip
+
+
+def delete(context: Context, request: DeleteNetwork, operation: Operation) -> NetworkStatus:
+    """Delete a network that no machine is on. Raises NotFound, WrongState (``network_in_use``)."""
+    from insula.store.networks import delete_network, find_network
+
+    name, record = find_network(context.home, request.name)
+    members = _members(context)
+    if users := members.get(record.id):
+        shown = ", ".join(user.machine for user in users[:5]) + ("…" if len(users) > 5 else "")
+        raise WrongState(
+            f"{name} is in use by {shown}", code="network_in_use",
+            hint=f"take them off first: insula network detach {name} {users[0].machine}",
+        )  # fmt: skip
+    operation.tell("delete it")
+    _release_what_is_gone(context)
+    delete_network(context.home, name)
+    return _status(name, record, {})
+
+
+def _release_what_is_gone(context: Context) -> None:
+    """Claims of machines whose deletion died half-way. Nobody makes a machine meanwhile."""
+    from insula.store.networks import sweep_claims
+
+    with folder_lock(context.home.machines):
+        there = {record.id for record in _all_records(context)}
+        sweep_claims(context.home, there.__contains__)
+
+
+def _all_records(context: Context) -> Iterator[MachineRecord]:
+    """Of machines, of those being made, and of spares."""
+    for folder in (*context.home.machines.glob("*"), *context.home.spares.glob("*/*")):
+        with contextlib.suppress(InsulaError, OSError):
+            yield read_machine(folder)
+
+
+def repair(context: Context, request: RepairNetworks, operation: Operation) -> list[str]:
+    """Make links, rules and helpers be again what running machines need; returns what was not so, in words."""
+    del request
+    from insula.networks.fabric import repair as make_so
+
+    operation.tell("look at links, rules and helpers")
+    return make_so(context.home)
+
+
+def _fabric(context: Context) -> str:
+    from insula.networks.ability import probe
+
+    return probe(context.home).kind
+
+
+def _resolver(context: Context, record: NetworkRecord) -> str:
+    """Where the host can ask for names of this network: without root it has no way in there."""
+    from insula.networks.ability import probe
+    from insula.networks.plan import gateway4
+
+    reachable = record.spec.mode == "nat" and probe(context.home).kind == "root" and has_fabric(context)
+    return gateway4(record.spec) or "" if reachable else ""
+
+
+def _members(context: Context) -> dict[str, list[NetworkMember]]:
+    """By network id, the cards that are on it."""
+    found: dict[str, list[NetworkMember]] = {}
+    for name in machine_names(context.home):
+        status, record = observe(context.home.machine(name))
+        for nic in record.nics if isinstance(record, MachineRecord) else []:
+            addresses = [address for address in (nic.ipv4, nic.ipv6) if address]
+            member = NetworkMember(name, status.state, nic.mac, addresses, nic.up, f"t{nic.key}")
+            found.setdefault(nic.network, []).append(member)
+    return found
+
+
+def _status(name: str, record: NetworkRecord, members: dict[str, list[NetworkMember]]) -> NetworkStatus:
+    spec = record.spec
+    return NetworkStatus(
+        name=name, mode=spec.mode, ipv4=spec.ipv4, ipv6=spec.ipv6, machines=len(members.get(record.id, [])), parent=spec.parent,
+        vlan=spec.vlan, isolated=spec.isolated, created=record.created,
+    )  # fmt: skip
