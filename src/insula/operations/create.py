@@ -100,13 +100,11 @@ def prepare(context: Context, request: CreateMachine, operation: Operation) -> t
 
 def check_connection(context: Context, name: str, request: CreateMachine) -> None:
     """Ahead of building an image for a machine that could not be connected so. Raises UsageError, NotFound, AlreadyExists."""
-    from insula.model.network import check_rule
+    from insula.model.network import check_firewall
     from insula.operations.ports import check_free
 
     for network in request.spec.networks:
-        network_named(context.home, network)
-    for rule in request.firewall.rules:
-        check_rule(rule)
+        check_firewall(network_named(context.home, network).spec, request.firewall)
     check_free(context.home, name, list(request.published))
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from insula.errors import NotFound
-from insula.model.network import Firewall, check_rule, format_rule
+from insula.model.network import Firewall, check_firewall, check_rule, format_rule
 from insula.model.requests import SetFirewall, ShowFirewall
-from insula.operations.cabling import change_cards
+from insula.operations.cabling import change_cards, network_of
 from insula.operations.context import Context
 from insula.operations.hold import hold_machine
 from insula.operations.operation import Operation
@@ -25,6 +25,8 @@ def change(context: Context, request: SetFirewall, operation: Operation) -> Fire
     """Change it; all of it holds at once, or nothing. Raises NotFound, UsageError (``bad_rule``), HostLacks."""
     with hold_machine(context, request.name, "firewall") as held:
         firewall = changed(Firewall() if request.clear else held.record.firewall, request)
+        for nic in held.record.nics:
+            check_firewall(network_of(context.home, nic).spec, firewall)
         after = msgspec.structs.replace(held.record, firewall=firewall)
         if held.status.state.has_process:
             operation.tell("load its rules")
