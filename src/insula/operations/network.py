@@ -108,9 +108,15 @@ def repair(context: Context, request: RepairNetworks, operation: Operation) -> l
     """Make links, rules and helpers be again what running machines need; returns what was not so, in words."""
     del request
     from insula.networks.fabric import repair as make_so
+    from insula.networks.fabric import status
 
     operation.tell("look at links, rules and helpers")
-    return make_so(context.home)
+    before = status(context.home)
+    lost = [before.cards[key].attached.machine for key in make_so(context.home) if key in before.cards]
+    return [
+        *(f"{program} had ended: started again" for program in before.missing),
+        *(f"{machine} has lost its card for good: restart it" for machine in dict.fromkeys(lost)),
+    ]
 
 
 def _fabric(context: Context) -> str:
