@@ -39,6 +39,7 @@ _SAID = {
     "not_running",
     "wrong_state",
     "agent_absent",
+    "killed",  # of a boot: how it ended
 }
 _FULL = pytest.mark.full
 

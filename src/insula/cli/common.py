@@ -160,8 +160,3 @@ def perform_each(names: Sequence[str], make: Callable[[str], Request], as_json: 
     if as_json:
         print_json(results)
     return status
-
-
-def strip_dashes(words: Sequence[str]) -> tuple[str, ...]:
-    """The guest's command, without the `--` that sets it apart."""
-    return tuple(words[1:]) if words[:1] == ("--",) else tuple(words)

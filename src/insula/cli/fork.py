@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from insula.cli.common import client, json_option, quiet_option, strip_dashes
+from insula.cli.common import client, json_option, quiet_option
 from insula.cli.each import run_in_each
 from insula.cli.render import ProgressLine, print_json
-from insula.cli.values import Seconds, later
+from insula.cli.values import Seconds, later, strip_dashes
 from insula.errors import InsulaError
 from insula.model.names import split_snapshot
 from insula.model.requests import DeleteMachine, ExecMachine, ForkMachine

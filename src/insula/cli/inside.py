@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import click
 
 from insula.cli.streams import console_streams, guest_streams, window_size
-from insula.cli.values import Seconds, later
+from insula.cli.values import Seconds, later, strip_dashes
 from insula.errors import Interrupted
 from insula.model.command import Command
 
@@ -58,7 +58,7 @@ def exec_(
 ) -> int:
     """Run CMD in a machine; exits with its code (128 + n: a signal; 125: Insula failed, 126: not executable, 127: not found)."""
     del as_json
-    argv = argv[1:] if argv[:1] == ("--",) else argv
+    argv = strip_dashes(argv)
     if not argv:
         raise click.UsageError("Missing the command to run.")
     return _in_guest(name, Command(argv, env=env, user=user, cwd=cwd, tty=tty, wait=wait), interactive=interactive)

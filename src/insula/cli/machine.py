@@ -19,11 +19,10 @@ from insula.cli.common import (
     perform_each,
     quiet_option,
     shape_options,
-    strip_dashes,
     tpm_option,
 )
 from insula.cli.render import ProgressLine, age, print_json, print_pairs, print_table
-from insula.cli.values import Seconds, later
+from insula.cli.values import Seconds, later, strip_dashes
 from insula.model.network import format_publish, format_rate, format_rule
 from insula.model.requests import (
     CloneMachine,

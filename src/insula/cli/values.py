@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from insula.errors import UsageError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -72,3 +74,17 @@ def Port() -> _Parsed:  # noqa: N802 - as above
 def RuleWords() -> _Parsed:  # noqa: N802 - as above
     """A firewall's rule, such as ``allow to example.org tcp 443``."""
     return _Parsed("rule", "parse_rule")
+
+
+def strip_dashes(words: Sequence[str]) -> tuple[str, ...]:
+    """The guest's command, without the `--` that sets it apart. Raises UsageError for what looks like a flag and stands too late
+    to be one."""
+    if words[:1] == ("--",):
+        return tuple(words[1:])
+    if words and words[0].startswith("-"):
+        raise UsageError(
+            f"'{words[0]}' stands where the guest's command begins",
+            code="late_flag",
+            hint="flags stand before names; put -- before a command that begins so",
+        )
+    return tuple(words)

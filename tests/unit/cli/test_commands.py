@@ -37,3 +37,9 @@ def test_what_others_call_it_names_commands_of_ours() -> None:
     for word, ours in _ELSEWHERE.items():
         assert word not in _COMMANDS
         assert ours.startswith("--") or ours.split()[0] in _COMMANDS
+
+
+@pytest.mark.parametrize("words", [["fork", "web@x", "--name", "two"], ["run", "tiny", "--rm"], ["exec", "web", "-t", "sh"]])
+def test_a_flag_that_comes_too_late_is_no_command(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert run_command(words) == 125
+    assert capsys.readouterr().err.splitlines()[0] == f"insula: '{words[2]}' stands where the guest's command begins"
