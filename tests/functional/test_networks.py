@@ -205,6 +205,10 @@ def test_profiles_say_what_is_open_where_no_rule_does(lab: Lab, world: Outside) 
         for profile, outside_is_open in profiles:
             lab.two.set_firewall(profile=profile)
             assert reaches(lab.two, world.address, port) is outside_is_open, profile
+    lab.two.set_firewall(add=["deny from machine:net-one icmp"])
+    assert not works(lab.one, f"ping -c1 -W1 {address(lab.two)}")
+    lab.two.set_firewall(remove=["deny from machine:net-one icmp"])
+    assert works(lab.one, f"ping -c1 -W5 {address(lab.two)}")
     lab.two.set_firewall(isolated=True)
     assert not works(lab.two, f"ping -c1 -W1 {address(lab.one)}")
     lab.two.set_firewall(clear=True, isolated=False)

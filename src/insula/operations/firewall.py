@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from insula.errors import NotFound
-from insula.model.network import Firewall, check_firewall, check_rule, format_rule
+from insula.model.network import MACHINE_PEER, Firewall, check_firewall, check_rule, format_rule
 from insula.model.requests import SetFirewall, ShowFirewall
 from insula.operations.cabling import change_cards, network_of
 from insula.operations.context import Context
@@ -25,6 +25,9 @@ def change(context: Context, request: SetFirewall, operation: Operation) -> Fire
     """Change it; all of it holds at once, or nothing. Raises NotFound, UsageError (``bad_rule``), HostLacks."""
     with hold_machine(context, request.name, "firewall") as held:
         firewall = changed(Firewall() if request.clear else held.record.firewall, request)
+        for rule in request.add:
+            if rule.peer.startswith(MACHINE_PEER):
+                machine_folder(context.home, rule.peer.removeprefix(MACHINE_PEER))
         for nic in held.record.nics:
             check_firewall(network_of(context.home, nic).spec, firewall)
         after = msgspec.structs.replace(held.record, firewall=firewall)
