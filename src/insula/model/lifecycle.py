@@ -29,7 +29,7 @@ _ALLOWED: Final[dict[str, frozenset[State]]] = {
     "suspend": frozenset({State.RUNNING, State.PAUSED}),
     "clone": frozenset({State.STOPPED}),
     "network attach": frozenset({State.STOPPED, State.RUNNING, State.PAUSED}),
-    "network detach": frozenset({State.STOPPED, State.RUNNING, State.PAUSED}),
+    "network detach": frozenset({State.STOPPED, State.RUNNING}),
     "network link": frozenset({State.STOPPED, State.SUSPENDED, State.RUNNING, State.PAUSED}),
     "network limit": frozenset({State.STOPPED, State.SUSPENDED, State.RUNNING, State.PAUSED}),
     "publish": frozenset({State.STOPPED, State.SUSPENDED, State.RUNNING, State.PAUSED}),
@@ -89,6 +89,7 @@ _HINTS: Final[dict[tuple[str, State], str]] = {
     ("clone", State.SUSPENDED): "to let it go on: insula start {name}",
     ("capture", State.STOPPED): "to start it: insula start {name}",
     ("network attach", State.SUSPENDED): "its memory knows the cards it has: let it go on first: insula start {name}",
+    ("network detach", State.PAUSED): "its guest must let go of the card: insula resume {name}",
     ("network detach", State.SUSPENDED): "its memory knows the cards it has: let it go on first: insula start {name}",
     ("restart", State.STOPPED): "to start it: insula start {name}",
 }

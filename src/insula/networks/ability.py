@@ -40,8 +40,10 @@ def probe(home: Home) -> Ability:
 
     reach = find_reach()
     found = Ability(reach.kind, reach.reason, key)
-    with contextlib.suppress(OSError, InsulaError):  # then it is tried again next time
-        write_record(path, found)
+    # What failed may have failed for want of time; what is missing is seen by the key.
+    if found.kind != "none" or reach.lasting:
+        with contextlib.suppress(OSError, InsulaError):  # then it is tried again next time
+            write_record(path, found)
     return found
 
 

@@ -19,7 +19,18 @@ from insula.host import links, nft
 from insula.model.network import NetworkSpec
 from insula.networks import forwarders, lan, lone, naming, plan, rules, uplinks
 from insula.networks import names as dnsmasq
-from insula.networks.ground import Fabric, attached_cards, card_file, cards_inside, expected, locked, opened, together
+from insula.networks.ground import (
+    Fabric,
+    attached_cards,
+    card_file,
+    cards_inside,
+    expected,
+    locked,
+    opened,
+    standing_cards,
+    standing_file,
+    together,
+)
 from insula.networks.plan import Attached
 from insula.networks.raising import card_links, end, load, mend, raised, shape, started
 from insula.store import names
@@ -53,7 +64,7 @@ def attach(home: names.Home, attached: Attached) -> int:
 def _attach(fabric: Fabric, attached: Attached) -> int:
     key = attached.nic.key
     write_record(card_file(fabric.home, key), attached)
-    tap = lone.open_tap(fabric, attached) if lone.is_lone(attached) else fabric.holder.tap(naming.tap_name(key))
+    tap = _open_tap(fabric, attached)
     try:
         _connect(fabric, attached)
     except BaseException:
@@ -99,16 +110,24 @@ def stand_by(home: names.Home, attached: Attached) -> int:
     Raises HostLacks.
     """
     with locked(home):
+        write_record(standing_file(home, attached.nic.key), attached)
         if lan.is_direct(attached):
             return lan.open_macvtap(attached, stands_by=True)
         with raised(home) as fabric:
-            return fabric.holder.tap(naming.tap_name(attached.nic.key))
+            return _open_tap(fabric, attached)
+
+
+def _open_tap(fabric: Fabric, attached: Attached) -> int:
+    if lone.is_lone(attached):
+        return lone.open_tap(fabric, attached)
+    return fabric.holder.tap(naming.tap_name(attached.nic.key))
 
 
 def replace(home: names.Home, former: str, attached: Attached) -> None:
     """Hang a card that stood by in the place of the card with the key ``former``, which goes. Raises HostLacks, NotFound."""
     with locked(home):
         there = attached_cards(home).get(former)
+        standing_file(home, attached.nic.key).unlink(missing_ok=True)
         if lan.is_direct(attached):
             if there is not None:
                 _forget(home, there)
@@ -128,7 +147,17 @@ def detach(home: names.Home, key: str) -> None:
     """Take a card off; nothing happens when it is not attached. The last one ends the fabric."""
     if not home.fabric.exists():
         return
-    with locked(home), opened(home) as fabric:
+    with locked(home):
+        _detach_any(home, key)
+        if not cards_inside(home) and not standing_cards(home) and (home.fabric / names.FABRIC_STATE).exists():
+            with started(home) as (fabric, _):  # its holder died: what it left goes now
+                end(home, fabric.key, fabric.holder)
+
+
+def _detach_any(home: names.Home, key: str) -> None:
+    with opened(home) as fabric:
+        if (standing := standing_cards(home).get(key)) is not None:
+            _forget_standing(home, standing)
         attached = attached_cards(home).get(key)
         if attached is None:
             return
@@ -138,12 +167,28 @@ def detach(home: names.Home, key: str) -> None:
         _detach(fabric, attached)
         for lost in _lost(fabric) if fabric.cards else ():
             _detach(fabric, lost)
+        if fabric.cards:
+            _sweep_standing(fabric)
+
+
+def _forget_standing(home: names.Home, attached: Attached) -> None:
+    if lone.is_lone(attached):
+        lone.end(home, attached.nic.key)
+    lan.remove(attached)
+    standing_file(home, attached.nic.key).unlink(missing_ok=True)
 
 
 def _lost(fabric: Fabric) -> list[Attached]:
     """Cards whose QEMU is gone: their machine's end was not told, because whoever should have was killed."""
     present = links.counters(fabric.holder.spaces)
     return [card for key, card in fabric.cards.items() if not lan.is_direct(card) and naming.tap_name(key) not in present]
+
+
+def _sweep_standing(fabric: Fabric) -> None:
+    present = links.counters(fabric.holder.spaces)
+    for key, card in standing_cards(fabric.home).items():
+        if not lan.is_direct(card) and naming.tap_name(key) not in present:
+            _forget_standing(fabric.home, card)
 
 
 def _forget(home: names.Home, attached: Attached) -> None:
@@ -156,7 +201,7 @@ def _detach(fabric: Fabric, attached: Attached) -> None:
     fabric.cards.pop(key, None)
     forwarders.end_of_card(fabric, key)
     lone.end(fabric.home, key)
-    if not fabric.cards:
+    if not fabric.cards and not standing_cards(fabric.home):
         end(fabric.home, fabric.key, fabric.holder)
         card_file(fabric.home, key).unlink(missing_ok=True)
         return
@@ -185,6 +230,10 @@ def change(home: names.Home, attached: Attached) -> None:
     Raises NotFound (``not_attached``), HostLacks.
     """
     key, network, spec = attached.nic.key, attached.nic.network, attached.network
+    if lan.is_direct(attached):
+        with locked(home):
+            _change_direct(home, attached)
+        return
     with locked(home), opened(home) as fabric:
         former = fabric.cards.get(key) if fabric is not None else None
         if fabric is None or former is None:
@@ -200,6 +249,15 @@ def change(home: names.Home, attached: Attached) -> None:
         if dnsmasq.has_names(spec):
             dnsmasq.write_card(fabric.network_folder(network), attached)
             _tell_names(fabric, network, spec)
+
+
+def _change_direct(home: names.Home, attached: Attached) -> None:
+    """A card without a fabric: there is nothing to change but its name and its cable."""
+    if not card_file(home, attached.nic.key).exists():
+        raise NotFound(f"the card {attached.nic.key} hangs in no network now", code="not_attached", hint="restart the machine")
+    write_record(card_file(home, attached.nic.key), attached)
+    state = "up" if attached.nic.up else "down"
+    links.apply("ip", [f"link set dev {naming.macvtap_name(attached.nic.key)} {state}"])
 
 
 def _tell_names(fabric: Fabric, network: str, spec: NetworkSpec) -> None:

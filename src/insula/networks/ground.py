@@ -8,7 +8,9 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
+from insula.errors import DamagedRecord
 from insula.host.files import fleeting
 from insula.host.holder import Holder, connect_holder
 from insula.model.network import NetworkSpec
@@ -18,6 +20,9 @@ from insula.networks.plan import Attached
 from insula.store import names
 from insula.store.locks import folder_lock
 from insula.store.records import read_record
+
+_ATTACHED: Final = ".json"
+_STANDING: Final = ".standing"
 
 
 @dataclass
@@ -57,14 +62,27 @@ def locked(home: names.Home) -> Iterator[None]:
 
 def attached_cards(home: names.Home) -> dict[str, Attached]:
     """All cards that are attached, by their keys."""
+    return _cards(home, _ATTACHED)
+
+
+def standing_cards(home: names.Home) -> dict[str, Attached]:
+    """Cards that have a tap and wait to take others' places."""
+    return _cards(home, _STANDING)
+
+
+def _cards(home: names.Home, kind: str) -> dict[str, Attached]:
     found = {}
     folder = home.fabric / names.FABRIC_NICS
     with contextlib.suppress(FileNotFoundError):
         for name in sorted(os.listdir(folder)):
-            if name.endswith(".json") and not name.startswith("."):
+            if name.endswith(kind) and not name.startswith("."):
                 with contextlib.suppress(FileNotFoundError):
-                    found[name.removesuffix(".json")] = read_record(folder / name, Attached)
+                    found[name.removesuffix(kind)] = read_record(folder / name, Attached)
     return found
+
+
+def standing_file(home: names.Home, key: str) -> Path:
+    return home.fabric / names.FABRIC_NICS / f"{key}{_STANDING}"
 
 
 def cards_inside(home: names.Home) -> dict[str, Attached]:
@@ -86,7 +104,12 @@ def opened(home: names.Home) -> Iterator[Fabric | None]:
         yield None
         return
     with holder:
-        state = read_record(home.fabric / names.FABRIC_STATE, uplinks.State)
+        try:
+            state = read_record(home.fabric / names.FABRIC_STATE, uplinks.State)
+        except DamagedRecord:  # of another version, or half lost: what is made anew is made anew from nothing
+            holder.quit()
+            yield None
+            return
         yield Fabric(home, holder, state, naming.home_key(home.root), cards_inside(home), holder.children())
 
 

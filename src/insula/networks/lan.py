@@ -32,7 +32,11 @@ _FLAGS: Final = 0x0002 | 0x1000 | 0x4000
 
 def is_direct(attached: Attached) -> bool:
     """Whether a card hangs on a network card of the host, without the fabric."""
-    spec = attached.network
+    return is_bare(attached.network)
+
+
+def is_bare(spec: NetworkSpec) -> bool:
+    """Whether the network is on a network card of the host, where there are no guards, rules and rates of ours."""
     return spec.mode == "bridge" and not (_CLASS / str(spec.parent) / "bridge").is_dir()
 
 

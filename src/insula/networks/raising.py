@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from insula.errors import HostLacks, InsulaError
+from insula.errors import DamagedRecord, HostLacks, InsulaError
 from insula.host import links, nft
 from insula.host.files import remove_tree
 from insula.host.holder import Holder, start_holder
@@ -61,8 +61,7 @@ def started(home: names.Home) -> Iterator[tuple[Fabric, bool]]:
 
 def _clear(home: names.Home, home_key: str) -> None:
     """What an earlier fabric left, of which nothing lives: the host was rebooted, or all of it was killed."""
-    state = _read_state(home)
-    if state is not None and os.geteuid() == 0:
+    if os.geteuid() == 0 and (home.fabric / names.FABRIC_STATE).exists():
         uplinks.lower_root(home_key)
     for attached in attached_cards(home).values():
         lan.remove(attached)
@@ -74,7 +73,7 @@ def _clear(home: names.Home, home_key: str) -> None:
 
 
 def _read_state(home: names.Home) -> uplinks.State | None:
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, DamagedRecord):
         return read_record(home.fabric / names.FABRIC_STATE, uplinks.State)
     return None
 

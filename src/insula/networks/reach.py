@@ -32,12 +32,13 @@ _PATIENCE: Final = 5.0  # seconds for pasta to make its link, or to end
 class Reach(msgspec.Struct, frozen=True):
     """``root``: all kinds of networks. ``rootless``: private ones and NAT. ``none``: NAT by passt for each machine alone.
 
-    ``reason`` says why it is not more, ``fix`` the command that would help, if one does.
+    ``reason`` says why it is not more, ``fix`` the command that would help, if one does. ``lasting``: trying again is no use.
     """
 
     kind: Kind
     reason: str = ""
     fix: str = ""
+    lasting: bool = False
 
 
 def find_reach() -> Reach:
@@ -45,11 +46,11 @@ def find_reach() -> Reach:
     root = os.geteuid() == 0
     needed = _PROGRAMS if root else (*_PROGRAMS, "pasta")
     if absent := [name for name in needed if find_program(name) is None]:
-        return Reach("none", f"not installed: {', '.join(absent)}", "insula doctor --fix")
+        return Reach("none", f"not installed: {', '.join(absent)}", "insula doctor --fix", lasting=True)
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
         there = os.path.exists("/dev/net/tun")
         why = "is closed to this user" if there else "is not there"
-        return Reach("none", f"/dev/net/tun {why}", "sudo chmod 666 /dev/net/tun" if there else "sudo modprobe tun")
+        return Reach("none", f"/dev/net/tun {why}", "sudo chmod 666 /dev/net/tun" if there else "sudo modprobe tun", lasting=True)
     if root and not _may_administer():
         return Reach("none", "this root may not change the host's network (no CAP_NET_ADMIN)")
     try:

@@ -14,7 +14,18 @@ from insula.model.network import Nic, Rates
 from insula.model.requests import AttachNetwork, DetachNetwork, LimitNetwork, SetLink
 from insula.model.spec import MOST_NETWORKS
 from insula.model.status import MachineStatus, State
-from insula.operations.cabling import Card, change_cards, free_slot, hang, has_fabric, new_card, new_key, take_off, with_nics
+from insula.operations.cabling import (
+    Card,
+    change_cards,
+    check_holds,
+    free_slot,
+    hang,
+    has_fabric,
+    new_card,
+    new_key,
+    take_off,
+    with_nics,
+)
 from insula.operations.context import Context
 from insula.operations.hold import Held, hold_machine, status_of
 from insula.operations.identify import identify
@@ -45,7 +56,9 @@ def attach(context: Context, request: AttachNetwork, operation: Operation) -> Ma
         card = Card(new_key(), new_mac(), free_slot(record.nics))
         nic = new_card(context, record.id, request.network, card, fabric=True, address=request.address)
         after = _with(record, [*record.nics, nic], (*record.spec.networks, request.network))
+        check_holds(context, nic, record.firewall)
         with Steps(operation) as steps:
+            steps.undo(lambda: release_card(context.home, request.network, nic.mac))
             write_machine(held.folder, after)
             steps.undo(lambda: write_machine(held.folder, record))
             if held.status.state.has_process:
@@ -55,6 +68,7 @@ def attach(context: Context, request: AttachNetwork, operation: Operation) -> Ma
                 try:
                     assert record.board is not None
                     plan = NicPlan(nic.mac, tap, nic.slot)
+                    steps.undo(lambda: context.engine.pull(held.folder / names.RUN, nic.slot))
                     context.engine.plug(held.folder / names.RUN, plan, offloads=record.board.offloads)
                 finally:
                     os.close(tap)
@@ -115,6 +129,8 @@ def limit(context: Context, request: LimitNetwork, operation: Operation) -> Mach
     with hold_machine(context, request.name, "network limit") as held:
         chosen = _cards(context, held, request.network)
         limited = {nic.key: msgspec.structs.replace(nic, rates=_rates(nic.rates, request)) for nic in chosen}
+        for nic in limited.values():
+            check_holds(context, nic, held.record.firewall)
         after = _replace(held, [limited.get(nic.key, nic) for nic in held.record.nics])
         if held.status.state.has_process:
             change_cards(context, request.name, after)

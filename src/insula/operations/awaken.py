@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from insula.errors import AgentAbsent, ChildFailed, GuestError, InsulaError
 from insula.model.identity import Identity, Renewal
-from insula.operations.cabling import cabled
+from insula.operations.cabling import cabled, plug_cables
 from insula.operations.context import Context
 from insula.operations.identify import KEY_TYPE, guest_identity
 from insula.operations.start import launch_plan
@@ -73,16 +73,18 @@ def awaken(
     former: Identity | None = None,
     *,
     on_drop: str = "quit",
+    moved: bool = False,
 ) -> None:
     """Let the loaded guest go on and tell it the time and, if it is a fork of a machine with the identity ``former``, who it is.
 
     Until that is done its agent answers nobody else, and when we die meanwhile a fork is ended (``on_drop``), any other machine
-    goes on. What was made new in a fork is noted in its record. A guest without an agent just goes on.
+    goes on. What was made new in a fork is noted in its record. A guest without an agent just goes on. ``moved``: its cards have
+    other addresses than it believes.
 
     Raises MachineEnded, GuestError, AgentAbsent (no answer within ``timeout`` seconds).
     """
     if former is None:
-        _go_on(context, folder, record, timeout)
+        _go_on(context, folder, record, timeout, moved=moved)
         return
     renewal = _become(context, folder, record, timeout, former, on_drop)
     write_machine(folder, _with(record, renewal))
@@ -141,16 +143,22 @@ def _gated(context: Context, run: Path, on_drop: str) -> Iterator[Link]:
         one.release()
 
 
-def _go_on(context: Context, folder: Path, record: MachineRecord, timeout: float, on_drop: str = "resume") -> None:
+def _go_on(
+    context: Context, folder: Path, record: MachineRecord, timeout: float, on_drop: str = "resume", *, moved: bool = False
+) -> None:
     run = folder / names.RUN
+    if record.nics:
+        plug_cables(context, run, record)
     if not record.boot.agent:
         context.engine.resume(run)
         return
     with _gated(context, run, on_drop) as link:
         context.engine.resume(run)
         hello = _wait(link, folder.name, timeout)
-        renamed = hello.text("hostname") != folder.name
-        _renew(link, hello, guest_identity(context, folder.name, record) if renamed else None)
+        identity = None
+        if moved or hello.text("hostname") != folder.name:
+            identity = guest_identity(context, folder.name, record, record.identity if moved else None)
+        _renew(link, hello, identity)
 
 
 def _become(
@@ -169,14 +177,14 @@ def _become(
         context.engine.set_links(run, False)
         context.engine.resume(run)
         if not record.boot.agent:
-            context.engine.set_links(run, True)
+            plug_cables(context, run, record)
             return Renewal(["generation"], dict.fromkeys(_PARTS, "the guest has no agent"))
         key = _host_key(folder, record, KEY_TYPE)  # while the guest comes to itself
         hello = _wait(link, folder.name, timeout)
         identity = guest_identity(context, _NAMELESS if rehearsal else folder.name, record, former, key)
         hooks = 0.0 if rehearsal else min(deadline - time.monotonic(), _HOOKS_TIME)
         renewed = _renew(link, hello, identity, hello.text("hostname"), hooks)
-        context.engine.set_links(run, True)
+        plug_cables(context, run, record)
     return _complete(folder, record, renewed)
 
 

@@ -102,6 +102,16 @@ def _inner(home: Home, former: Nic | None) -> Inner | None:
     return Inner(f"{former.ipv4}/{spec.ipv4.rpartition('/')[2]}", gateway, former.mac, bridge_mac(former.network))
 
 
+def like_before(record: MachineRecord, state: SnapshotRecord) -> MachineRecord:
+    """The record of a fork whose cards are limited and plugged in as those of the machine it was."""
+    former = {nic.slot: nic for nic in state.nics}
+    nics = [
+        msgspec.structs.replace(nic, rates=before.rates, up=before.up) if (before := former.get(nic.slot)) else nic
+        for nic in record.nics
+    ]
+    return msgspec.structs.replace(record, nics=nics)
+
+
 def without_inner(record: MachineRecord) -> MachineRecord:
     """The record of a machine that boots: its guest learns who it is."""
     if not any(nic.inner for nic in record.nics):
@@ -183,19 +193,37 @@ def with_restored_cards(context: Context, record: MachineRecord, state: Snapshot
     """
     if not state.spec.networks:
         return msgspec.structs.replace(record, nics=[])
-    fabric = has_fabric(context)
-    by_mac = {nic.mac: nic for nic in record.nics}
-    found = []
-    for index, (mac, slot) in enumerate(zip(state.identity.macs, slots_of(state), strict=False)):
-        nic = by_mac.get(mac) or (record.nics[index] if len(record.nics) == len(state.spec.networks) else None)
-        if nic is None:  # it was taken off since
+    fabric, stranger = has_fabric(context), state.former(record.identity) is not None
+    left, found = list(record.nics), []
+    for index, (name, slot) in enumerate(zip(state.spec.networks, slots_of(state), strict=False)):
+        network, mac = network_named(context.home, name).id, state.identity.macs[index]
+        # A guest that comes back under its own identity is told no other MAC; one that is somebody else here is.
+        nic = next((nic for nic in left if nic.network == network and (stranger or nic.mac == mac)), None)
+        if nic is not None:
+            left.remove(nic)
+        else:
+            card = Card(new_key(), new_mac() if stranger else mac, slot)
             former = state.nics[index].ipv4 if index < len(state.nics) else None
-            nic = _taken_up_again(
-                context, record.id, state.spec.networks[index], Card(new_key(), mac, slot), former, fabric=fabric
-            )
+            nic = _taken_up_again(context, record.id, name, card, former, fabric=fabric)
         inner = state.nics[index].inner if index < len(state.nics) else None
         found.append(msgspec.structs.replace(nic, key=new_key(), slot=slot, inner=inner))
     return with_cards(context, with_nics(record, found))
+
+
+def release_former(home: Home, former: MachineRecord, record: MachineRecord) -> None:
+    """Give back the addresses of cards that a machine had and has no more."""
+    from insula.store.networks import release_card
+
+    kept = {(nic.network, nic.mac) for nic in record.nics}
+    for nic in former.nics:
+        if (nic.network, nic.mac) not in kept:
+            with contextlib.suppress(InsulaError):
+                release_card(home, network_name(home, nic), nic.mac)
+
+
+def are_elsewhere(record: MachineRecord, state: SnapshotRecord) -> bool:
+    """Whether a machine's cards have other addresses than its guest in ``state`` believes."""
+    return [(nic.ipv4, nic.ipv6) for nic in record.nics] != [(nic.ipv4, nic.ipv6) for nic in state.nics]
 
 
 def _taken_up_again(context: Context, machine_id: str, name: str, card: Card, address: str | None, *, fabric: bool) -> Nic:
@@ -219,6 +247,7 @@ def cabled(context: Context, folder: Path, record: MachineRecord, *, standby: bo
         plans = []
         for nic in record.nics:
             tap = None
+            check_holds(context, nic, record.firewall)
             if fabric:
                 undo.callback(take_off, context.home, nic)
                 tap = hang(context.home, folder.name, record, nic, standby=standby)
@@ -302,6 +331,36 @@ def network_of(home: Home, nic: Nic) -> NetworkRecord:
     return network_by_id(home, nic.network)[1]
 
 
+def check_holds(context: Context, nic: Nic, firewall: Firewall) -> None:
+    """Raises HostLacks (``no_firewall``) when nobody would enforce what is asked for a card: an open one is worse than none."""
+    from insula.model.network import Firewall, Rates
+    from insula.networks.lan import is_bare
+
+    if firewall == Firewall() and nic.rates == Rates():
+        return
+    spec = network_of(context.home, nic).spec
+    if not has_fabric(context) or is_bare(spec):
+        raise HostLacks(
+            f"nobody would hold a machine to its firewall and limits on '{network_name(context.home, nic)}'",
+            code="no_firewall",
+            hint="use a private or NAT network, or one bridged over a bridge of this host; see also: insula doctor",
+        )
+
+
+def network_name(home: Home, nic: Nic) -> str:
+    """Raises NotFound when the card's network is gone."""
+    from insula.store.networks import network_by_id
+
+    return network_by_id(home, nic.network)[0]
+
+
+def attached_keys(context: Context) -> set[str]:
+    """The keys of all cards that hang on networks; without a fabric, of all there could be."""
+    from insula.networks.ground import attached_cards
+
+    return set(attached_cards(context.home))
+
+
 def _check_passt(home: Home, nic: Nic) -> None:
     from insula.networks.ability import probe
 
@@ -315,17 +374,38 @@ def _check_passt(home: Home, nic: Nic) -> None:
 
 
 def uncable(home: Home, record: MachineRecord) -> None:
-    """Take the machine's cards off their networks; its published ports end with them. Doing it twice does nothing."""
-    for nic in record.nics:
-        take_off(home, nic)
+    """Take the machine's cards off their networks, also those of a verb that died over it; its published ports end with them.
+    Doing it twice does nothing."""
+    if not home.fabric.exists():
+        return
+    from insula.networks.ground import attached_cards
+
+    keys = {nic.key for nic in record.nics}
+    with contextlib.suppress(InsulaError, OSError):
+        keys |= {key for key, card in attached_cards(home).items() if card.machine_id == record.id}
+    for key in sorted(keys):
+        _detach(home, key)
 
 
 def take_off(home: Home, nic: Nic) -> None:
     """Take one card off its network, if it hangs there."""
+    _detach(home, nic.key)
+
+
+def _detach(home: Home, key: str) -> None:
     from insula.networks.fabric import detach
 
     with contextlib.suppress(InsulaError, OSError):
-        detach(home, nic.key)
+        detach(home, key)
+
+
+def plug_cables(context: Context, run: Path, record: MachineRecord) -> None:
+    """Plug in the cables of a machine's cards, but those that were pulled on purpose."""
+    if all(nic.up for nic in record.nics):
+        context.engine.set_links(run, True)
+        return
+    for nic in record.nics:
+        context.engine.set_link(run, nic.slot, nic.up)
 
 
 def inner_addresses(home: Home, nic: Nic) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:

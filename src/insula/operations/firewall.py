@@ -7,7 +7,7 @@ import msgspec
 from insula.errors import NotFound
 from insula.model.network import MACHINE_PEER, Firewall, check_firewall, check_rule, format_rule
 from insula.model.requests import SetFirewall, ShowFirewall
-from insula.operations.cabling import change_cards, network_of
+from insula.operations.cabling import change_cards, check_holds, network_of
 from insula.operations.context import Context
 from insula.operations.hold import hold_machine
 from insula.operations.operation import Operation
@@ -30,6 +30,7 @@ def change(context: Context, request: SetFirewall, operation: Operation) -> Fire
                 machine_folder(context.home, rule.peer.removeprefix(MACHINE_PEER))
         for nic in held.record.nics:
             check_firewall(network_of(context.home, nic).spec, firewall)
+            check_holds(context, nic, firewall)
         after = msgspec.structs.replace(held.record, firewall=firewall)
         if held.status.state.has_process:
             operation.tell("load its rules")

@@ -24,7 +24,7 @@ from insula.model.status import MachineStatus
 from insula.operations import journal
 from insula.operations.admit import admit, board_of
 from insula.operations.awaken import awaken, loaded
-from insula.operations.cabling import change_cards, slots_of, with_cards, with_inner
+from insula.operations.cabling import change_cards, like_before, slots_of, with_cards, with_inner
 from insula.operations.capture import captured
 from insula.operations.context import Context
 from insula.operations.delete import delete
@@ -195,6 +195,7 @@ def _forked(
         with own_identity(context.home) as identity:
             mine = as_wished(msgspec.structs.replace(record, id=identity.uuid, identity=identity), wishes)
             mine = with_cards(context, mine, slots_of(origin.record), wishes.addresses if wishes else ())
+            mine = like_before(mine, origin.record)
             write_machine(staged, mine if mine.boot.agent else with_inner(context, mine, origin.record))
             folder = publish_machine(context.home, staged, name)
         yield folder

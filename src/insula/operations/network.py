@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 
 import msgspec
 
@@ -13,8 +12,10 @@ from insula.model.requests import CreateNetwork, DeleteNetwork, ListNetworks, Re
 from insula.model.status import NetworkDetails, NetworkMember, NetworkStatus
 from insula.operations.cabling import has_fabric
 from insula.operations.context import Context
-from insula.operations.observe import observe
+from insula.operations.observe import is_alive, observe
 from insula.operations.operation import Operation
+from insula.operations.ports import reopen_ports
+from insula.store import names
 from insula.store.locks import folder_lock
 from insula.store.machines import MachineRecord, machine_names, read_machine
 from insula.store.networks import NetworkRecord
@@ -48,7 +49,7 @@ def create(context: Context, request: CreateNetwork, operation: Operation) -> Ne
 
 
 def list_networks(context: Context, request: ListNetworks, operation: Operation) -> list[NetworkStatus]:
-    """All networks, by name. The default one is among them, whether it was used yet or not."""
+    """All networks, by name; the default one once it was used."""
     del request, operation
     from insula.store.networks import list_networks as stored
 
@@ -93,15 +94,15 @@ def _release_what_is_gone(context: Context) -> None:
     from insula.store.networks import sweep_claims
 
     with folder_lock(context.home.machines):
-        there = {record.id for record in _all_records(context)}
+        there = set[str]()
+        for folder in (*context.home.machines.glob("*"), *context.home.spares.glob("*/*"), *context.home.warm.glob("*")):
+            if not (folder / names.RECORD).exists():
+                continue
+            try:
+                there.add(read_machine(folder).id)
+            except (InsulaError, OSError):
+                return  # whose it is nobody can say: nothing is taken from anybody
         sweep_claims(context.home, there.__contains__)
-
-
-def _all_records(context: Context) -> Iterator[MachineRecord]:
-    """Of machines, of those being made, and of spares."""
-    for folder in (*context.home.machines.glob("*"), *context.home.spares.glob("*/*")):
-        with contextlib.suppress(InsulaError, OSError):
-            yield read_machine(folder)
 
 
 def repair(context: Context, request: RepairNetworks, operation: Operation) -> list[str]:
@@ -113,6 +114,11 @@ def repair(context: Context, request: RepairNetworks, operation: Operation) -> l
     operation.tell("look at links, rules and helpers")
     before = status(context.home)
     lost = [before.cards[key].attached.machine for key in make_so(context.home) if key in before.cards]
+    for name in machine_names(context.home):
+        folder = context.home.machine(name)
+        with contextlib.suppress(InsulaError, OSError):
+            if (record := read_machine(folder)).published and is_alive(folder):
+                reopen_ports(context, name, record)
     return [
         *(f"{program} had ended: started again" for program in before.missing),
         *(f"{machine} has lost its card for good: restart it" for machine in dict.fromkeys(lost)),

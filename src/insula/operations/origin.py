@@ -21,7 +21,7 @@ from insula.operations.cabling import has_fabric
 from insula.operations.context import Context
 from insula.operations.snapshot import find_snapshot
 from insula.store import names
-from insula.store.machines import RECORD_VERSION, DiskRecord, ImageUse, MachineRecord, machine_folder
+from insula.store.machines import RECORD_VERSION, DiskRecord, ImageUse, MachineRecord, machine_folder, read_machine
 from insula.store.snapshots import SnapshotRecord, snapshot_layers
 
 
@@ -127,6 +127,7 @@ def fill_fork(staged: Path, origin: Origin, *, ephemeral: bool) -> MachineRecord
         version=RECORD_VERSION, id="", kind="vm", created=time.time(), image=state.image, spec=state.spec,
         identity=state.identity, boot=state.boot, disks=disks, arch=state.arch, ephemeral=ephemeral, board=state.board,
         sums={path: state.sums[path] for path in snapshot_layers(state) if path in state.sums},
+        firewall=read_machine(origin.machine).firewall,
     )  # fmt: skip
     if (origin.folder / names.VARIABLES).exists():
         (staged / names.FIRMWARE).mkdir(mode=0o700)

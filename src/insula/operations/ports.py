@@ -25,11 +25,17 @@ def publish(context: Context, request: PublishPorts, operation: Operation) -> li
     """Publish ports of a machine; it need not run. Raises NotFound, AlreadyExists (``port_taken``: who holds it), HostLacks."""
     del operation
     with hold_machine(context, request.name, "publish") as held:
+        if not any(nic.ipv4 for nic in held.record.nics):
+            raise HostLacks(
+                f"{request.name} has no address that ports of this host could lead to",
+                code="no_address",
+                hint="put it on a private or NAT network: insula network attach nat " + request.name,
+            )
         new = [port for port in request.ports if port not in held.record.published]
         check_free(context.home, request.name, new)
         after = msgspec.structs.replace(held.record, published=[*held.record.published, *new])
         if held.status.state.has_process:
-            open_ports(context, request.name, after, new)
+            open_ports(context, request.name, after, list(request.ports))
         write_machine(held.folder, after)
         append_event(held.folder, "published", ports=[format_publish(port) for port in new])
         return _status(context, held.folder, after)

@@ -15,6 +15,7 @@ from insula.host.files import fsync_folder, is_temporary, remove_tree
 from insula.model.requests import SettleMachine
 from insula.model.status import State
 from insula.operations import journal
+from insula.operations.cabling import uncable
 from insula.operations.context import Context
 from insula.operations.observe import is_alive, observe
 from insula.operations.operation import Operation
@@ -25,6 +26,7 @@ from insula.store.events import append_event
 from insula.store.locks import machine_lock, sweep_locks
 from insula.store.machines import machine_names, read_machine, remove_machine_folder, sweep_machines
 from insula.store.names import Home
+from insula.store.networks import release_claims
 from insula.store.snapshots import PUBLISH, finish_publishing, sweep_snapshots, unpublished, unwanted_snapshots
 from insula.store.warm import sweep_warm
 
@@ -91,6 +93,8 @@ def _finish(context: Context, folder: Path, entry: journal.Entry) -> bool:
         done = _rejoin(context, folder, goes_on=not stands) and (entry.verb not in _BIRTHS or _finish_start(context, folder))
     else:
         finish_publishing(folder, entry.verb, entry.step)
+        with contextlib.suppress(InsulaError, OSError):
+            uncable(context.home, read_machine(folder))  # of a verb that died before QEMU was there
     if done:
         _sweep_files(folder)
     return done
@@ -100,7 +104,7 @@ def sweep(context: Context) -> None:
     """Remove what dead commands left: half-made and half-deleted machines and warm states, locks of work that nobody does any
     more, and ephemeral machines they never came to own."""
     home = context.home
-    sweep_machines(home, end=_end_half_made)
+    sweep_machines(home, end=lambda folder: _end_half_made(home, folder))
     sweep_warm(home)
     sweep_locks(home.host)
     for name in machine_names(home):
@@ -123,16 +127,22 @@ def _make_sure(folder: Path) -> None:
             fsync_folder(path)
 
 
-def _end_half_made(folder: Path) -> None:
-    """A machine without a name that was started ends by its keeper, unless that was not told in time."""
+def _end_half_made(home: Home, folder: Path) -> None:
+    """A machine without a name that was started ends by its keeper, unless that was not told in time. Its cards go, too."""
     if (folder / names.RUN).exists():
         end_by_force(folder)
+    with contextlib.suppress(InsulaError, OSError):
+        record = read_machine(folder)
+        uncable(home, record)
+        release_claims(home, record.id)
 
 
 def _discard(home: Home, folder: Path) -> None:
     _end_next(folder)
     if is_alive(folder):
         end_by_force(folder)
+    with contextlib.suppress(InsulaError, OSError):
+        uncable(home, read_machine(folder))
     remove_machine_folder(home, folder)
 
 

@@ -25,7 +25,7 @@ from insula.model.status import MachineStatus, State
 from insula.operations import journal
 from insula.operations.admit import admit, board_of
 from insula.operations.awaken import awaken, loaded
-from insula.operations.cabling import replace_cards, uncable, with_restored_cards
+from insula.operations.cabling import are_elsewhere, release_former, replace_cards, uncable, with_restored_cards
 from insula.operations.capture import captured
 from insula.operations.context import Context
 from insula.operations.hold import Held, hold_machine, status_of
@@ -73,6 +73,7 @@ def restore(context: Context, request: RestoreSnapshot, operation: Operation) ->
             journal.note(held.folder, "restore", "make fresh heads", stands=held.status.state is State.PAUSED)
             record = _with_fresh_heads(context, held, state, place)
             _exchange(context, held, request, operation, record, place, state)
+        release_former(context.home, held.record, record)
         append_event(held.folder, "restored", name=request.snapshot)
         sweep_snapshots(held.folder, record)
         journal.clear(held.folder)
@@ -151,7 +152,7 @@ def _exchange(
         reopen_ports(context, folder.name, record)
         if state.state == "running":
             operation.tell("let it go on")
-            awaken(context, folder, record, _ANSWER, state.former(record.identity))
+            awaken(context, folder, record, _ANSWER, state.former(record.identity), moved=are_elsewhere(record, state))
 
 
 def _take_off_if_ended(context: Context, held: Held) -> None:

@@ -26,7 +26,7 @@ from insula.model.status import SpareStatus
 from insula.operations import journal
 from insula.operations.admit import board_of, check_room
 from insula.operations.awaken import loaded, rehearse
-from insula.operations.cabling import slots_of, uncable, with_cards, with_inner
+from insula.operations.cabling import attached_keys, slots_of, uncable, with_cards, with_inner
 from insula.operations.context import Context
 from insula.operations.identities import own_identity
 from insula.operations.lease import take_lease
@@ -168,7 +168,12 @@ def taken(context: Context, origin: Origin, name: str, *, ephemeral: bool, wishe
             record = read_machine(folder)
             if wishes is not None and (wishes.networks != record.spec.networks or any(wishes.addresses)):
                 continue  # its cards hang elsewhere
-            mine = as_wished(msgspec.structs.replace(record, created=time.time(), ephemeral=ephemeral), wishes)
+            if {nic.key for nic in record.nics} - set(attached_keys(context)):
+                _end(context, folder)  # its networks were taken down and made anew without it
+                continue
+            firewall = read_machine(origin.machine).firewall  # as it is by now
+            mine = msgspec.structs.replace(record, created=time.time(), ephemeral=ephemeral, firewall=firewall)
+            mine = as_wished(mine, wishes)
             write_machine(folder, mine)
             journal.note(folder, "fork", "give it its name")
             yield publish_machine(context.home, folder, name)

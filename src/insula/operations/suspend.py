@@ -21,6 +21,7 @@ from insula.model.status import MachineStatus
 from insula.operations import journal
 from insula.operations.admit import admit, board_of
 from insula.operations.awaken import awaken, loaded
+from insula.operations.cabling import are_elsewhere, slots_of, with_cards
 from insula.operations.capture import Captured, captured
 from insula.operations.context import Context
 from insula.operations.hold import hold_machine, status_of
@@ -32,7 +33,7 @@ from insula.operations.settle import settle_locked
 from insula.operations.stop import pull_plug
 from insula.store import names
 from insula.store.events import append_event
-from insula.store.machines import MachineRecord, as_launched
+from insula.store.machines import MachineRecord, as_launched, write_machine
 from insula.store.snapshots import PUBLISH, SnapshotRecord, complete_snapshot, finish_publishing, read_snapshot, sweep_snapshots
 
 _OBEDIENCE = 8.0
@@ -98,6 +99,9 @@ def wake(context: Context, folder: Path, record: MachineRecord, operation: Opera
         steps.begin("load its memory")
         journal.note(folder, "wake", "load its memory")
         record = as_launched(folder, record)
+        if record.spec.networks and not record.nics:  # of a version that did not write its cards down
+            record = with_cards(context, record, slots_of(state))
+            write_machine(folder, record)
         steps.undo(lambda: _end(context, folder))
         with loaded(context, folder, record, place, state.memory):
             steps.begin("let it go on")
@@ -105,7 +109,9 @@ def wake(context: Context, folder: Path, record: MachineRecord, operation: Opera
     append_event(folder, "started", way="suspended")
     reopen_ports(context, folder.name, record)
     try:
-        awaken(context, folder, record, timeout, state.former(record.identity), on_drop="resume")
+        awaken(
+            context, folder, record, timeout, state.former(record.identity), on_drop="resume", moved=are_elsewhere(record, state)
+        )
     except BaseException:
         with contextlib.suppress(Exception):  # there is no way back: whatever is wrong with its agent, the guest goes on
             recover(context, folder)

@@ -73,7 +73,7 @@ def read_network(home: Home, name: str) -> NetworkRecord:
     """The record of a network. Raises NotFound (with the nearest names there are) or DamagedRecord."""
     if name not in network_names(home):
         shown, close = clean(name, longest=LONGEST_SHOWN), nearest(name, network_names(home))
-        hint = f"did you mean {' or '.join(close)}?" if close else "to see them: insula network list"
+        hint = f"did you mean {' or '.join(close)}?" if close else f"to make one: insula network create {shown}"
         raise NotFound(f"no network named '{shown}'", code="network_not_found", hint=hint)
     path = home.network(name) / names.NETWORK_RECORD
     try:
