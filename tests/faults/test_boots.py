@@ -39,7 +39,7 @@ def test_a_guest_that_is_reset_again_and_again_is_told_long_before_the_timeout(h
     ("words", "said"),
     [
         ("insula.init=/nothing", "insula-agent: cannot run /nothing: No such file"),
-        ("insula.root=/dev/nothing", "insula-agent: no root device /dev/nothing"),
+        pytest.param("insula.root=/dev/nothing", "insula-agent: no root device /dev/nothing", marks=pytest.mark.full),
     ],
 )
 def test_an_agent_that_cannot_bring_the_guest_up_is_no_shutdown(home: Path, tiny: str, name: str, words: str, said: str) -> None:

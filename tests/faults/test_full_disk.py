@@ -15,7 +15,11 @@ from tests.faults.small_disk import SmallDisk, home_on_small_disk
 pytestmark = [pytest.mark.root, pytest.mark.guest, pytest.mark.limit(120)]
 
 # Root's machines have a user of their own, an ordinary user's have his: what may be written, and by whom, differs.
-ROOT_OR_NOT = pytest.mark.parametrize("disk", [False, True], ids=["root", "rootless"], indirect=True)
+ROOT_OR_NOT = pytest.mark.parametrize(
+    "disk",
+    [pytest.param(False, id="root"), pytest.param(True, id="rootless", marks=pytest.mark.full)],
+    indirect=True,
+)
 _SHAPE = ("--memory", "128M", "--network", "none")
 
 
@@ -81,7 +85,14 @@ def test_a_guest_that_fills_the_disk_is_paused_and_goes_on_once_there_is_room(di
     assert disk.list()["big"]["reason"] is None
 
 
-@pytest.mark.parametrize("way_out", [("stop", "--timeout", "2"), ("stop", "--force"), ("delete", "--force")])
+@pytest.mark.parametrize(
+    "way_out",
+    [
+        pytest.param(("stop", "--timeout", "2"), marks=pytest.mark.full),
+        pytest.param(("stop", "--force"), marks=pytest.mark.full),
+        ("delete", "--force"),
+    ],
+)
 def test_a_machine_on_a_full_disk_can_be_ended(disk: SmallDisk, way_out: tuple[str, ...]) -> None:
     disk.do("run", "--name", "big", *_SHAPE, "tiny")
     disk.fill(leave=2 << 20)

@@ -40,8 +40,9 @@ QUICK = ("create", "rename", "delete-stopped")
 
 
 def _unhurried(verb: str) -> object:
-    """A restart is a stop and a start, each of which is tried by itself; all of its steps take the better part of a minute."""
-    return pytest.param(verb, marks=pytest.mark.full) if verb == "restart" else verb
+    """A restart is a stop and a start, each of which is tried by itself; all of its steps take the better part of a minute. Those
+    of the others take long for the little they change."""
+    return pytest.param(verb, marks=pytest.mark.full) if verb in ("restart", "pause", "resume") else verb
 
 
 def _victim(home: Path, step: int | str, verb: str, name: str) -> tuple[int, list[str]]:
@@ -107,7 +108,7 @@ def test_a_command_killed_before_any_change_it_makes_leaves_all_in_order(home: P
     _remove(home, name)
 
 
-LONG = ("run", "start", "restart")
+LONG = ("run", "start", "restart", "pause", "resume", "delete")
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,7 @@ _MANNERS = [
     "silent",
     "garbage",
     "flood",
-    "greets",
-    "hangup",
-    *(pytest.param(each, marks=pytest.mark.full) for each in ("yes", "deaf", "claims")),
+    *(pytest.param(each, marks=pytest.mark.full) for each in ("greets", "hangup", "yes", "deaf", "claims")),
 ]
 # How `exec` calls it.
 _SAID = {
@@ -108,8 +106,8 @@ def _look(home: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("way_out", "porter_lives"),
     [
-        (("stop", "--timeout", "1"), True),
-        (("stop", "--force"), False),
+        pytest.param(("stop", "--timeout", "1"), True, marks=pytest.mark.full),
+        pytest.param(("stop", "--force"), False, marks=pytest.mark.full),
         (("delete", "--force"), True),
         (("delete", "--force"), False),
     ],

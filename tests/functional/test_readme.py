@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -42,16 +43,19 @@ def launcher(tmp_path: Path) -> str:
 @pytest.fixture
 def machines_gone(home: Path) -> Iterator[None]:
     yield
-    run_cli(home, "delete", "-q", "--force", "web", "lab", "try-1", "try-2")
+    run_cli(home, "delete", "-q", "--force", "web", "lab", "try-1", "try-2", "db", "www")
+    run_cli(home, "network", "delete", "-q", "lan")
 
 
 @pytest.mark.usefixtures("debian", "tiny", "machines_gone")
 def test_every_command_shown_works(home: Path, launcher: str) -> None:
     commands, first = _commands(), b""
+    with socket.create_server(("127.0.0.1", 0)) as reserved:  # somebody here may have the one that the README takes
+        port = reserved.getsockname()[1]
     assert len(commands) > 10, "the README shows less than it did"
     for command in commands:
         done = subprocess.run(
-            ["sh", "-c", command.replace("./insula", launcher)],
+            ["sh", "-c", command.replace("./insula", launcher).replace(" 8080:", f" {port}:")],
             env=cli_environment(home), cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, f"$ {command}\n{done.stdout.decode()}{done.stderr.decode()}"

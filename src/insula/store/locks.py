@@ -22,6 +22,7 @@ _POLL_START = 0.01
 _POLL_MOST = 0.2
 # Verbs nobody asked for: they hold a machine for instants, and whoever comes meanwhile waits so many seconds for them.
 _BEHIND = {"merge": 30.0, "settle": 30.0, "recover": 30.0}
+_UNSIGNED = 1.0  # whoever holds a lock without a card has just taken it, or is just letting go
 
 
 @contextlib.contextmanager
@@ -53,7 +54,8 @@ def _take(lock: Path, name: str, deadline: float) -> int:
             continue
         except BlockingIOError:
             who = _who(descriptor)
-            remaining = max(deadline, begun + _BEHIND.get(str(who.get("verb")), 0.0)) - time.monotonic()
+            patience = _BEHIND.get(str(who.get("verb")), 0.0) if who else _UNSIGNED
+            remaining = max(deadline, begun + patience) - time.monotonic()
             if remaining <= 0:
                 os.close(descriptor)
                 raise _busy(name, who) from None

@@ -35,7 +35,7 @@ class Town:
         return [self.a, self.b, self.c, self.far, self.p, self.q]
 
 
-@pytest.fixture(scope="session", params=["root", "user"])
+@pytest.fixture(scope="session", params=["root", pytest.param("user", marks=pytest.mark.full)])
 def _town(request: pytest.FixtureRequest) -> Iterator[Town]:
     with lab(ordinary=request.param == "user") as world:
         yield Town(world)

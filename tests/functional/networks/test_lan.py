@@ -27,7 +27,7 @@ class Lan:
     b: Guest
 
 
-@pytest.fixture(scope="module", params=["root", "user"])
+@pytest.fixture(scope="module", params=["root", pytest.param("user", marks=pytest.mark.full)])
 def lan(request: pytest.FixtureRequest) -> Iterator[Lan]:
     with lab(ordinary=request.param == "user") as world:
         device = world.add_node()

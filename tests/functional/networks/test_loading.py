@@ -34,7 +34,7 @@ FIREWALLS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["root", "user"])
+@pytest.fixture(scope="module", params=["root", pytest.param("user", marks=pytest.mark.full)])
 def world(request: pytest.FixtureRequest) -> Iterator[Lab]:
     with lab(ordinary=request.param == "user") as made:
         made.network(LAB, NAT)

@@ -27,7 +27,7 @@ class Twins:
     twins: list[tuple[Guest, Node]]
 
 
-@pytest.fixture(scope="module", params=["root", "user"])
+@pytest.fixture(scope="module", params=["root", pytest.param("user", marks=pytest.mark.full)])
 def world(request: pytest.FixtureRequest) -> Iterator[Twins]:
     with lab(ordinary=request.param == "user") as made:
         made.network(LAB, NetworkSpec("nat", "10.77.0.0/24", "fd12:3456:789a:1::/64"))
