@@ -79,6 +79,7 @@ def _heard(listener: socket.socket, timeout: float) -> bool:
     return True
 
 
+@pytest.mark.full  # another boot
 def test_two_machines_share_nothing_that_must_be_unique(server: insula.Machine, other: insula.Machine) -> None:
     asked = (
         "cat /etc/machine-id; cat /etc/ssh/ssh_host_*_key.pub; cat /sys/class/net/en*/address; cat /proc/sys/kernel/random/uuid"

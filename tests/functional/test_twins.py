@@ -210,6 +210,7 @@ def debians(home: Path, debian: str) -> Iterator[list[insula.Machine]]:
             machine.delete(force=True)
 
 
+@pytest.mark.full  # two Debians, the better part of a minute and a half
 def test_ssh_keys_are_new_and_used(debians: list[insula.Machine]) -> None:
     keys = []
     for machine in debians:
@@ -221,6 +222,7 @@ def test_ssh_keys_are_new_and_used(debians: list[insula.Machine]) -> None:
     assert len(set(keys)) == 3
 
 
+@pytest.mark.full  # two Debians, the better part of a minute and a half
 def test_late_timers_do_not_fire_at_once(debians: list[insula.Machine]) -> None:
     for machine in debians[1:]:
         units = " ".join(f"{name}.timer" for name in TIMERS)
@@ -232,6 +234,7 @@ def test_late_timers_do_not_fire_at_once(debians: list[insula.Machine]) -> None:
         assert min(timer["next"] for timer in told) > time.time() * 1_000_000
 
 
+@pytest.mark.full  # two Debians, the better part of a minute and a half
 def test_services_know_the_fork(debians: list[insula.Machine]) -> None:
     for machine in debians:
         assert out(machine, "hostnamectl --static") == machine.name
