@@ -54,9 +54,10 @@ class Fabric:
 @contextlib.contextmanager
 def locked(home: names.Home) -> Iterator[None]:
     """One at a time changes the fabric. What is written meanwhile need not outlive the computer."""
-    for folder in (home.fabric, home.fabric / names.FABRIC_NICS, home.fabric / names.FABRIC_NETWORKS):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    home.fabric.mkdir(mode=0o700, parents=True, exist_ok=True)
     with folder_lock(home.fabric), fleeting():
+        for name in (names.FABRIC_NICS, names.FABRIC_NETWORKS):
+            (home.fabric / name).mkdir(mode=0o700, exist_ok=True)
         yield
 
 
