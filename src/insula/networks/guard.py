@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from insula.model.network import NetworkSpec
-from insula.networks import naming
+from insula.networks import flows, naming
 from insula.networks.plan import Attached, gateway6
 from insula.networks.terms import (
     ACCEPT,
@@ -42,7 +42,7 @@ add set bridge {naming.TABLE} bound6 {{ typeof @nh,64,128 . meta iifname; size 6
 add set bridge {naming.TABLE} claimers {{ type ifname; size 65536; flags dynamic,timeout; }}
 add set bridge {naming.TABLE} askers {{ type ifname . ether_addr; size 65536; flags dynamic,timeout; }}
 add set bridge {naming.TABLE} called {{ type ifname . ether_addr; size 65536; flags dynamic,timeout; }}
-"""
+{flows.table()}"""
 
 _FROM: Final = meta("iifname")
 _MAC: Final = payload("ether", "saddr")
