@@ -181,6 +181,11 @@ def lan_links(network: str, spec: NetworkSpec, netns: str) -> list[str]:
     ]
 
 
+def lan_tags(network: str, spec: NetworkSpec) -> list[str]:
+    """For bridge(8), after `lan_links`, where the LAN's bridge filters VLANs: the tag is let through to us."""
+    return [f"vlan add dev {naming.lan_host_link(network)} vid {spec.vlan}"]
+
+
 def macvtap_links(network: str, spec: NetworkSpec, nic: Nic) -> list[str]:
     """On the host, where ``spec.parent`` is a bare card: a machine's own link on it; its descriptor is opened as /dev/tapINDEX.
 

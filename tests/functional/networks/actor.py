@@ -37,6 +37,8 @@ SPECS = {
     "2b000002": NetworkSpec("private", "10.78.0.0/24", "fd12:3456:789a:2::/64"),
     "3c000003": NetworkSpec("bridge", parent="lanbr"),
     "4d000004": NetworkSpec("bridge", parent="eth0"),
+    "5e000005": NetworkSpec("bridge", parent="lanbr", vlan=7),
+    "6f000006": NetworkSpec("bridge", parent="eth0", vlan=7),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -236,6 +237,34 @@ def test_what_a_lan_asks_for(tmp_path: Path) -> None:
         with pytest.raises(Failed, match="parent_missing: this host has no link 'lanbr'"):
             made.host.attach("a", 10, "3c000003")
         assert made.host.remains() == []
+
+
+def _makes_vlans() -> bool:
+    made = "ip link add p0 type veth peer name p1 && ip link add link p0 name q0 type vlan id 7"
+    return subprocess.run(["unshare", "--net", "sh", "-c", made], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.limit(30)
+@pytest.mark.parametrize("way", ["bridge", "card"])
+def test_machines_on_a_vlan_of_the_lan(lan: World, way: str) -> None:
+    """A machine's frames bear the tag on the LAN, and those of others it does not see. Where the kernel cannot, it is told so."""
+    network = "5e000005" if way == "bridge" else "6f000006"
+    if way == "bridge":
+        lan.make_bridge()
+    if not _makes_vlans():
+        with pytest.raises(Failed, match="no_vlan: this host's kernel makes no VLANs"):
+            lan.host.attach("a", 10, network)
+        return
+    lan.host.attach("a", 10, network)
+    lan.host.configure("a", "198.18.7.2")
+    lan.other.run(["ip", "address", "add", "198.18.7.3/24", "dev", "eth0"])
+    assert not lan.machine("a").ping("198.18.7.3", 1.0)
+    lan.other.run(["ip", "address", "delete", "198.18.7.3/24", "dev", "eth0"])
+    lan.other.run(["ip", "link", "add", "link", "eth0", "name", "tagged", "type", "vlan", "id", "7"])
+    lan.other.run(["ip", "link", "set", "tagged", "up"])
+    lan.other.run(["ip", "address", "add", "198.18.7.1/24", "dev", "tagged"])
+    assert lan.machine("a").ping("198.18.7.1")
+    lan.host.end("a")
 
 
 @pytest.mark.limit(60)

@@ -62,6 +62,7 @@ def batches() -> list[str]:
         "network": plan.network_links(LAB, NAT),
         "network, private": plan.network_links(LAB, PRIVATE),
         "host, for a bridged network": plan.lan_links(LAB, LAN, "/proc/self/fd/9"),
+        "host, for a bridged network with a tag": plan.lan_tags(LAB, LAN),
         "network, bridged": plan.network_links(LAB, LAN),
         "network, bridged, without VLAN": plan.network_links(LAB, NetworkSpec("bridge", parent="br0")),
         "host, for a card on a bare card": plan.macvtap_links(LAB, LAN, NIC),
