@@ -1,12 +1,10 @@
-"""The packet filter, through nft(8) and its JSON (libnftables-json(5)): each call is one transaction, whole or not at all."""
+"""The packet filter, through nft(8): what one call loads is one transaction, whole or not at all."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from typing import Any, Final
-
-import msgspec
 
 from insula.errors import ChildFailed, HostLacks
 from insula.host.holder import Spaces
@@ -15,15 +13,10 @@ from insula.host.process import Completed, run
 _PATIENCE: Final = 60.0  # seconds; thousands of rules take less than one
 
 
-def apply(commands: Sequence[dict[str, Any]], spaces: Spaces | None = None) -> None:
-    """Carry out ``commands``, in ``spaces`` or here. Raises HostLacks (``rules_refused``)."""
+def apply(commands: Sequence[str], spaces: Spaces | None = None) -> None:
+    """Carry out ``commands``, each a line of nft's language, in ``spaces`` or here. Raises HostLacks (``rules_refused``)."""
     if commands:
-        _nft(["-j", "-f", "-"], spaces, msgspec.json.encode({"nftables": list(commands)}))
-
-
-def apply_text(text: str, spaces: Spaces | None = None) -> None:
-    """As `apply`, for commands in nft's own language."""
-    _nft(["-f", "-"], spaces, text.encode())
+        _nft(["-f", "-"], spaces, "".join(f"{command}\n" for command in commands).encode())
 
 
 def objects(spaces: Spaces | None, *words: str) -> list[dict[str, Any]]:

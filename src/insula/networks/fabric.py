@@ -32,7 +32,7 @@ from insula.networks.ground import (
     together,
 )
 from insula.networks.plan import Attached
-from insula.networks.raising import card_links, end, load, mend, raised, shape, started
+from insula.networks.raising import card_links, end, mend, raised, shape, started
 from insula.store import names
 from insula.store.records import write_record
 
@@ -90,7 +90,7 @@ def _connect(fabric: Fabric, attached: Attached) -> None:
     commands = ([] if known else rules.network_rules(network, spec)) + rules.nic_rules(attached, former)
     together(
         lambda: links.apply("ip", batch, fabric.holder.spaces, tolerated=links.THERE),
-        lambda: load(fabric, rules.nic_sets(attached), commands),
+        lambda: nft.apply(commands, fabric.holder.spaces),
         lambda: None if known or not fabric.state.uplink else uplinks.offer(fabric.key, fabric.state, fabric.networks().values()),
     )
     if attached.nic.rates.up or attached.nic.rates.down:
@@ -240,7 +240,7 @@ def change(home: names.Home, attached: Attached) -> None:
             raise NotFound(f"the card {key} hangs in no network now", code="not_attached", hint="run: insula network repair")
         fabric.cards[key] = attached
         write_record(card_file(home, key), attached)
-        load(fabric, rules.nic_sets(attached), rules.nic_rules(attached, former))
+        nft.apply(rules.nic_rules(attached, former), fabric.holder.spaces)
         if former.nic.up != attached.nic.up:
             state = "up" if attached.nic.up else "down"
             links.apply("ip", [f"link set dev {naming.tap_name(key)} {state}"], fabric.holder.spaces)

@@ -1,7 +1,7 @@
 """How many flows a machine may have open at once: the kernel's table of them is one for all, and who fills it cuts off the rest.
 
-What machines of one network send each other is not followed and not counted. A table of its own, in nft's own language, as the
-JSON of nft before 1.0.8 knows no sets that rules fill; it is the same for all cards, and loading it again changes no count.
+What machines of one network send each other is not followed and not counted. A table of its own; it is the same for all cards,
+and loading it again changes no count.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from insula.networks import naming
+from insula.networks.terms import Table
 
 # A host follows 65536 to 262144 flows, as its memory is. A browser has a few hundred.
 MOST: Final = 4096
@@ -18,7 +19,8 @@ MOST: Final = 4096
 # five days would keep a machine that was switched off from its network for as long.
 REMEMBERED: Final = 7440
 
-_TABLE: Final = f"{naming.TABLE}_flows"
+_NAME: Final = f"{naming.TABLE}_flows"
+TABLE: Final = Table("inet", _NAME)
 
 
 def patience(family: str, table: str) -> list[str]:
@@ -36,21 +38,20 @@ def remembered(first: str) -> Iterable[str]:
         yield f'{first} ct state new meta nfproto {version} meta l4proto tcp ct timeout set "{name}"'
 
 
-def table() -> str:
+def base() -> list[str]:
     """All of it, for the fabric; to be loaded before the first card is there, or again."""
-    where = f"inet {_TABLE}"
+    where = f"inet {_NAME}"
     begun = f'iifname "{naming.BRIDGES}" ct state new'
     rules = [
         f"{begun} add @flows {{ meta mark ct count over {MOST} }} drop",
         *remembered(f'iifname "{naming.BRIDGES}"'),
     ]
-    lines = [
-        f"add table {where}",
+    return [
+        TABLE.add(),
         f"add set {where} flows {{ type mark; size 65536; flags dynamic; }}",
-        *patience("inet", _TABLE),
+        *patience("inet", _NAME),
         # After the kernel has found the flow that a packet is of, before anything is decided about it.
         f"add chain {where} begun {{ type filter hook prerouting priority mangle; }}",
         f"flush chain {where} begun",
         *[f"add rule {where} begun {rule}" for rule in rules],
     ]
-    return "\n".join(lines) + "\n"

@@ -6,25 +6,25 @@ import functools
 from typing import Final
 
 from insula.model.network import LOCAL_IPV4, LOCAL_IPV6, Rule, parse_ports, peer_kind
-from insula.networks.terms import Json, Table, match, meta, payload, span, subnet
+from insula.networks.terms import Table, match, meta, payload, span
 
 PORTED: Final = match(meta("l4proto"), "@ported")
 _PINGS: Final = match(meta("l4proto"), "@pings")
 LOCAL: Final = (match(payload("ip", "daddr"), "@local4"), match(payload("ip6", "daddr"), "@local6"))
 
 
-def shared_sets(table: Table) -> list[Json]:
+def shared_sets(table: Table) -> list[str]:
     """What is compared with for many cards: what has ports, what is icmp, and where the internet is not."""
     protocols = {"ported": ("tcp", "udp"), "pings": ("icmp", "ipv6-icmp")}
     local = {"local4": ("ipv4_addr", LOCAL_IPV4), "local6": ("ipv6_addr", LOCAL_IPV6)}
     commands = [table.set(name, "inet_proto") for name in protocols]
-    commands += [table.set(name, kind, flags=["interval"]) for name, (kind, _) in local.items()]
+    commands += [table.set(name, kind, "flags interval; ") for name, (kind, _) in local.items()]
     commands += [table.put(name, *values) for name, values in protocols.items()]
-    return commands + [table.put(name, *map(subnet, values)) for name, (_, values) in local.items()]
+    return commands + [table.put(name, *values) for name, (_, values) in local.items()]
 
 
 @functools.lru_cache(1024)  # hundreds of cards have the same few
-def matches(rule: Rule) -> list[list[Json]]:
+def matches(rule: Rule) -> list[list[str]]:
     """What fits ``rule``, each to be followed by its verdict. Nothing for a domain, which is no address: see `policy`.
 
     Raises ValueError for a peer that is a machine's name: rules name machines by address here.
@@ -36,14 +36,14 @@ def matches(rule: Rule) -> list[list[Json]]:
         return []
     if kind == "any":
         return [flow(rule)]
-    return [[match(payload("ip6" if ":" in rule.peer else "ip", _end(rule)), subnet(rule.peer)), *flow(rule)]]
+    return [[match(payload("ip6" if ":" in rule.peer else "ip", _end(rule)), rule.peer), *flow(rule)]]
 
 
 def _end(rule: Rule) -> str:
     return "daddr" if rule.direction == "egress" else "saddr"
 
 
-def flow(rule: Rule) -> list[Json]:
+def flow(rule: Rule) -> list[str]:
     """Protocol and ports of ``rule``, as comparisons."""
     if rule.protocol == "icmp":
         return [_PINGS]

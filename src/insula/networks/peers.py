@@ -6,11 +6,11 @@ answers and who answers it. As with the router's rules only who began a flow is 
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from insula.model.network import Action, Direction
 from insula.networks import naming
-from insula.networks.guard import BRIDGE
+from insula.networks.guard import BRIDGE, FILLED
 from insula.networks.matching import LOCAL, PORTED, matches, shared_sets
 from insula.networks.plan import Attached
 from insula.networks.terms import (
@@ -18,12 +18,13 @@ from insula.networks.terms import (
     DROP,
     RETURN,
     Holding,
-    Json,
     concat,
     counted,
     jump,
+    link,
     match,
     meta,
+    pair,
     payload,
     remember,
     vmap,
@@ -35,8 +36,8 @@ _ISOLATED: Final = "isolated"
 _KEPT: Final = 3600  # seconds without a packet of who began
 
 # What is known of flows: protocol, hardware address of the other, port of the other, port of the card.
-_FLOW: Final = ["inet_proto", "ether_addr", "inet_service", "inet_service"]
-_MOST: Final[dict[str, Any]] = {"flags": ["timeout"], "size": 16384}
+_FLOW: Final = "inet_proto . ether_addr . inet_service . inet_service"
+_MOST: Final = "size 16384; flags dynamic,timeout; "
 
 
 # Named, as a kernel slows down with the number of sets, and each rule with a set of its own would make one for each card.
@@ -50,16 +51,17 @@ _ANSWERS: Final = {
 }
 
 
-def base() -> list[Json]:
-    either_way: list[list[Json]] = [
-        [match(meta("iifname"), "@isolated"), match(meta("oifname"), naming.TAPS), DROP],
-        [match(meta("oifname"), "@isolated"), match(meta("iifname"), naming.TAPS), DROP],
+def base() -> list[str]:
+    either_way: list[list[str]] = [
+        [match(meta("iifname"), "@isolated"), match(meta("oifname"), link(naming.TAPS)), DROP],
+        [match(meta("oifname"), "@isolated"), match(meta("iifname"), link(naming.TAPS)), DROP],
         [match(meta("protocol"), "arp"), ACCEPT],
         [vmap(meta("iifname"), _SENDING)],
         [vmap(meta("oifname"), _GETTING)],
     ]
     return [
         BRIDGE.set(_ISOLATED, "ifname"),
+        *[BRIDGE.set(name, "ifname . ether_addr", FILLED) for name in ("askers", "called")],
         BRIDGE.map(_SENDING, "ifname"),
         BRIDGE.map(_GETTING, "ifname"),
         *shared_sets(BRIDGE),
@@ -73,7 +75,7 @@ def base() -> list[Json]:
     ]
 
 
-def cleared() -> list[Json]:
+def cleared() -> list[str]:
     """Forget all cards. To be followed, in the same transaction, by those there are."""
     return [
         BRIDGE.clear("set", _ISOLATED),
@@ -84,22 +86,14 @@ def cleared() -> list[Json]:
     ]
 
 
-def nic(attached: Attached) -> list[Json]:
+def nic(attached: Attached) -> list[str]:
     """Peers' rules for a card; of one that has none nothing but look-ups that fail."""
     held = holds(attached)
     commands = [BRIDGE.counter(name) for name in held.counters]
+    commands += [BRIDGE.set(name, kind, more) for name, kind, more in held.sets]
     if is_restricted(attached):
         commands += _chains(attached)
     return commands + [BRIDGE.put(name, element) for name, element in held.elements]
-
-
-def sets(attached: Attached) -> list[Json]:
-    """What `nic` needs to be there, loaded before it as a transaction of its own.
-
-    nft marks a set that rules fill as dynamic when it is made together with them, but its JSON cannot say so (before 1.0.8):
-    made together, the same set could not be named a second time.
-    """
-    return [BRIDGE.set(name, kind, **more) for name, kind, more in holds(attached).sets]
 
 
 def is_restricted(attached: Attached) -> bool:
@@ -107,14 +101,14 @@ def is_restricted(attached: Attached) -> bool:
 
 
 def holds(attached: Attached) -> Holding:
-    key, tap = attached.nic.key, naming.tap_name(attached.nic.key)
+    key, tap = attached.nic.key, link(naming.tap_name(attached.nic.key))
     alone = attached.firewall.isolated or attached.network.isolated
     isolated = ((_ISOLATED, tap),) if alone else ()
     if not is_restricted(attached):
         return Holding(elements=isolated)
     return Holding(
         chains=tuple(f"{which}_{key}" for which in ("sending", "getting", "egress", "ingress")),
-        elements=(*isolated, (_SENDING, [tap, jump(f"sending_{key}")]), (_GETTING, [tap, jump(f"getting_{key}")])),
+        elements=(*isolated, (_SENDING, pair(tap, jump(f"sending_{key}"))), (_GETTING, pair(tap, jump(f"getting_{key}")))),
         sets=tuple((f"{which}_{key}", _FLOW, _MOST) for which in ("asked", "begun")),
         counters=tuple(naming.counter_name(what, key) for what in ("egress", *rule_counters(attached))),
     )
@@ -124,7 +118,7 @@ def rule_counters(attached: Attached) -> list[str]:
     return [f"rule{number}" for number in range(len(attached.firewall.rules))]
 
 
-def _chains(attached: Attached) -> list[Json]:
+def _chains(attached: Attached) -> list[str]:
     key = attached.nic.key
     asked, begun = (f"asked_{key}", "askers"), (f"begun_{key}", "called")
     return [
@@ -135,7 +129,7 @@ def _chains(attached: Attached) -> list[Json]:
     ]
 
 
-def _closing(attached: Attached) -> list[list[Json]]:
+def _closing(attached: Attached) -> list[list[str]]:
     """What the profile says where no rule fits. On a network of ours other machines are never the internet; on a bridged one
     all the world is behind its ports, and so are the servers of DHCP and DNS that a guest of the LAN cannot do without."""
     profile, refuse = attached.firewall.profile, [counted(naming.counter_name("egress", attached.nic.key)), DROP]
@@ -143,14 +137,14 @@ def _closing(attached: Attached) -> list[list[Json]]:
         return []
     if attached.network.mode != "bridge":
         return [refuse]
-    leases: list[list[Json]] = [[match(payload("udp", "dport"), port), RETURN] for port in (67, 547)]
+    leases: list[list[str]] = [[match(payload("udp", "dport"), port), RETURN] for port in (67, 547)]
     if profile == "none":
         return [*leases, refuse]
-    names: list[Json] = [PORTED, match(payload("th", "dport"), 53), RETURN]
+    names: list[str] = [PORTED, match(payload("th", "dport"), 53), RETURN]
     return [*leases, names, *[[local, *refuse] for local in LOCAL]]
 
 
-def _way(other: str, known: tuple[str, str], judge: str, learned: tuple[str, str]) -> list[list[Json]]:
+def _way(other: str, known: tuple[str, str], judge: str, learned: tuple[str, str]) -> list[list[str]]:
     """One way past a card: ``other`` is the field with the other's hardware address.
 
     What is in ``known`` (flows, and with whom) is an answer, the rest is for the chain ``judge``; what that lets pass is put
@@ -171,8 +165,8 @@ def _way(other: str, known: tuple[str, str], judge: str, learned: tuple[str, str
     ]
 
 
-def _judged(attached: Attached, direction: Direction) -> list[list[Json]]:
-    verdicts: dict[Action, Json] = {"allow": RETURN, "deny": DROP}
+def _judged(attached: Attached, direction: Direction) -> list[list[str]]:
+    verdicts: dict[Action, str] = {"allow": RETURN, "deny": DROP}
     return [
         [*fit, counted(naming.counter_name(f"rule{number}", attached.nic.key)), verdicts[rule.action]]
         for number, rule in enumerate(attached.firewall.rules)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 from insula.model.network import NetworkSpec, Rule, format_rule, peer_kind
 from insula.networks import naming
@@ -18,20 +18,22 @@ from insula.networks.plan import Attached, Uplink, gateway4, gateway6
 from insula.networks.terms import (
     ACCEPT,
     DROP,
+    MASQUERADE,
     PROHIBITED,
     RESET,
     Holding,
-    Json,
     Table,
     concat,
     counted,
     ct,
     either,
     jump,
+    link,
     match,
     meta,
+    pair,
     payload,
-    subnet,
+    put,
     vmap,
 )
 
@@ -40,22 +42,22 @@ INET: Final = Table("inet", naming.TABLE)
 # How long an address counts as a domain's after dnsmasq named it. Guests keep answers for `dns.ANSWER_SECONDS`, much less.
 DOMAIN_SECONDS: Final = 300
 
-_ANSWER: Final = [match(ct("state"), ["established", "related"], "in"), match(ct("direction"), "reply"), ACCEPT]
+_ANSWER: Final = [match(ct("state"), "established,related"), match(ct("direction"), "reply"), ACCEPT]
 _REFUSE: Final = jump("refuse")
-_KNOWN: Final = match(ct("state"), ["established", "related"], "in")
-_FROM_MACHINES: Final = match(meta("iifname"), naming.BRIDGES)
-_TO_MACHINES: Final = match(meta("oifname"), naming.BRIDGES)
-_FROM_OUTSIDE: Final = match(meta("iifname"), naming.UPLINK)
-_TO_OUTSIDE: Final = match(meta("oifname"), naming.UPLINK)
+_KNOWN: Final = match(ct("state"), "established,related")
+_FROM_MACHINES: Final = match(meta("iifname"), link(naming.BRIDGES))
+_TO_MACHINES: Final = match(meta("oifname"), link(naming.BRIDGES))
+_FROM_OUTSIDE: Final = match(meta("iifname"), link(naming.UPLINK))
+_TO_OUTSIDE: Final = match(meta("oifname"), link(naming.UPLINK))
 
 
-def base(uplink: Uplink | None, host_addresses: Iterable[str]) -> list[Json]:
+def base(uplink: Uplink | None, host_addresses: Iterable[str]) -> list[str]:
     """The frame. ``host_addresses`` are the host's own, which no machine reaches, whatever the way."""
     host = sorted(set(host_addresses))
     return [
         INET.set("nats", "ifname"),
-        INET.set("services4", ["ifname", "ipv4_addr"]),
-        INET.set("services6", ["ifname", "ipv6_addr"]),
+        INET.set("services4", "ifname . ipv4_addr"),
+        INET.set("services6", "ifname . ipv6_addr"),
         INET.set("mute", "mark"),
         INET.set("host4", "ipv4_addr"),
         INET.set("host6", "ipv6_addr"),
@@ -73,23 +75,23 @@ def base(uplink: Uplink | None, host_addresses: Iterable[str]) -> list[Json]:
     ]
 
 
-def _input(uplink: Uplink | None) -> list[Json]:
+def _input(uplink: Uplink | None) -> list[str]:
     """To the fabric itself: DHCP, DNS, ping and neighbours, of a machine's own network only; from the host DNS and ping."""
-    names: list[Json] = [match(meta("l4proto"), either("tcp", "udp")), match(payload("th", "dport"), 53)]
+    names: list[str] = [match(meta("l4proto"), either("tcp", "udp")), match(payload("th", "dport"), 53)]
     echo = either("echo-request", "nd-neighbor-solicit", "nd-neighbor-advert", "nd-router-solicit", "mld2-listener-report")
-    services: list[list[Json]] = [
+    services: list[list[str]] = [
         [match(payload("udp", "dport"), either(67, 547)), ACCEPT],
         [match(payload("icmpv6", "type"), echo), ACCEPT],
         [match(payload("icmp", "type"), "echo-request"), ACCEPT],
         [*names, match(meta("mark"), "@mute"), DROP],
         [*names, ACCEPT],
     ]
-    rules: list[list[Json]] = [
-        [match(meta("iifname"), "lo"), ACCEPT],
+    rules: list[list[str]] = [
+        [match(meta("iifname"), link("lo")), ACCEPT],
         [_KNOWN, ACCEPT],
         [_FROM_MACHINES, match(concat(meta("iifname"), payload("ip", "daddr")), "@services4"), jump("services")],
         [_FROM_MACHINES, match(concat(meta("iifname"), payload("ip6", "daddr")), "@services6"), jump("services")],
-        [_FROM_MACHINES, match(payload("ip6", "daddr"), either(subnet("fe80::/10"), subnet("ff02::/16"))), jump("services")],
+        [_FROM_MACHINES, match(payload("ip6", "daddr"), either("fe80::/10", "ff02::/16")), jump("services")],
     ]
     if uplink is not None:
         rules += [
@@ -105,8 +107,8 @@ def _input(uplink: Uplink | None) -> list[Json]:
     ]
 
 
-def _forward() -> list[Json]:
-    rules: list[list[Json]] = [
+def _forward() -> list[str]:
+    rules: list[list[str]] = [
         list(_ANSWER),
         [_FROM_MACHINES, _TO_MACHINES, DROP],
         [_FROM_MACHINES, match(payload("ip", "daddr"), "@host4"), _REFUSE],
@@ -118,19 +120,19 @@ def _forward() -> list[Json]:
     return [*INET.base_chain("forward", "filter", "forward", 0, "drop"), *INET.rules("forward", rules)]
 
 
-def _masquerade(uplink: Uplink | None) -> list[Json]:
+def _masquerade(uplink: Uplink | None) -> list[str]:
     """Where pasta is the uplink it knows one address only; as root the host hides the networks, and reaches them itself."""
-    rules: list[list[Json]] = [] if uplink is not None else [[_TO_OUTSIDE, {"masquerade": None}]]
+    rules: list[list[str]] = [] if uplink is not None else [[_TO_OUTSIDE, MASQUERADE]]
     return [*INET.base_chain("outside", "nat", "postrouting", 100), *INET.rules("outside", rules)]
 
 
-def network(network: str, spec: NetworkSpec) -> list[Json]:
+def network(network: str, spec: NetworkSpec) -> list[str]:
     return [INET.put(name, element) for name, element in network_holds(network, spec).elements]
 
 
 def network_holds(network: str, spec: NetworkSpec) -> Holding:
-    bridge = naming.bridge_name(network)
-    elements: list[tuple[str, Any]] = [("nats", bridge)] if spec.mode == "nat" else []
+    bridge = link(naming.bridge_name(network))
+    elements: list[tuple[str, str]] = [("nats", bridge)] if spec.mode == "nat" else []
     if gateway := gateway4(spec):
         elements += [("services4", concat(bridge, each)) for each in (gateway, "255.255.255.255")]
     if gateway := gateway6(spec):
@@ -138,14 +140,14 @@ def network_holds(network: str, spec: NetworkSpec) -> Holding:
     return Holding(elements=tuple(elements))
 
 
-def nic(attached: Attached) -> list[Json]:
+def nic(attached: Attached) -> list[str]:
     """A card's rules between its network and the outside; a bridged network has no outside here."""
     if attached.network.mode == "bridge":
         return []
     held, key = holds(attached), attached.nic.key
     return [
         *[INET.counter(name) for name in held.counters],
-        *[INET.set(name, kind, **more) for name, kind, more in held.sets],
+        *[INET.set(name, kind, more) for name, kind, more in held.sets],
         *INET.chain(f"egress_{key}", _egress(attached)),
         *INET.chain(f"ingress_{key}", [*_judged(attached, "ingress"), [ACCEPT]]),
         *[INET.put(name, element) for name, element in held.elements],
@@ -153,18 +155,18 @@ def nic(attached: Attached) -> list[Json]:
 
 
 _KINDS: Final = ("ipv4_addr", "ipv6_addr")
-_EXPIRING: Final[dict[str, Any]] = {"flags": ["timeout"], "timeout": DOMAIN_SECONDS}
+_EXPIRING: Final = f"flags timeout; timeout {DOMAIN_SECONDS}s; "
 
 
 def holds(attached: Attached) -> Holding:
     if attached.network.mode == "bridge":
         return Holding()
     card, rules = attached.nic, attached.firewall.rules
-    elements: list[tuple[str, Any]] = [("egress", [naming.mark(card.key), jump(f"egress_{card.key}")])]
-    elements += [("ingress4", [card.ipv4, jump(f"ingress_{card.key}")])] if card.ipv4 else []
-    elements += [("ingress6", [card.ipv6, jump(f"ingress_{card.key}")])] if card.ipv6 else []
+    elements: list[tuple[str, str]] = [("egress", pair(naming.mark(card.key), jump(f"egress_{card.key}")))]
+    elements += [("ingress4", pair(card.ipv4, jump(f"ingress_{card.key}")))] if card.ipv4 else []
+    elements += [("ingress6", pair(card.ipv6, jump(f"ingress_{card.key}")))] if card.ipv6 else []
     if attached.firewall.profile == "none" and not any(rule.action == "allow" and rule.direction == "egress" for rule in rules):
-        elements.append(("mute", naming.mark(card.key)))  # what asks for names could tell the outside anything by them
+        elements.append(("mute", str(naming.mark(card.key))))  # what asks for names could tell the outside anything by them
     return Holding(
         chains=(f"egress_{card.key}", f"ingress_{card.key}"),
         elements=tuple(elements),
@@ -182,7 +184,7 @@ def domains(attached: Attached) -> list[str]:
     return sorted({rule.peer for rule in attached.firewall.rules if peer_kind(rule.peer) == "domain"})
 
 
-def _egress(attached: Attached) -> list[list[Json]]:
+def _egress(attached: Attached) -> list[list[str]]:
     rules, refuse = _judged(attached, "egress"), [counted(naming.counter_name("egress", attached.nic.key)), _REFUSE]
     if attached.firewall.profile == "none":
         return [*rules, refuse]
@@ -191,8 +193,8 @@ def _egress(attached: Attached) -> list[list[Json]]:
     return [*rules, [ACCEPT]]
 
 
-def _judged(attached: Attached, direction: str) -> list[list[Json]]:
-    found: list[list[Json]] = []
+def _judged(attached: Attached, direction: str) -> list[list[str]]:
+    found: list[list[str]] = []
     for number, rule in enumerate(attached.firewall.rules):
         if rule.direction != direction:
             continue
@@ -204,9 +206,9 @@ def _judged(attached: Attached, direction: str) -> list[list[Json]]:
     return found
 
 
-def _domain(rule: Rule, sets: tuple[str, str], verdict: list[Json]) -> list[list[Json]]:
+def _domain(rule: Rule, sets: tuple[str, str], verdict: list[str]) -> list[list[str]]:
     """An address is a domain's for a while only; a flow that began meanwhile stays the domain's, by the rule's own mark."""
     own = zlib.crc32(format_rule(rule).encode()) | 1
-    marked: Json = {"mangle": {"key": ct("mark"), "value": own}}
+    marked = put(ct("mark"), own)
     fits = [match(payload("ip", "daddr"), f"@{sets[0]}"), match(payload("ip6", "daddr"), f"@{sets[1]}")]
     return [[_KNOWN, match(ct("mark"), own), *verdict], *[[fit, *flow(rule), marked, *verdict] for fit in fits]]

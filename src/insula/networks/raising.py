@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator
 
 import msgspec
 
@@ -85,7 +84,6 @@ def _lay_base(fabric: Fabric) -> None:
 
 
 def _base_rules(fabric: Fabric) -> None:
-    nft.apply_text(rules.PRELUDE, fabric.holder.spaces)
     nft.apply(rules.base_rules(fabric.state.uplink, fabric.state.addresses), fabric.holder.spaces)
 
 
@@ -120,10 +118,8 @@ def mend(fabric: Fabric) -> list[str]:
     _set_sysctls(fabric)
     _mend_links(fabric, present)
     note_addresses(fabric)
-    nft.apply_text(rules.PRELUDE, fabric.holder.spaces)
-    sets = [command for card in fabric.cards.values() for command in rules.nic_sets(card)]
     wanted = rules.everything(fabric.state.uplink, fabric.state.addresses, fabric.networks(), fabric.cards.values())
-    load(fabric, sets, wanted)
+    nft.apply(wanted, fabric.holder.spaces)
     for key, attached in fabric.cards.items():
         if key not in lost and (attached.nic.rates.up or attached.nic.rates.down):
             shape(fabric, attached)
@@ -143,12 +139,6 @@ def note_addresses(fabric: Fabric) -> bool:
     fabric.state = msgspec.structs.replace(fabric.state, addresses=addresses)
     write_record(fabric.folder / names.FABRIC_STATE, fabric.state)
     return True
-
-
-def load(fabric: Fabric, sets: Sequence[dict[str, Any]], commands: Sequence[dict[str, Any]]) -> None:
-    """Rules, after the sets that these fill: nft wants those to be there before (see `rules.nic_sets`)."""
-    nft.apply(sets, fabric.holder.spaces)
-    nft.apply(commands, fabric.holder.spaces)
 
 
 def _mend_links(fabric: Fabric, present: Collection[str]) -> None:

@@ -71,7 +71,6 @@ def _try(folder: Path, *, root: bool) -> Reach:
         try:
             os.close(holder.tap(naming.tap_name("00000000")))
             links.apply("ip", [f"link add name {naming.bridge_name('00000000')} type bridge"], holder.spaces)
-            nft.apply_text(rules.PRELUDE, holder.spaces)
             nft.apply(rules.base_rules(None, []), holder.spaces)
             why = "" if root else _try_pasta(folder, holder)
         finally:

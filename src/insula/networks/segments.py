@@ -16,7 +16,7 @@ from insula.networks import naming
 from insula.networks.dns import LEASE
 from insula.networks.matching import PORTED, shared_sets
 from insula.networks.plan import Attached, Segment, gateway4
-from insula.networks.terms import ACCEPT, Json, Table, ct, match, meta, payload, subnet
+from insula.networks.terms import ACCEPT, Table, ct, link, match, meta, payload
 
 _INET: Final = Table("inet", naming.TABLE)
 _SERVER: Final = "169.254.254.254"  # of DHCP: on no network, so that it can clash with none
@@ -57,34 +57,32 @@ def inside_sysctls(attached: Attached) -> dict[str, str]:
     }
 
 
-def inside_rules(attached: Attached) -> list[Json]:
+def inside_rules(attached: Attached) -> list[str]:
     """In the segment: all its rules, replaced as a whole."""
     segment, nic = _segment(attached), attached.nic
-    inner, gateway = _inner(segment), gateway4(attached.network)
+    inner, outer, gateway = _inner(segment), str(nic.ipv4), gateway4(attached.network)
     guest, world = meta("iifname"), meta("oifname")
-    tap, uplink = naming.tap_name(nic.key), naming.UPLINK
+    tap, uplink = link(naming.tap_name(nic.key)), link(naming.UPLINK)
     from_guest, to_world = match(guest, tap), match(world, uplink)
-    arriving: list[list[Json]] = [
-        [match(guest, uplink), match(payload("ip", "daddr"), nic.ipv4), _exchange("dnat", inner)],
+    arriving: list[list[str]] = [
+        [match(guest, uplink), match(payload("ip", "daddr"), outer), _exchange("dnat", inner)],
         [
             from_guest,
             match(payload("ip", "daddr"), "255.255.255.255", "!="),
             match(payload("udp", "dport"), 67),
-            {"redirect": None},
+            "redirect",
         ],
     ]
     if segment.gateway != gateway:  # what its former router and resolver were is the network's gateway now
         dport = match(payload("th", "dport"), 53)
         arriving.append([from_guest, match(payload("ip", "daddr"), segment.gateway), _exchange("dnat", gateway)])
-        arriving.append(
-            [from_guest, match(payload("ip", "daddr"), subnet(_subnet(segment))), PORTED, dport, _exchange("dnat", gateway)]
-        )
-    passing: list[list[Json]] = [
+        arriving.append([from_guest, match(payload("ip", "daddr"), _subnet(segment)), PORTED, dport, _exchange("dnat", gateway)])
+    passing: list[list[str]] = [
         [from_guest, to_world, match(payload("ip", "saddr"), inner), ACCEPT],
         [match(guest, uplink), match(world, tap), match(payload("ip", "daddr"), inner), ACCEPT],
     ]
-    local: list[list[Json]] = [
-        [match(ct("state"), ["established", "related"], "in"), ACCEPT],
+    local: list[list[str]] = [
+        [match(ct("state"), "established,related"), ACCEPT],
         [from_guest, match(payload("udp", "dport"), 67), ACCEPT],
     ]
     return [
@@ -95,7 +93,7 @@ def inside_rules(attached: Attached) -> list[Json]:
         *_INET.base_chain("arriving", "nat", "prerouting", -100),
         *_INET.rules("arriving", arriving),
         *_INET.base_chain("leaving", "nat", "postrouting", 100),
-        *_INET.rules("leaving", [[to_world, match(payload("ip", "saddr"), inner), _exchange("snat", nic.ipv4)]]),
+        *_INET.rules("leaving", [[to_world, match(payload("ip", "saddr"), inner), _exchange("snat", outer)]]),
         *_INET.base_chain("passing", "filter", "forward", 0, "drop"),
         *_INET.rules("passing", passing),
         *_INET.base_chain("local", "filter", "input", 0, "drop"),
@@ -144,6 +142,6 @@ def _subnet(segment: Segment) -> str:
     return str(IPv4Interface(segment.inner).network)
 
 
-def _exchange(way: str, address: str | None) -> Json:
+def _exchange(way: str, address: str | None) -> str:
     """Destination (``dnat``) or source (``snat``) becomes ``address``."""
-    return {way: {"family": "ip", "addr": address}}
+    return f"{way} ip to {address}"

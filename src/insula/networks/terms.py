@@ -1,153 +1,185 @@
-"""The words of nft's JSON (libnftables-json(5)) that our rules are made of."""
+"""The words of nft's own language (nft(8)) that our rules are made of: text, of which a command is one line.
+
+Not its JSON, which nft reads several times slower and in which some of what we need cannot be said. All names follow from keys,
+and all values are parsed addresses and numbers: nothing here needs escaping.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Final
 
-Json = dict[str, Any]  # one object of libnftables-json: its shape is checked by nft itself, and by loading it in tests
-
-ACCEPT: Json = {"accept": None}
-DROP: Json = {"drop": None}
-RETURN: Json = {"return": None}
-PROHIBITED: Json = {"reject": {"type": "icmpx", "expr": "admin-prohibited"}}
-RESET: Json = {"reject": {"type": "tcp reset"}}
-
-
-def payload(protocol: str, field: str) -> Json:
-    return {"payload": {"protocol": protocol, "field": field}}
+ACCEPT: Final = "accept"
+DROP: Final = "drop"
+RETURN: Final = "return"
+MASQUERADE: Final = "masquerade"
+PROHIBITED: Final = "reject with icmpx admin-prohibited"
+RESET: Final = "reject with tcp reset"
 
 
-def raw(base: str, offset: int, length: int) -> Json:
+def payload(protocol: str, field: str) -> str:
+    return f"{protocol} {field}"
+
+
+def raw(base: str, offset: int, length: int) -> str:
     """``length`` bits of a packet from bit ``offset`` of its network (``nh``) or transport (``th``) header."""
-    return {"payload": {"base": base, "offset": offset, "len": length}}
+    return f"@{base},{offset},{length}"
 
 
-def meta(key: str) -> Json:
-    return {"meta": {"key": key}}
+def meta(key: str) -> str:
+    return f"meta {key}"
 
 
-def ct(key: str) -> Json:
-    return {"ct": {"key": key}}
+def ct(key: str) -> str:
+    return f"ct {key}"
 
 
-def concat(*parts: Any) -> Json:
-    return {"concat": list(parts)}
+def link(name: str) -> str:
+    """A link's name, or what it begins with and a star."""
+    return f'"{name}"'
 
 
-def match(left: Json, right: Any, op: str = "==") -> Json:
-    return {"match": {"op": op, "left": left, "right": right}}
+def concat(*parts: str) -> str:
+    return " . ".join(parts)
 
 
-def either(*values: Any) -> Any:
+def match(left: str, right: str | int, op: str = "==") -> str:
+    return f"{left} {'' if op == '==' else f'{op} '}{right}"
+
+
+def either(*values: str | int) -> str:
     """An anonymous set of values, or the one there is."""
-    return values[0] if len(values) == 1 else {"set": list(values)}
+    return str(values[0]) if len(values) == 1 else f"{{ {_listed(values)} }}"
 
 
-def subnet(text: str) -> Any:
-    """An address or subnet as a value."""
-    address, slash, length = text.partition("/")
-    return {"prefix": {"addr": address, "len": int(length)}} if slash else address
+def span(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
 
 
-def span(first: int, last: int) -> Any:
-    return first if first == last else {"range": [first, last]}
+def jump(chain: str) -> str:
+    return f"jump {chain}"
 
 
-def jump(chain: str) -> Json:
-    return {"jump": {"target": chain}}
+def goto(chain: str) -> str:
+    return f"goto {chain}"
 
 
-def vmap(key: Json, name: str) -> Json:
-    return {"vmap": {"key": key, "data": f"@{name}"}}
+def vmap(key: str, name: str) -> str:
+    return f"{key} vmap @{name}"
 
 
-def counted(name: str) -> Json:
-    return {"counter": name}
+def counted(name: str) -> str:
+    return f'counter name "{name}"'
 
 
-def remember(name: str, value: Json, seconds: int) -> Json:
-    """Put what a packet holds into a set, for so long from now."""
-    return {"set": {"op": "update", "elem": {"elem": {"val": value, "timeout": seconds}}, "set": f"@{name}"}}
+def put(key: str, value: str | int) -> str:
+    """Write into what goes with a packet or its flow."""
+    return f"{key} set {value}"
+
+
+def remember(name: str, value: str, seconds: int, *, limit: str = "") -> str:
+    """Put what a packet holds into a set, for so long from now; with ``limit`` (a statement) no oftener than that."""
+    return f"update @{name} {{ {value} timeout {seconds}s {limit}}}"
+
+
+def pair(key: str | int, value: str | int) -> str:
+    """An element of a map."""
+    return f"{key} : {value}"
+
+
+def _listed(values: Iterable[str | int]) -> str:
+    return ", ".join(map(str, values))
+
+
+_PUT: Final = "add element "
 
 
 class Table:
-    """Makes commands about one table."""
+    """Makes commands about one table. ``kind`` is the type of a set's elements, ``more`` what nft(8) allows in its block."""
 
     def __init__(self, family: str, name: str) -> None:
-        self._where = {"family": family, "table": name}
-        self._self = {"family": family, "name": name}
+        self._where = f"{family} {name}"
 
-    def add(self) -> Json:
-        return {"add": {"table": self._self}}
+    def add(self) -> str:
+        return f"add table {self._where}"
 
-    def empty(self) -> Json:
+    def empty(self) -> str:
         """Remove all rules; what they are in stays."""
-        return {"flush": {"table": self._self}}
+        return f"flush table {self._where}"
 
-    def delete(self) -> Json:
-        return {"delete": {"table": self._self}}
+    def delete(self) -> str:
+        return f"delete table {self._where}"
 
-    def base_chain(self, name: str, kind: str, hook: str, priority: int, policy: str = "accept") -> list[Json]:
+    def base_chain(self, name: str, kind: str, hook: str, priority: int, policy: str = "accept") -> list[str]:
         """The chain, without any rule it had."""
-        chain = {"type": kind, "hook": hook, "prio": priority, "policy": policy}
-        return [{"add": {"chain": {**self._where, "name": name, **chain}}}, self.flush(name)]
+        about = f"type {kind} hook {hook} priority {priority}; policy {policy};"
+        return [f"add chain {self._where} {name} {{ {about} }}", self.flush(name)]
 
-    def chain(self, name: str, rules: Sequence[Sequence[Json]]) -> list[Json]:
+    def chain(self, name: str, rules: Sequence[Sequence[str]]) -> list[str]:
         """A chain with these rules and no others, whatever it had before."""
-        return [{"add": {"chain": {**self._where, "name": name}}}, self.flush(name), *self.rules(name, rules)]
+        return [f"add chain {self._where} {name}", self.flush(name), *self.rules(name, rules)]
 
-    def flush(self, chain: str) -> Json:
-        return {"flush": {"chain": {**self._where, "name": chain}}}
+    def flush(self, chain: str) -> str:
+        return f"{FLUSH_CHAIN}{self._where} {chain}"
 
-    def rules(self, chain: str, rules: Sequence[Sequence[Json]]) -> list[Json]:
-        return [{"add": {"rule": {**self._where, "chain": chain, "expr": list(rule)}}} for rule in rules]
+    def rules(self, chain: str, rules: Sequence[Sequence[str]]) -> list[str]:
+        return [f"add rule {self._where} {chain} {' '.join(rule)}" for rule in rules]
 
-    def set(self, name: str, kind: Any, **more: Any) -> Json:
-        return {"add": {"set": {**self._where, "name": name, "type": kind, **more}}}
+    def set(self, name: str, kind: str, more: str = "") -> str:
+        return f"add set {self._where} {name} {{ type {kind}; {more}}}"
 
-    def map(self, name: str, kind: Any, to: str = "verdict") -> Json:
-        return {"add": {"map": {**self._where, "name": name, "type": kind, "map": to}}}
+    def set_like(self, name: str, what: str, more: str = "") -> str:
+        """A set of what ``what`` finds in packets, where that has no type with a name."""
+        return f"add set {self._where} {name} {{ typeof {what}; {more}}}"
 
-    def counter(self, name: str) -> Json:
+    def map(self, name: str, kind: str, to: str = "verdict") -> str:
+        return f"add map {self._where} {name} {{ type {kind} : {to}; }}"
+
+    def counter(self, name: str) -> str:
         """A counter that keeps what it counted so far."""
-        return {"add": {"counter": {**self._where, "name": name}}}
+        return f"add counter {self._where} {name}"
 
-    def put(self, name: str, *elements: Any) -> Json:
-        return {"add": {"element": {**self._where, "name": name, "elem": list(elements)}}}
+    def put(self, name: str, *elements: str | int) -> str:
+        return f"{_PUT}{self._where} {name} {{ {_listed(elements)} }}"
 
-    def clear(self, kind: str, name: str) -> Json:
+    def clear(self, kind: str, name: str) -> str:
         """Take all elements out of a ``set`` or ``map``."""
-        return {"flush": {kind: {**self._where, "name": name}}}
+        return f"flush {kind} {self._where} {name}"
 
-    def only(self, name: str, *elements: Any) -> list[Json]:
+    def only(self, name: str, *elements: str) -> list[str]:
         """A set with these elements and no others."""
         emptied = self.clear("set", name)
         return [emptied, self.put(name, *elements)] if elements else [emptied]
 
-    def release(self, what: Holding) -> list[Json]:
+    def release(self, what: Holding) -> list[str]:
         """Remove what is held, whether it is there or not: nft before 1.0.7 has no `destroy`, so all is added first.
 
         Chains that are not released themselves must be there when elements lead to them.
         """
-        chains = [{"chain": {**self._where, "name": name}} for name in what.chains]
-        elements = [{"element": {**self._where, "name": name, "elem": [element]}} for name, element in what.elements]
-        sets = [self.set(name, kind, **more)["add"] for name, kind, more in what.sets]
-        counters = [{"counter": {**self._where, "name": name}} for name in what.counters]
-        commands: list[Json] = [{"add": each} for each in (*chains, *sets, *counters, *elements)]
-        commands += [{"delete": each} for each in elements]
-        commands += [{"flush": each} for each in chains]
-        return commands + [{"delete": each} for each in (*chains, *sets, *counters)]
+        chains = [f"chain {self._where} {name}" for name in what.chains]
+        elements = [f"element {self._where} {name} {{ {element} }}" for name, element in what.elements]
+        counters = [f"counter {self._where} {name}" for name in what.counters]
+        commands = [f"add {each}" for each in chains]
+        commands += [self.set(name, kind, more) for name, kind, more in what.sets]
+        commands += [f"add {each}" for each in (*counters, *elements)]
+        commands += [f"delete {each}" for each in elements]
+        commands += [f"flush {each}" for each in chains]
+        sets = [f"set {self._where} {name}" for name, *_ in what.sets]
+        return commands + [f"delete {each}" for each in (*chains, *sets, *counters)]
+
+
+FLUSH_CHAIN: Final = "flush chain "
 
 
 @dataclass(frozen=True)
 class Holding:
-    """What a card or network has in a table: all that must go with it. ``chains`` lead to none but those before them."""
+    """What a card or network has in a table: all that must go with it. ``chains`` lead to none but those before them; of each
+    set the arguments of `Table.set`."""
 
     chains: tuple[str, ...] = ()
-    elements: tuple[tuple[str, Any], ...] = ()
-    sets: tuple[tuple[str, Any, dict[str, Any]], ...] = ()
+    elements: tuple[tuple[str, str], ...] = ()
+    sets: tuple[tuple[str, str, str], ...] = ()
     counters: tuple[str, ...] = ()
 
     def without(self, other: Holding) -> Holding:
@@ -160,16 +192,14 @@ class Holding:
         )
 
 
-def gathered(commands: Iterable[Json]) -> list[Json]:
+def gathered(commands: Iterable[str]) -> list[str]:
     """The same additions with all elements of each set in one command, at the end: what they lead to is there by then."""
-    others: list[Json] = []
-    sets: dict[tuple[str, str, str], Json] = {}
+    others: list[str] = []
+    sets: dict[str, list[str]] = {}
     for command in commands:
-        element = command.get("add", {}).get("element")
-        if element is None:
+        if command.startswith(_PUT):
+            which, _, elements = command.removesuffix(" }").partition(" { ")
+            sets.setdefault(which, []).append(elements)
+        else:
             others.append(command)
-            continue
-        which = (element["family"], element["table"], element["name"])
-        whole = sets.setdefault(which, {**element, "elem": []})
-        whole["elem"] += element["elem"]
-    return others + [{"add": {"element": each}} for each in sets.values()]
+    return others + [f"{which} {{ {_listed(elements)} }}" for which, elements in sets.items()]

@@ -74,9 +74,8 @@ class Node:
             raise Failed(f"{argv}: {err or out}\n{data}")
         return str(out)
 
-    def nft(self, commands: list[dict[str, Any]]) -> None:
-        if commands:
-            self.check(["nft", "-j", "-f", "-"], json.dumps({"nftables": commands}))
+    def nft(self, commands: list[str]) -> None:
+        self.check(["nft", "-f", "-"], "".join(f"{command}\n" for command in commands))
 
     def ruleset(self) -> list[Any]:
         """All rules, without the numbers that the kernel gives to them, and what they have counted and learned."""
@@ -182,11 +181,10 @@ class Lab:
         for name, value in plan.fabric_sysctls().items():
             self.fabric.write(f"/proc/sys/{name}", value)
         self.fabric.batch("ip", plan.fabric_links(self.uplink))
-        self.fabric.check(["nft", "-f", "-"], rules.PRELUDE)
         self.fabric.nft(self.base())
         self.host.nft(rules.host_rules(HOME, []))
 
-    def base(self) -> list[dict[str, Any]]:
+    def base(self) -> list[str]:
         return rules.base_rules(self.uplink, [HOST4, HOST6, HOST_LAN4, self.uplink.host4, self.uplink.host6])
 
     def network(self, network: str, spec: NetworkSpec) -> None:
@@ -227,7 +225,6 @@ class Lab:
         return guest
 
     def load(self, attached: Attached, former: Attached | None = None) -> None:
-        self.fabric.nft(rules.nic_sets(attached))
         self.fabric.nft(rules.nic_rules(attached, former))
 
     def firewall(self, guest: Guest, profile: Profile, *texts: str, isolated: bool = False) -> None:

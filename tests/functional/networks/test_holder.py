@@ -174,12 +174,10 @@ def test_only_its_owner_is_heard(tmp_path: Path) -> None:
 
 
 def test_rules_are_loaded_whole_or_not_at_all(holder: Holder) -> None:
-    table = {"family": "inet", "name": "one"}
-    broken = {"add": {"chain": {"family": "inet", "table": "two", "name": "c"}}}
     with pytest.raises(HostLacks, match="refused our rules"):
-        nft.apply([{"add": {"table": table}}, broken], holder.spaces)
+        nft.apply(["add table inet one", "add chain inet two c"], holder.spaces)
     assert nft.objects(holder.spaces, "tables") == []
-    nft.apply([{"add": {"table": table}}], holder.spaces)
+    nft.apply(["add table inet one"], holder.spaces)
     assert [each["table"]["name"] for each in nft.objects(holder.spaces, "tables")] == ["one"]
 
 

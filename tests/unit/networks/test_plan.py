@@ -6,7 +6,6 @@ After a wanted change: INSULA_WRITE_GOLDEN=1 ./test tests/unit/networks, then re
 
 from __future__ import annotations
 
-import json
 import os
 from ipaddress import ip_network
 from pathlib import Path
@@ -17,7 +16,6 @@ import pytest
 from insula.model.network import Firewall, NetworkSpec, Nic, Rates, Rule, parse_rule
 from insula.networks import dns, naming, plan, rules, segments
 from insula.networks.plan import Attached, Segment
-from insula.networks.terms import Json
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -44,10 +42,6 @@ ON_LAN = msgspec.structs.replace(
 )
 
 BEHIND = msgspec.structs.replace(WEB, segment=Segment("10.0.2.15/24", "10.0.2.2", "52:54:00:aa:bb:cc", "0a:0a:0a:0a:0a:0a"))
-
-
-def shown(commands: list[Json]) -> list[str]:
-    return [json.dumps(command, separators=(",", ":")) for command in commands]
 
 
 def batches() -> list[str]:
@@ -93,7 +87,7 @@ def segment() -> list[str]:
         *segments.pair_links(BEHIND, "/proc/self/fd/9"),
         *segments.inside_links(BEHIND),
         *[f"{name} = {value}" for name, value in segments.inside_sysctls(BEHIND).items()],
-        *shown(segments.inside_rules(BEHIND)),
+        *segments.inside_rules(BEHIND),
         *segments.inside_dnsmasq(BEHIND).splitlines(),
     ]
 
@@ -102,14 +96,14 @@ CASES = {
     "segment": segment,
     "links": batches,
     "dnsmasq": dnsmasq,
-    "rules-base": lambda: shown(rules.base_rules(UPLINK, ["192.0.2.7", "2001:db8::7"])),
-    "rules-base-pasta": lambda: shown(rules.base_rules(None)),
-    "rules-host": lambda: shown(rules.host_rules(HOME, [NAT, PRIVATE])),
-    "rules-network": lambda: shown([*rules.network_rules(LAB, NAT), *rules.drop_network_rules(LAB, NAT)]),
-    "rules-card": lambda: shown([*rules.nic_sets(WEB), *rules.nic_rules(WEB), *rules.drop_nic_rules(WEB)]),
-    "rules-card-ruled": lambda: shown([*rules.nic_sets(RULED), *rules.nic_rules(RULED)]),
-    "rules-card-no-more-ruled": lambda: shown(rules.nic_rules(WEB, RULED)),
-    "rules-card-on-lan": lambda: shown([*rules.nic_sets(ON_LAN), *rules.nic_rules(ON_LAN)]),
+    "rules-base": lambda: rules.base_rules(UPLINK, ["192.0.2.7", "2001:db8::7"]),
+    "rules-base-pasta": lambda: rules.base_rules(None),
+    "rules-host": lambda: rules.host_rules(HOME, [NAT, PRIVATE]),
+    "rules-network": lambda: [*rules.network_rules(LAB, NAT), *rules.drop_network_rules(LAB, NAT)],
+    "rules-card": lambda: [*rules.nic_rules(WEB), *rules.drop_nic_rules(WEB)],
+    "rules-card-ruled": lambda: rules.nic_rules(RULED),
+    "rules-card-no-more-ruled": lambda: rules.nic_rules(WEB, RULED),
+    "rules-card-on-lan": lambda: rules.nic_rules(ON_LAN),
 }
 
 
@@ -169,7 +163,6 @@ def test_only_a_card_in_a_segment_has_one() -> None:
 def test_without_rules_a_card_costs_little() -> None:
     """Hundreds of cards are loaded at once: what an ordinary one needs stays short."""
     assert len(rules.nic_rules(WEB)) < 40
-    assert rules.nic_sets(WEB) == []
     assert rules.nic_rules(WEB, WEB) == rules.nic_rules(WEB)
 
 
