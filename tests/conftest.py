@@ -16,7 +16,7 @@ import pytest
 
 from insula.errors import InsulaError
 from insula.host.namespaces import remove_handed_over
-from tests.framework import leaks
+from tests.framework import leaks, workers
 from tests.framework.caches import cache_folder
 from tests.framework.project import ROOT
 
@@ -38,10 +38,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Point everything at the run's own folder before any test module is imported."""
+    config.pluginmanager.register(workers)
     token = secrets.token_hex(6)
     base = Path(os.environ.get("TMPDIR") or "/var/tmp")
     folder = Path(tempfile.mkdtemp(prefix=f"insula-test-{token}-", dir=base))
     config.stash[_folder] = folder
+    if config.option.basetemp is None or workers.is_worker(config):
+        config.option.basetemp = str(folder / "tests")
+    if workers.is_leader(config):
+        return  # those who are handed the tests have tokens and folders of their own
     config.stash[_before] = leaks.host_state()
     os.environ |= {
         leaks.MARKER: token,
@@ -53,8 +58,6 @@ def pytest_configure(config: pytest.Config) -> None:
         "PYTHONPYCACHEPREFIX": sys.pycache_prefix or str(cache_folder("pycache")),
     }
     tempfile.tempdir = None
-    if config.option.basetemp is None:
-        config.option.basetemp = str(folder / "tests")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -88,21 +91,18 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Look for what was left behind; it counts as an error of the run. All fixtures are down by now."""
     config = session.config
     folder = config.stash[_folder]
-    found = leaks.left_behind(folder, os.environ[leaks.MARKER], config.stash[_before])
-    if not found and not os.environ.get("INSULA_TEST_KEEP"):
+    leader = workers.is_leader(config)
+    found = [] if leader else leaks.left_behind(folder, os.environ[leaks.MARKER], config.stash[_before])
+    if not found and (leader or not os.environ.get("INSULA_TEST_KEEP")):
         found = _remove(folder)
     if not found:
         return
-    report = pytest.TestReport(
-        nodeid="nothing left behind",
-        location=("tests/framework/leaks.py", 0, "nothing left behind"),
-        keywords={},
-        outcome="failed",
-        longrepr="\n".join([*found, f"(the run's folder is {folder})"]),
-        when="teardown",
-    )
-    config.hook.pytest_runtest_logreport(report=report)
+    found.append(f"(the run's folder is {folder})")
     session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if workers.is_worker(config):
+        workers.tell_leader(config, found)
+    else:
+        workers.report_left_behind(config, found)
 
 
 @pytest.fixture(scope="session")

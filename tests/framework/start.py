@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+_MOST = 4  # processes: a guest may have 1 GiB, and the machine is not the tests' alone
+_ALONE = ("-n", "-k", "-m", "-x", "-s", "--pdb", "--co")  # options of who looks at some of them
 
 
 def main(words: list[str]) -> int:
@@ -28,12 +30,25 @@ def main(words: list[str]) -> int:
         return status
     os.chdir(ROOT)
     _let_children_hear()
-    status = int(pytest.main(["-c", str(ROOT / "pyproject.toml"), "-o", f"cache_dir={cache_folder('pytest')}", *words]))
+    # Processes that pytest starts are not in isolated mode as this one is; nor may they write into the clone.
+    os.environ |= {"PYTHONNOUSERSITE": "1", "PYTHONPYCACHEPREFIX": sys.pycache_prefix or str(cache_folder("pycache"))}
+    known = ["-c", str(ROOT / "pyproject.toml"), "-o", f"cache_dir={cache_folder('pytest')}"]
+    status = int(pytest.main([*known, *_side_by_side(words), *words]))
     if any(leaks.threads()):
         # It was reported as left behind; waiting for it at the interpreter's end could take for ever.
         sys.stdout.flush()
         os._exit(status)
     return status
+
+
+def _side_by_side(words: list[str]) -> list[str]:
+    """What to tell pytest so that several processes do the tests: most tests wait for a guest with one CPU, and one process alone
+    would leave every other core idle. Nothing when certain tests are asked for, or it says how in ``words``."""
+    count = min(len(os.sched_getaffinity(0)), _MOST)
+    if count < 2 or any(not word.startswith("-") or word.startswith(_ALONE) for word in words):
+        return []
+    # Files in their order: those with guests come first, and the short ones at the end fill what is left.
+    return ["-n", str(count), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def _let_children_hear() -> None:
