@@ -26,7 +26,7 @@ _LIMIT = 180.0  # seconds for a test, so that one that hangs is told on a busy m
 _FIXTURE_LIMIT = 1800.0  # a fixture may build an image
 
 _folder = pytest.StashKey[Path]()
-_before = pytest.StashKey[leaks.HostState]()
+_before = pytest.StashKey[leaks.HostState | None]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,9 +45,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_folder] = folder
     if config.option.basetemp is None or workers.is_worker(config):
         config.option.basetemp = str(folder / "tests")
+    config.stash[_before] = None if workers.is_worker(config) else leaks.host_state()
     if workers.is_leader(config):
         return  # those who are handed the tests have tokens and folders of their own
-    config.stash[_before] = leaks.host_state()
     os.environ |= {
         leaks.MARKER: token,
         "TMPDIR": str(folder),
@@ -91,9 +91,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Look for what was left behind; it counts as an error of the run. All fixtures are down by now."""
     config = session.config
     folder = config.stash[_folder]
-    leader = workers.is_leader(config)
-    found = [] if leader else leaks.left_behind(folder, os.environ[leaks.MARKER], config.stash[_before])
-    if not found and (leader or not os.environ.get("INSULA_TEST_KEEP")):
+    found = leaks.left_behind(folder, os.environ.get(leaks.MARKER, "nobody's"), config.stash[_before])
+    if not found and not os.environ.get("INSULA_TEST_KEEP"):
         found = _remove(folder)
     if not found:
         return

@@ -56,8 +56,11 @@ def host_state() -> HostState:
     )
 
 
-def left_behind(folder: Path, token: str, before: HostState) -> list[str]:
-    """A line for each thing of the run that is still there, after a short wait for what is just ending."""
+def left_behind(folder: Path, token: str, before: HostState | None) -> list[str]:
+    """A line for each thing of the run that is still there, after a short wait for what is just ending.
+
+    Without ``before`` the host itself is not looked at, but for the networks of homes in ``folder``: others are still at work.
+    """
     deadline = time.monotonic() + _PATIENCE
     while found := list(_find(folder, token, before)):
         if time.monotonic() > deadline:
@@ -66,7 +69,7 @@ def left_behind(folder: Path, token: str, before: HostState) -> list[str]:
     return []
 
 
-def _find(folder: Path, token: str, before: HostState) -> Iterator[str]:
+def _find(folder: Path, token: str, before: HostState | None) -> Iterator[str]:
     yield from threads()
     yield from _processes(folder, token)
     yield from _mounts(folder)
@@ -74,13 +77,13 @@ def _find(folder: Path, token: str, before: HostState) -> Iterator[str]:
     yield from new_names(folder, before, host_state())
 
 
-def new_names(folder: Path, before: HostState, now: HostState) -> list[str]:
-    """What is there now and was not before, but for the networks of homes that are not in ``folder``."""
+def new_names(folder: Path, before: HostState | None, now: HostState) -> list[str]:
+    """What is there now and was not before, but for the networks of homes that are not in ``folder``; see `left_behind`."""
     ours, found = {home_key(path.parent) for path in folder.rglob("fabric") if path.is_dir()}, []
     for field in fields(HostState):
-        for name in sorted(getattr(now, field.name) - getattr(before, field.name)):
+        for name in sorted(getattr(now, field.name) - (getattr(before, field.name) if before else frozenset())):
             key = _KEYED.search(name)
-            if key is None or key[1] in ours:
+            if key[1] in ours if key else before:
                 found.append(f"{field.name.replace('_', ' ')}: {name}")
     return found
 

@@ -18,11 +18,9 @@ _CLONE_NEWNET = 0x40000000  # linux/sched.h
 class Outside:
     """``address`` is what guests reach it by, ``near`` the host's own address on the way there."""
 
-    address = "198.51.100.2"
-    near = "198.51.100.1"
-
-    def __init__(self, namespace: Path) -> None:
+    def __init__(self, namespace: Path, number: int) -> None:
         self._namespace = namespace
+        self.near, self.address = (f"198.51.100.{4 * number + last}" for last in (1, 2))
 
     def listen(self, port: int = 0) -> socket.socket:
         """A listening TCP socket out there."""
@@ -58,22 +56,34 @@ class Outside:
 @contextlib.contextmanager
 def outside() -> Iterator[Outside]:
     """Needs root."""
-    name = f"insout{os.getpid()}"
-    _ip("netns", "add", name)
-    try:
-        _ip("link", "add", f"inso{os.getpid()}", "type", "veth", "peer", "name", "eth0", "netns", name)
-        _ip("address", "add", f"{Outside.near}/30", "dev", f"inso{os.getpid()}")
-        _ip("link", "set", f"inso{os.getpid()}", "up")
-        for words in (
-            ("address", "add", f"{Outside.address}/30", "dev", "eth0"),
-            ("link", "set", "eth0", "up"),
-            ("link", "set", "lo", "up"),
-            ("route", "add", "default", "via", Outside.near),
-        ):
-            _ip("-netns", name, *words)
-        yield Outside(Path("/run/netns") / name)
-    finally:
-        _ip("netns", "delete", name)  # the pair goes with it
+    name, link = f"insout{os.getpid()}", f"inso{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as claim:
+        number = _own_number(claim)
+        _ip("netns", "add", name)
+        try:
+            made = Outside(Path("/run/netns") / name, number)
+            _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", name)
+            _ip("address", "add", f"{made.near}/30", "dev", link)
+            _ip("link", "set", link, "up")
+            for words in (
+                ("address", "add", f"{made.address}/30", "dev", "eth0"),
+                ("link", "set", "eth0", "up"),
+                ("link", "set", "lo", "up"),
+                ("route", "add", "default", "via", made.near),
+            ):
+                _ip("-netns", name, *words)
+            yield made
+        finally:
+            _ip("netns", "delete", name)  # the pair goes with it
+
+
+def _own_number(claim: socket.socket) -> int:
+    """One of 64 that nobody else on this host has as long as ``claim`` is open: of two only one can bind a name (unix(7))."""
+    for number in range(64):
+        with contextlib.suppress(OSError):
+            claim.bind(f"\0insula-tests-outside-{number}")
+            return number
+    raise AssertionError("64 outsides are in use")
 
 
 def _ip(*words: str) -> None:

@@ -83,6 +83,9 @@ def test_networks_of_homes_elsewhere_are_others_business(tmp_path: Path, quick: 
     tables = {f"inet insula_{ours}", f"inet insula_{theirs}"}
     later = replace(now, links=now.links | made, tables=now.tables | tables)
     assert leaks.new_names(tmp_path / "run", now, later) == [f"links: v{ours}", f"tables: inet insula_{ours}"]
+    later = replace(later, links=later.links | {"ins0"})
+    assert leaks.new_names(tmp_path / "run", None, later) == [f"links: v{ours}", f"tables: inet insula_{ours}"]
+    assert "links: ins0" in leaks.new_names(tmp_path / "run", now, later)
 
 
 def test_what_was_there_before_is_no_leak_and_what_came_is(tmp_path: Path, quick: None) -> None:
