@@ -20,9 +20,10 @@ from tests.framework import leaks, workers
 from tests.framework.caches import cache_folder
 from tests.framework.project import ROOT
 
-pytest_plugins = ["tests.framework.guests"]
+pytest_plugins = ["tests.framework.guests", "tests.framework.points"]
 
 _LIMIT = 180.0  # seconds for a test, so that one that hangs is told on a busy machine, too; marked ones may take longer
+_EVERY_LIMIT = 12 * 3600.0  # for one that tries all of its points, with --every
 _FIXTURE_LIMIT = 1800.0  # a fixture may build an image
 
 _folder = pytest.StashKey[Path]()
@@ -31,7 +32,7 @@ _before = pytest.StashKey[leaks.HostState | None]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--full", action="store_true", help="also run the long tests: fuzzing, soak, power cuts, foreign builds, fresh systems"
+        "--full", action="store_true", help="also run the long tests: fuzzing, soak, power cuts, foreign builds, a fresh system"
     )
 
 
@@ -82,7 +83,10 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> Iterator[None
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     marker = item.get_closest_marker("limit")
-    with _time_limit(max(_LIMIT, marker.args[0]) if marker else _LIMIT, "the test"):
+    limit = max(_LIMIT, marker.args[0]) if marker else _LIMIT
+    if item.config.getoption("--every") and "points" in getattr(item, "fixturenames", ()):
+        limit = _EVERY_LIMIT
+    with _time_limit(limit, "the test"):
         return (yield)
 
 

@@ -6,10 +6,11 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import insula
@@ -22,11 +23,15 @@ from insula.store.locks import is_still_there, machine_lock
 from insula.store.machines import MachineRecord, read_machine
 from insula.store.names import Home
 from insula.store.snapshots import SnapshotRecord, needed_layers, read_snapshot, snapshot_layers, snapshot_names
-from tests.framework.doors import cli_environment
+from tests.framework.doors import cli_environment, run_cli
 from tests.framework.processes import written_files
 from tests.framework.project import ROOT
 
 _PATIENCE = 20.0  # seconds for what ends or goes on by itself
+# What a verb may say when QEMU or a keeper dies under it.
+SAID = frozenset(
+    "machine_ended load_failed failed_to_start keeper_failed keeper_gone not_running wrong_state agent_absent".split()
+)
 _KNOWN = {
     names.RECORD,
     names.LOCK,
@@ -57,6 +62,29 @@ def victim(home: Path, step: int | str, verb: str, name: str, **told: str) -> tu
     )  # fmt: skip
     assert b"Traceback" not in done.stderr, done.stderr.decode()
     return done.returncode, done.stdout.decode().splitlines(), done.stderr.decode().strip()
+
+
+def strike(home: Path, step: str, verb: str, name: str, check: Callable[[int], None], *said: str, **told: str) -> int:
+    """One round: kill the command, or whomever ``step`` names, and ``check`` what is left, given the command's status. ``said``:
+    errors it may end with beside `SAID`. How many steps there were until then."""
+    status, steps, code = victim(home, step, verb, name, **told)
+    try:
+        if step[0] in "qQkK":
+            assert status in (0, 3)
+            assert code in SAID.union(said) or status == 0
+        else:
+            assert (status, code) in ((0, ""), (130 if step[0] == "i" else -signal.SIGKILL, ""))
+        check(status)
+    except BaseException as failure:
+        failure.add_note(f"{verb}, killed at {step} ({steps[-3:]}), ended with {status} {code}".rstrip())
+        raise
+    return len(steps)
+
+
+def run_next(home: Path) -> None:
+    """Any verb sweeps the home first, even one that then has nothing to do."""
+    done = run_cli(home, "delete", "--json", "nobody-here")
+    assert json.loads(done.stderr)["code"] == "machine_not_found"
 
 
 def settled(home: Path, name: str) -> str | None:

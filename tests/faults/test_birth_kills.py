@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import signal
 import tempfile
@@ -20,8 +19,9 @@ from insula.disks.overlays import create_overlay
 from insula.errors import NotFound
 from insula.model.requests import SetSpares
 from insula.store.machines import read_machine
-from tests.faults.rewound import left_over, settled, victim
+from tests.faults.rewound import left_over, run_next, settled, strike, victim
 from tests.framework.doors import run_cli
+from tests.framework.points import Points
 
 pytestmark = [pytest.mark.guest, pytest.mark.limit(120)]
 
@@ -29,18 +29,6 @@ _PATIENCE = 20.0  # seconds for what ends or goes on by itself
 _DEEPEST = 8  # layers: each clone that is killed leaves one more, and makes one more change for it
 # Each verb, and who is killed under it beside the command itself: no guest runs while a machine is cloned.
 VERBS = {"clone": "", "clone-full": "", "warm": "QK", "run": "QK", "run-ephemeral": "QK", "spare": "QK", "fork": "QK"}
-# What a verb may say when QEMU or a keeper dies under it.
-_SAID = {
-    "machine_ended",
-    "load_failed",
-    "failed_to_start",
-    "keeper_failed",
-    "keeper_gone",
-    "not_running",
-    "wrong_state",
-    "agent_absent",
-    "killed",  # of a boot: how it ended
-}
 _FULL = pytest.mark.full
 
 
@@ -92,8 +80,7 @@ def _spares(home: Path, parent: str, count: int) -> None:
 def _check(home: Path, parent: str, content: list[str], verb: str) -> None:
     """After any death: see the module."""
     _spares(home, parent, 0)  # waits for those who make some behind, and sweeps
-    done = run_cli(home, "delete", "--json", "nobody-here")
-    assert json.loads(done.stderr)["code"] == "machine_not_found"
+    run_next(home)
     for name in (parent, *_children(home, parent)):
         run_cli(home, "snapshot", "delete", "--json", f"{name}@nothing")  # a verb that finishes the dead one's work
     for child in _children(home, parent):
@@ -131,83 +118,63 @@ def _named(parent: str, verb: str) -> str:
     return f"{parent}-x1" if verb.startswith("run") else parent
 
 
-def _kill_cli(home: Path, parent: str, content: list[str], verb: str, counted: str, step: int) -> bool:
-    """One round; whether the request was killed and not done."""
+def _strike(home: Path, parent: str, content: list[str], verb: str, step: str) -> int:
+    """One round; how many steps came."""
     _prepare(home, parent, verb)
-    status, steps, _ = victim(home, f"{counted}{step}", verb, _named(parent, verb))
-    try:
-        assert status in (0, -signal.SIGKILL)
+
+    def check(status: int) -> None:
         _check(home, parent, content, verb)
-        if status and verb == "run-ephemeral":
+        if status == -signal.SIGKILL and verb == "run-ephemeral":
             assert _children(home, parent) == []
-    except BaseException as failure:
-        failure.add_note(f"{verb} killed at {steps[-3:]}")
-        raise
-    return status != 0
+
+    return strike(home, step, verb, _named(parent, verb), check, "killed")  # so may a boot end
 
 
-def _kill_other(home: Path, parent: str, content: list[str], verb: str, letter: str, counted: str, step: int) -> bool:
-    """One round; whether there was such a step."""
-    _prepare(home, parent, verb)
-    status, steps, code = victim(home, f"{letter}{counted}{step}", verb, _named(parent, verb))
-    try:
-        assert status in (0, 3)
-        assert code in _SAID or status == 0
-        _check(home, parent, content, verb)
-    except BaseException as failure:
-        failure.add_note(f"{verb}: {letter} killed at {steps[-3:]}, then {code}")
-        raise
-    return len(steps) >= step
+def _number(step: str) -> int:
+    return int(step.lstrip("QKc"))
 
 
-# Enough to see that each of them is looked at; the long tests try them all.
-_FEW_STEPS = [("clone", "", 2), ("clone-full", "", 1), ("warm", "", 3), ("run", "", 2), ("spare", "c", 25), ("fork", "c", 10)]
+# Enough to see that each of them is looked at; the long tests try more.
+_FEW_STEPS = [("clone", "2"), ("clone-full", "1"), ("warm", "3"), ("run", "2"), ("spare", "c25"), ("fork", "c10")]
 
 
-@pytest.mark.parametrize(("verb", "counted", "step"), _FEW_STEPS)
-def test_a_command_killed_leaves_all_in_order(
-    home: Path, parent: str, content: list[str], verb: str, counted: str, step: int
-) -> None:
-    assert _kill_cli(home, parent, content, verb, counted, step), "it was done before that step came"
+@pytest.mark.parametrize(("verb", "step"), _FEW_STEPS)
+def test_a_command_killed_leaves_all_in_order(home: Path, parent: str, content: list[str], verb: str, step: str) -> None:
+    assert _strike(home, parent, content, verb, step) >= _number(step), "it was done before that step came"
 
 
 @_FULL
 @pytest.mark.limit(600)
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_command_killed_at_any_step_leaves_all_in_order(home: Path, parent: str, content: list[str], verb: str) -> None:
-    step = 1
-    while _kill_cli(home, parent, content, verb, "", step):
-        step += 1
-    assert step > 1, "the verb told of no step, so nothing was tried"
+def test_a_command_killed_at_any_step_leaves_all_in_order(
+    home: Path, parent: str, content: list[str], points: Points, verb: str
+) -> None:
+    points.each(lambda step: _strike(home, parent, content, verb, f"{step}"), rounds=2, least=1)
 
 
 @_FULL
 @pytest.mark.limit(1800)
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_command_killed_before_any_change_it_makes_leaves_all_in_order(
-    home: Path, parent: str, content: list[str], verb: str
+    home: Path, parent: str, content: list[str], points: Points, verb: str
 ) -> None:
-    change, stride = 1, 5 if verb == "warm" else 1  # it boots each time
-    while _kill_cli(home, parent, content, verb, "c", change):
-        change += stride
-    assert change > 20, "the verb made hardly a change, so next to nothing was tried"
+    points.each(lambda change: _strike(home, parent, content, verb, f"c{change}"), rounds=4, least=20, kind=f"birth {verb}")
 
 
-@pytest.mark.parametrize(("verb", "letter", "step"), [("run", "Q", 2), ("fork", "Q", 1), ("fork", "K", 1)])
-def test_a_qemu_or_keeper_killed_is_told(home: Path, parent: str, content: list[str], verb: str, letter: str, step: int) -> None:
-    assert _kill_other(home, parent, content, verb, letter, "", step), "it was done before that step came"
+@pytest.mark.parametrize(("verb", "step"), [("run", "Q2"), ("fork", "Q1"), ("fork", "K1")])
+def test_a_qemu_or_keeper_killed_is_told(home: Path, parent: str, content: list[str], verb: str, step: str) -> None:
+    assert _strike(home, parent, content, verb, step) >= _number(step), "it was done before that step came"
 
 
 @_FULL
 @pytest.mark.limit(1800)
 @pytest.mark.parametrize(("verb", "letter"), [(verb, letter) for verb, letters in VERBS.items() for letter in letters])
 def test_a_qemu_or_keeper_killed_before_a_change_is_told(
-    home: Path, parent: str, content: list[str], verb: str, letter: str
+    home: Path, parent: str, content: list[str], points: Points, verb: str, letter: str
 ) -> None:
-    change, stride = 1, 6 if verb == "warm" else 3
-    while _kill_other(home, parent, content, verb, letter, "c", change):
-        change += stride
-    assert change > 20, "the verb made hardly a change, so next to nothing was tried"
+    points.each(
+        lambda change: _strike(home, parent, content, verb, f"{letter}c{change}"), rounds=3, least=20, kind=f"birth {verb}"
+    )
 
 
 @pytest.mark.parametrize("letter", ["Q", pytest.param("K", marks=_FULL)])

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,12 +12,13 @@ import insula
 from insula.errors import NotFound
 from insula.operations.observe import is_alive
 from insula.store import names
-from tests.framework.doors import cli_environment, run_cli
+from tests.faults.rewound import run_next, strike, victim
+from tests.framework.doors import run_cli
+from tests.framework.points import Points
 from tests.framework.processes import wait_settled
 
 pytestmark = pytest.mark.limit(240)
 
-ROOT = Path(__file__).parents[2]
 # verb -> the state its machine is in before it
 VERBS = {
     "create": "none",
@@ -45,14 +43,6 @@ def _unhurried(verb: str) -> object:
     return pytest.param(verb, marks=pytest.mark.full) if verb in ("restart", "pause", "resume") else verb
 
 
-def _victim(home: Path, step: int | str, verb: str, name: str) -> tuple[int, list[str]]:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.victim", str(home), str(step), verb, name],
-        env=cli_environment(home), cwd=ROOT, capture_output=True, check=False, timeout=120,
-    )  # fmt: skip
-    return done.returncode, done.stdout.decode().splitlines()
-
-
 def _prepare(home: Path, state: str, name: str) -> None:
     connection = insula.connect(home)
     _remove(home, name)
@@ -72,18 +62,17 @@ def _remove(home: Path, name: str) -> None:
             insula.connect(home).get(each).delete(force=True)
 
 
+def _strike(home: Path, name: str, verb: str, step: str) -> int:
+    """One round; how many steps came."""
+    _prepare(home, VERBS[verb], name)
+    return strike(home, step, verb, name, lambda _: _check_whole(home, name, verb))
+
+
 @pytest.mark.parametrize("verb", [_unhurried(verb) for verb in VERBS if verb != "delete-stopped"])
-def test_a_command_killed_at_any_step_leaves_a_machine_that_works(home: Path, tiny: str, name: str, verb: str) -> None:
-    step = 1
-    while True:
-        _prepare(home, VERBS[verb], name)
-        status, steps = _victim(home, step, verb, name)
-        if status == 0:
-            break
-        assert status == -signal.SIGKILL, steps
-        _check_whole(home, name, verb)
-        step += 1
-    assert step > 1, "the verb told of no step, so nothing was tried"
+def test_a_command_killed_at_any_step_leaves_a_machine_that_works(
+    home: Path, tiny: str, name: str, points: Points, verb: str
+) -> None:
+    points.each(lambda step: _strike(home, name, verb, f"{step}"), rounds=2, least=1)
     _remove(home, name)
 
 
@@ -91,7 +80,7 @@ def test_a_command_killed_at_any_step_leaves_a_machine_that_works(home: Path, ti
 def test_a_command_killed_before_any_change_it_makes_leaves_all_in_order(home: Path, tiny: str, name: str, verb: str) -> None:
     changes = 0
     _prepare(home, VERBS[verb], name)
-    while (ended := _victim(home, f"c{changes + 1}", verb, name))[0] != 0:
+    while (ended := victim(home, f"c{changes + 1}", verb, name))[0] != 0:
         changes += 1
         assert ended[0] == -signal.SIGKILL, ended
         found = [status for status in insula.connect(home).list() if status.name in (name, f"{name}-x")]
@@ -100,7 +89,7 @@ def test_a_command_killed_before_any_change_it_makes_leaves_all_in_order(home: P
             _prepare(home, VERBS[verb], name)
         elif found[0].name != name:
             insula.connect(home).get(found[0].name).rename(name)
-        _sweep(home)
+        run_next(home)
         assert [entry.name for entry in (home / "machines").iterdir() if entry.name.startswith(".")] == [], ended
     assert changes > 2, "the verb made hardly a change, so next to nothing was tried"
     if verb == "rename":
@@ -114,14 +103,19 @@ LONG = ("run", "start", "restart", "pause", "resume", "delete")
 @pytest.mark.parametrize(
     "verb", [pytest.param(verb, marks=pytest.mark.full) if verb in LONG else verb for verb in VERBS if verb != "delete-stopped"]
 )
-def test_a_command_interrupted_at_any_step_takes_back_what_it_did(home: Path, tiny: str, name: str, verb: str) -> None:
+def test_a_command_interrupted_at_any_step_takes_back_what_it_did(
+    home: Path, tiny: str, name: str, points: Points, verb: str
+) -> None:
     """Unlike one that was killed it has tidied up itself, before it ended."""
-    step = 1
-    while True:
-        _prepare(home, VERBS[verb], name)
-        status, steps = _victim(home, f"i{step}", verb, name)
-        if status == 0:
-            break
+    points.each(lambda step: _interrupt(home, name, verb, step), rounds=3, least=1)
+    _remove(home, name)
+
+
+def _interrupt(home: Path, name: str, verb: str, step: int) -> int:
+    """One round; how many steps came."""
+    _prepare(home, VERBS[verb], name)
+    status, steps, _ = victim(home, f"i{step}", verb, name)
+    if status != 0:
         assert status == 130, steps
         _check_tidy(home, name, steps)
         if verb == "run-ephemeral":
@@ -129,9 +123,7 @@ def test_a_command_interrupted_at_any_step_takes_back_what_it_did(home: Path, ti
         if verb in ("start", "run"):
             assert insula.connect(home).list() == [] or not is_alive(home / "machines" / name), steps
         _check_whole(home, name, verb)
-        step += 1
-    assert step > 1, "the verb told of no step, so nothing was tried"
-    _remove(home, name)
+    return len(steps)
 
 
 @pytest.mark.parametrize("verb", QUICK)
@@ -140,12 +132,12 @@ def test_a_command_interrupted_before_any_change_it_makes_leaves_all_in_order(
 ) -> None:
     changes = 0
     _prepare(home, VERBS[verb], name)
-    while (ended := _victim(home, f"ic{changes + 1}", verb, name))[0] != 0:
+    while (ended := victim(home, f"ic{changes + 1}", verb, name))[0] != 0:
         changes += 1
         assert ended[0] == 130, ended
         found = [status for status in insula.connect(home).list() if status.name in (name, f"{name}-x")]
         assert [(status.state, status.problem) for status in found] in ([], [("stopped", None)]), ended
-        _sweep(home)  # between making a folder and knowing of it there is an instant
+        run_next(home)  # between making a folder and knowing of it there is an instant
         _check_tidy(home, name, ended[1])
         _prepare(home, VERBS[verb], name)
     assert changes > 2, "the verb made hardly a change, so next to nothing was tried"
@@ -161,23 +153,10 @@ def _check_tidy(home: Path, name: str, steps: list[str]) -> None:
 @pytest.mark.limit(900)
 @pytest.mark.parametrize("verb", ["start", "stop"])
 def test_a_command_killed_before_any_change_it_makes_leaves_a_machine_that_works(
-    home: Path, tiny: str, name: str, verb: str
+    home: Path, tiny: str, name: str, points: Points, verb: str
 ) -> None:
-    changes = 0
-    _prepare(home, VERBS[verb], name)
-    while (ended := _victim(home, f"c{changes + 1}", verb, name))[0] != 0:
-        changes += 1
-        assert ended[0] == -signal.SIGKILL, ended
-        _check_whole(home, name, verb)
-        _prepare(home, VERBS[verb], name)
-    assert changes > 2, "the verb made hardly a change, so next to nothing was tried"
+    points.each(lambda change: _strike(home, name, verb, f"c{change}"), rounds=5, least=3)
     _remove(home, name)
-
-
-def _sweep(home: Path) -> None:
-    """Any changing verb sweeps first, even one that then has nothing to do."""
-    done = run_cli(home, "delete", "--json", "nobody-here")
-    assert json.loads(done.stderr)["code"] == "machine_not_found"
 
 
 def _check_whole(home: Path, name: str, verb: str) -> None:
@@ -204,7 +183,7 @@ def _check_whole(home: Path, name: str, verb: str) -> None:
             assert done.stdout == b"precious\n"
         machine.delete(force=True)
     scraps = [entry.name for entry in (home / "machines").iterdir() if entry.name.startswith(".")]
-    _sweep(home)
+    run_next(home)
     assert [entry.name for entry in (home / "machines").iterdir() if entry.name.startswith(".")] == [], scraps
 
 
@@ -224,7 +203,7 @@ def _wait_gone(home: Path, name: str) -> None:
 def test_errors_of_the_next_command_are_clear_too(home: Path, tiny: str, name: str) -> None:
     """After a killed start the machine is running or stopped, never in between."""
     _prepare(home, "stopped", name)
-    _victim(home, 4, "start", name)
+    victim(home, 4, "start", name)
     machine = insula.connect(home).get(name)
     assert machine.state in ("stopped", "starting", "running")
     machine.start()

@@ -14,6 +14,7 @@ import pytest
 from tests.faults.power.aftermath import Instant, Rebuilt, check, start_all, worlds
 from tests.faults.power.host import Doomed, run_until_the_end
 from tests.faults.power.marks import read_marks
+from tests.framework.points import Points
 from tests.framework.write_log import Disk, WriteLog
 
 pytestmark = [pytest.mark.full, pytest.mark.guest, pytest.mark.limit(1800)]
@@ -58,11 +59,14 @@ def replay(doomed: Doomed, folder: Path, host: Path, instants: list[Instant], lo
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_every_promise_is_kept_whenever_the_power_goes(home: Path, tiny: str, name: str, tmp_path: Path, seed: int) -> None:
+def test_every_promise_is_kept_whenever_the_power_goes(
+    home: Path, tiny: str, name: str, tmp_path: Path, points: Points, seed: int
+) -> None:
     doomed = run_until_the_end(home, tmp_path, name, seed=seed, steps=80, seconds=300)
     log = WriteLog(doomed.log)
     instants = choose(log, 120, seed)
     assert len(instants) >= 100, "the log was too short to be of use"
+    instants = points.choose(instants, 24)
     faults = list(replay(doomed, tmp_path, home / "host", instants, log, start=True))
     assert not faults, "\n".join(faults)
 

@@ -4,8 +4,7 @@ guest is left standing, nothing half made stays, and the next verb works."""
 from __future__ import annotations
 
 import contextlib
-import json
-import signal
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +12,11 @@ import pytest
 
 import insula
 from insula.errors import NotFound
+from insula.store import names
 from insula.store.machines import read_machine
-from tests.faults.rewound import left_over, settled, victim
+from tests.faults.rewound import left_over, run_next, settled, strike, victim
 from tests.framework.doors import run_cli
+from tests.framework.points import NEVER, Points
 
 pytestmark = [pytest.mark.guest, pytest.mark.limit(120)]
 
@@ -25,17 +26,6 @@ _DEEPEST = 10  # layers; of more than some, several are merged behind, and that 
 # Each verb, and the state it takes its machine from.
 LIVE = ("snapshot", "restore", "restore-discard", "fork", "fork-running", "fork-two", "suspend")
 VERBS = dict.fromkeys(LIVE, "running") | {"wake": "suspended"}
-# What a verb may say when QEMU or a keeper dies under it.
-_SAID = {
-    "machine_ended",
-    "load_failed",
-    "failed_to_start",
-    "keeper_failed",
-    "keeper_gone",
-    "not_running",
-    "wrong_state",
-    "agent_absent",
-}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +88,7 @@ def _check(home: Path, name: str, text: str) -> None:
     listed = insula.connect(home).list()
     assert [status.problem for status in listed if status.problem] == []
     machine = insula.connect(home).get(name)
-    _run_next(home)  # may have to finish what its keeper could not be told in time
+    run_next(home)  # may have to finish what its keeper could not be told in time
     for each in (machine, *_children(home, name)):
         run_cli(home, "snapshot", "delete", "--json", f"{each.name}@nothing")  # a verb that finishes the dead one's work
         state = settled(home, each.name)
@@ -122,66 +112,62 @@ def _said(home: Path, name: str, *words: str) -> list[str]:
     return done.stdout.decode().splitlines()
 
 
-def _run_next(home: Path) -> None:
-    """Any verb sweeps the home first."""
-    done = run_cli(home, "delete", "--json", "nobody-here")
-    assert json.loads(done.stderr)["code"] == "machine_not_found"
-
-
 def _check_same_life(home: Path, name: str, text: str) -> None:
     """What only takes a state never ends its guest: it ran on, or is suspended with all it had."""
     assert _said(home, name, "cat", "/run/memo") == [text]
     assert text in _said(home, name, "cat", "/root/note")
 
 
-def _kill_cli(home: Path, parent: str, verb: str, counted: str, step: int) -> bool:
-    """One round; whether the request was killed and not done."""
-    text = f"{verb}-{counted}{step}"
+def _strike(home: Path, parent: str, verb: str, step: str) -> int:
+    """One round; how many steps came."""
+    text = f"{verb}-{step}"
     _prepare(home, parent, verb, text)
-    status, steps, _ = victim(home, f"{counted}{step}", verb, parent)
-    try:
-        if status != 0:
-            assert status == -signal.SIGKILL
-            _check(home, parent, text)
-            if not verb.startswith("restore"):
-                _check_same_life(home, parent, text)
-    except BaseException as failure:
-        failure.add_note(f"{verb} killed at {steps[-3:]}")
-        raise
-    return status != 0
+
+    def check(_: int) -> None:
+        _check(home, parent, text)
+        if step[0] not in "qQkK" and not verb.startswith("restore"):
+            _check_same_life(home, parent, text)
+
+    return strike(home, step, verb, parent, check)
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_command_killed_at_any_step_leaves_all_in_order(home: Path, parent: str, verb: str) -> None:
-    step = 1
-    while _kill_cli(home, parent, verb, "", step):
-        step += 1
-    assert step > 1, "the verb told of no step, so nothing was tried"
+def test_a_command_killed_at_any_step_leaves_all_in_order(home: Path, parent: str, points: Points, verb: str) -> None:
+    points.each(lambda step: _strike(home, parent, verb, f"{step}"), rounds=2, least=1)
 
 
 @pytest.mark.full
 @pytest.mark.limit(1800)
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_command_killed_before_any_change_it_makes_leaves_all_in_order(home: Path, parent: str, verb: str) -> None:
-    change = 1
-    while _kill_cli(home, parent, verb, "c", change):
-        change += 1
-    assert change > 40, "the verb made hardly a change, so next to nothing was tried"
+def test_a_command_killed_before_any_change_it_makes_leaves_all_in_order(
+    home: Path, parent: str, points: Points, verb: str
+) -> None:
+    points.each(lambda change: _strike(home, parent, verb, f"c{change}"), rounds=5, least=40, kind=f"rewind {verb}")
 
 
-def _kill_other(home: Path, parent: str, verb: str, letter: str, counted: str, step: int) -> bool:
-    """One round; whether there was such a step."""
-    text = f"{verb}-{letter}{counted}{step}"
-    _prepare(home, parent, verb, text)
-    status, steps, code = victim(home, f"{letter}{counted}{step}", verb, parent)
-    try:
-        assert status in (0, 3)
-        assert code in _SAID or status == 0
-        _check(home, parent, text)
-    except BaseException as failure:
-        failure.add_note(f"{verb}: {letter} killed at {steps[-3:]}, then {code}")
-        raise
-    return len(steps) >= step
+@pytest.mark.full
+@pytest.mark.limit(1800)
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_command_interrupted_before_any_change_it_makes_leaves_all_in_order(
+    home: Path, parent: str, points: Points, verb: str
+) -> None:
+    points.each(lambda change: _strike(home, parent, verb, f"ic{change}"), rounds=2, least=40, kind=f"rewind {verb}")
+
+
+@pytest.mark.full
+def test_a_fork_interrupted_while_its_parent_is_handed_a_head_leaves_it_usable(home: Path, parent: str) -> None:
+    """Before QEMU is handed the file of a new head (QMP's add-fd), between that and its opening it, and before the overlay."""
+    _prepare(home, parent, "fork-running", "handed")
+    _, changes, _ = victim(home, f"c{NEVER}", "fork-running", parent)
+    opened = next(
+        number
+        for number, (one, then) in enumerate(itertools.pairwise(changes), 1)
+        if one.startswith("open") and f"/{names.DISKS}/" in one and then.startswith("socket.sendmsg")
+    )
+    for change in (opened + 1, opened + 2, opened + 3):
+        assert _strike(home, parent, "fork-running", f"ic{change}") == change
+        assert victim(home, NEVER, "fork-running", parent)[0] == 0, "the next fork is made"
+        assert _said(home, f"{parent}-x1", "cat", "/run/memo") == [f"fork-running-ic{change}"]
 
 
 @pytest.mark.parametrize(
@@ -193,22 +179,16 @@ def _kill_other(home: Path, parent: str, verb: str, letter: str, counted: str, s
         pytest.param("fork-running", "q", marks=pytest.mark.full),
     ],
 )
-def test_a_qemu_killed_at_any_step_is_told(home: Path, parent: str, verb: str, letter: str) -> None:
-    step = 1
-    while _kill_other(home, parent, verb, letter, "", step):
-        step += 1
-    assert step > 1, "the verb told of no step, so nothing was tried"
+def test_a_qemu_killed_at_any_step_is_told(home: Path, parent: str, points: Points, verb: str, letter: str) -> None:
+    points.each(lambda step: _strike(home, parent, verb, f"{letter}{step}"), rounds=2, least=1)
 
 
 @pytest.mark.full
 @pytest.mark.limit(1800)
 @pytest.mark.parametrize("letter", ["q", "Q", "k", "K"])
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_qemu_or_keeper_killed_before_a_change_is_told(home: Path, parent: str, verb: str, letter: str) -> None:
-    change = 1
-    while _kill_other(home, parent, verb, letter, "c", change):
-        change += 4
-    assert change > 40, "the verb made hardly a change, so next to nothing was tried"
+def test_a_qemu_or_keeper_killed_before_a_change_is_told(home: Path, parent: str, points: Points, verb: str, letter: str) -> None:
+    points.each(lambda change: _strike(home, parent, verb, f"{letter}c{change}"), rounds=2, least=40, kind=f"rewind {verb}")
 
 
 def test_what_was_flushed_before_a_death_is_there_at_the_next_boot(home: Path, parent: str) -> None:
@@ -216,7 +196,7 @@ def test_what_was_flushed_before_a_death_is_there_at_the_next_boot(home: Path, p
     _prepare(home, parent, "snapshot", "flushed")
     assert victim(home, "q3", "snapshot", parent)[0] in (0, 3)
     machine = insula.connect(home).get(parent)
-    _run_next(home)
+    run_next(home)
     machine.start()
     assert machine.exec("tail", "-n1", "/root/note", check=True).stdout == "flushed\n"
     assert machine.exec("head", "-n1", "/root/note", check=True).stdout == "base\n"

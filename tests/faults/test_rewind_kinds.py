@@ -12,8 +12,9 @@ import insula
 from insula.disks.overlays import create_overlay
 from insula.host.watch import Watch
 from insula.store import names
-from tests.faults.rewound import left_over, victim
+from tests.faults.rewound import left_over, settled, strike, victim
 from tests.framework.doors import run_cli
+from tests.framework.points import NEVER, Points
 
 pytestmark = [pytest.mark.guest, pytest.mark.limit(120)]
 
@@ -69,34 +70,68 @@ def test_a_guest_restored_to_stand_is_told_what_is_new_when_it_is_resumed(home: 
 
 
 def test_a_resume_that_dies_leaves_to_the_next_what_the_guest_is_to_be_told(home: Path, running: str) -> None:
-    _kill_resume(home, running, _restored_to_stand(home, running), "1")
+    assert _kill_resume(home, running, _restored_to_stand(home, running), "1") == 1
 
 
 @pytest.mark.full
 @pytest.mark.limit(900)
-def test_a_resume_killed_before_any_change_leaves_to_the_next_what_is_due(home: Path, running: str) -> None:
+def test_a_resume_killed_before_any_change_leaves_to_the_next_what_is_due(home: Path, running: str, points: Points) -> None:
     snapshot = _restored_to_stand(home, running)
-    change = 1
-    while _kill_resume(home, running, snapshot, f"c{change}"):
-        _restored_to_stand(home, running, snapshot)
-        change += 1
-    assert change > 10, "it made hardly a change, so next to nothing was tried"
+    points.each(lambda change: _kill_resume(home, running, snapshot, f"c{change}"), rounds=6, least=10)
 
 
-def _kill_resume(home: Path, name: str, snapshot: insula.Snapshot, step: str) -> bool:
-    """Whether a `resume` was killed at ``step`` and not done. Nobody is let in before the guest has been told, now or later."""
-    status, steps, _ = victim(home, step, "resume", name)
-    try:
+@pytest.mark.full
+@pytest.mark.limit(900)
+@pytest.mark.parametrize(("verb", "exchange"), [("restore-discard", names.RUN_NEXT), ("wake", names.SUSPENDED)])
+def test_a_guest_that_goes_on_though_its_command_died_is_told_what_is_new_by_the_next(
+    home: Path, running: str, points: Points, verb: str, exchange: str
+) -> None:
+    """From the instant on at which one QEMU takes the other's place there is no way back. Until it is let go of, though, the new
+    one ends with the command, and the machine is off."""
+    machine, told = insula.connect(home).get(running), []
+
+    def prepare() -> None:
+        machine.exec("sh", "-c", "echo memo > /run/memo; hostname other; date -s @1000000000", check=True)
+        if verb == "wake":
+            machine.suspend()
+        elif not machine.snapshots():
+            machine.snapshot("base")
+
+    def kill(change: int) -> int:
+        prepare()
+        return strike(home, f"c{before + change}", verb, running, check) - before
+
+    def check(status: int) -> None:
+        due = (home / "machines" / running / names.RUN / names.DUE).exists()
+        run_cli(home, "snapshot", "delete", "--json", f"{running}@nothing")  # a verb that finishes the dead one's work
+        if verb.startswith("restore") and settled(home, running) == "stopped":
+            insula.Snapshot(machine, "base").restore(keep=False)
+        elif due:
+            told.append(status)
+        assert machine.state == "running"
+        _check_renewed(home, running)
+        assert left_over(home) == []
+
+    prepare()
+    changes = victim(home, f"c{NEVER}", verb, running)[1]
+    before = next(number for number, one in enumerate(changes, 1) if one.startswith("os.rename") and f"/{exchange}'" in one)
+    points.each(kill, rounds=6, least=4)
+    assert told, "it was never killed while anything was due"
+
+
+def _kill_resume(home: Path, name: str, snapshot: insula.Snapshot, step: str) -> int:
+    """Kill a `resume`; how many steps came. Nobody is let in before the guest has been told, now or later."""
+    _restored_to_stand(home, name, snapshot)
+
+    def check(status: int) -> None:
         said = run_cli(home, "exec", "--wait", "0", name, "--", "date", "+%s")
         if status == 0 or said.returncode == 0:
             assert abs(int(said.stdout) - time.time()) < 3600
         insula.connect(home).get(name).resume()
         _check_renewed(home, name)
         assert left_over(home) == []
-    except BaseException as failure:
-        failure.add_note(f"killed at {steps[-3:]}")
-        raise
-    return status != 0
+
+    return strike(home, step, "resume", name, check)
 
 
 def test_a_guest_without_agent_is_rewound_and_forked(home: Path, tiny: str, name: str) -> None:

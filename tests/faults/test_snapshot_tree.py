@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
 
 import insula
-from tests.faults.rewound import left_over, victim
+from tests.faults.rewound import left_over, strike
 from tests.framework.doors import run_cli
+from tests.framework.points import Points
 
 pytestmark = [pytest.mark.guest, pytest.mark.limit(120)]
 
@@ -55,22 +55,23 @@ def test_show_tells_all_that_list_does(home: Path, tiny: str, name: str) -> None
 
 
 @pytest.mark.full
-def test_a_deletion_killed_before_any_change_it_makes_leaves_a_tree(home: Path, tiny: str, name: str) -> None:
-    machine, change = _machine(home, tiny, name), 1
+def test_a_deletion_killed_before_any_change_it_makes_leaves_a_tree(home: Path, tiny: str, name: str, points: Points) -> None:
+    machine = _machine(home, tiny, name)
     machine.snapshot("a")
-    while True:
+
+    def kill(change: int) -> int:
         machine.snapshot("victim")
         machine.snapshot("c")
-        status, changes, _ = victim(home, f"c{change}", "snapshot-delete", name)
-        assert status in (0, -signal.SIGKILL)
+        return strike(home, f"c{change}", "snapshot-delete", name, check)
+
+    def check(status: int) -> None:
         run_cli(home, "snapshot", "delete", "--json", f"{name}@nothing")  # a verb that finishes the dead one's work
-        assert left_over(home) == [], changes[-3:]
+        assert left_over(home) == []
         tree = _tree(home, name)
-        assert tree["c"] in (("a", True), ("victim", True)) if "victim" in tree else tree["c"] == ("a", True), changes[-3:]
+        assert status or "victim" not in tree
+        assert tree["c"] in (("a", True), ("victim", True)) if "victim" in tree else tree["c"] == ("a", True)
         for each in tree.keys() - {"a"}:
             insula.Snapshot(machine, each).delete()
         assert _tree(home, name) == {"a": (None, True)}
-        if status == 0:
-            break
-        change += 1
-    assert change > 8
+
+    points.each(kill, rounds=8, least=8)

@@ -136,7 +136,7 @@ def _count_changes(countdown: _Countdown, home: Path) -> None:
                 return
         elif event not in _CHANGES:
             return
-        countdown.count(f"{event} {arguments[0]!r:.100}")
+        countdown.count(f"{event} {repr(arguments[0])[-100:]}")
 
     sys.addaudithook(hook)
 

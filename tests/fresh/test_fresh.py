@@ -1,25 +1,30 @@
-"""A newcomer's two commands on fresh Debian systems. Two of the four are tried unless INSULA_TEST_FRESH=all."""
+"""A newcomer's two commands on a fresh Debian system: one of four kinds, or with ``--every`` on all of them."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
 import insula
+from tests.framework.points import points_of
 from tests.fresh.system import USER, FreshSystem, make_system
 
 ALL = [("bookworm", "root"), ("trixie", USER), ("bookworm", USER), ("trixie", "root")]
 # What ./test may take, seconds: twenty minutes are its bar on two idle cores.
 _PATIENCE = 2400.0
-CHOSEN = ALL if os.environ.get("INSULA_TEST_FRESH") == "all" else ALL[:2]
 
 pytestmark = [pytest.mark.full, pytest.mark.root, pytest.mark.limit(5400)]
 
 
-@pytest.fixture(scope="module", params=CHOSEN, ids="-".join)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "system" in metafunc.fixturenames:
+        chosen = points_of(metafunc.config, "fresh systems", long=True).choose(ALL, 1)
+        metafunc.parametrize("system", chosen, ids="-".join, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FreshSystem:
     suite, user = request.param
     return make_system(suite, user, tmp_path_factory.mktemp("fresh"))

@@ -12,13 +12,12 @@ import pytest
 
 import insula
 from insula.store import events
+from tests.framework.points import Points
 from tests.framework.processes import processes_of
 
 # Root: what a keeper has open, and its memory, the kernel shows to nobody else.
 pytestmark = [pytest.mark.full, pytest.mark.root, pytest.mark.limit(1200)]
 
-ROUNDS = 30
-EXECS = 200
 _PATIENCE = 10.0  # seconds in which what a command left may go
 
 
@@ -49,7 +48,7 @@ def _event_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("events.jsonl*"))
 
 
-def test_a_keeper_does_not_grow_by_what_it_served(home: Path, running: str, tmp_path: Path) -> None:
+def test_a_keeper_does_not_grow_by_what_it_served(home: Path, running: str, tmp_path: Path, points: Points) -> None:
     machine, folder = insula.connect(home).get(running), home / "machines" / running
     (tmp_path / "file").write_bytes(os.urandom(300_000))
 
@@ -62,7 +61,7 @@ def test_a_keeper_does_not_grow_by_what_it_served(home: Path, running: str, tmp_
     keeper = processes_of(folder)["keeper"]
     memory, descriptors, files, noted = _memory(keeper), _descriptors(keeper), _files(home), _event_bytes(folder)
     processes = machine.exec("sh", "-c", "ls -d /proc/[0-9]*/exe | wc -l").stdout
-    for number in range(EXECS):
+    for number in range(points.many(100, 400)):
         serve()
         if number % 20 == 0:
             machine.put([tmp_path / "file"], "/root/file")
@@ -76,12 +75,13 @@ def test_a_keeper_does_not_grow_by_what_it_served(home: Path, running: str, tmp_
     )
 
 
-def test_lives_leave_nothing_that_adds_up(home: Path, running: str, tmp_path: Path) -> None:
+def test_lives_leave_nothing_that_adds_up(home: Path, running: str, tmp_path: Path, points: Points) -> None:
+    rounds = points.many(10, 60)
     machine, folder = insula.connect(home).get(running), home / "machines" / running
     (tmp_path / "file").write_bytes(b"content")
     first: dict[str, int] = {}
     files: set[str] = set()
-    for number in range(ROUNDS):
+    for number in range(rounds):
         assert machine.exec("echo", str(number)).stdout == f"{number}\n"
         machine.put([tmp_path / "file"], "/root/file")
         machine.pause()
@@ -100,5 +100,5 @@ def test_lives_leave_nothing_that_adds_up(home: Path, running: str, tmp_path: Pa
     assert machine.exec("cat", "/root/file").stdout == "content"
     assert _event_bytes(folder) <= 2 * events.MOST_BYTES
     told = [event["event"] for event in machine.events()]
-    assert told.count("started") == ROUNDS + 1, "every life is told"
+    assert told.count("started") == rounds + 1, "every life is told"
     assert (home / "machines" / running / "console.log").stat().st_size < 1 << 20

@@ -15,6 +15,7 @@ import pytest
 from insula.guest import wire
 from insula.host.native import native_sources
 from insula.host.process import find_program
+from tests.framework.points import Points
 from tests.unit.native.agent_rig import Guest, Raw
 
 _FUZZ = Path(__file__).parent
@@ -95,8 +96,8 @@ def test_parsers(sanitized: Path, tmp_path: Path) -> None:
 
 @pytest.mark.full
 @pytest.mark.limit(600)
-def test_parsers_at_length(sanitized: Path, tmp_path: Path) -> None:
-    _parse(sanitized, tmp_path, 1_000_000, 1_000_000)
+def test_parsers_at_length(sanitized: Path, tmp_path: Path, points: Points) -> None:
+    _parse(sanitized, tmp_path, 1_000_000, points.many(100_000, 1_000_000))
 
 
 def _request(chance: random.Random) -> bytes:
@@ -157,8 +158,8 @@ def test_the_whole_agent(guest: Guest) -> None:
 
 @pytest.mark.full
 @pytest.mark.limit(600)
-def test_the_whole_agent_at_length(guest: Guest) -> None:
+def test_the_whole_agent_at_length(guest: Guest, points: Points) -> None:
     try:
-        _besiege(guest, 1_000_000, 6000)
+        _besiege(guest, 1_000_000, points.many(1000, 6000))
     finally:
         guest.close()

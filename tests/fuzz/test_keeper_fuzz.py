@@ -9,6 +9,7 @@ import pytest
 
 from insula.host.native import native_sources
 from insula.host.process import find_program
+from tests.framework.points import Points
 
 _FLAGS = (
     "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
@@ -43,5 +44,5 @@ def test_some_stories(world: Path) -> None:
 
 @pytest.mark.full
 @pytest.mark.limit(1800)
-def test_many_stories(world: Path) -> None:
-    tell(world, 1000, 200_000, 1700)
+def test_many_stories(world: Path, points: Points) -> None:
+    tell(world, 1000, points.many(20_000, 200_000), 1700)

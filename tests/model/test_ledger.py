@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from tests.framework.points import Points, points_of
 from tests.model.checks import check, check_lasting
 from tests.model.faults import try_everything
 from tests.model.mutants import MISTAKES, WRONG_ORDERS
@@ -29,18 +30,23 @@ def test_no_fault_at_any_step_breaks_a_promise(name: str) -> None:
     assert try_everything(partial(case, name, 1)) > 50
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    points = points_of(metafunc.config, "cases", long=True)
+    if "disks" in metafunc.fixturenames:
+        metafunc.parametrize(("name", "disks"), points.choose([(name, disks) for name in CASES for disks in (2, 3)], 20))
+    if "deeply" in metafunc.fixturenames:
+        metafunc.parametrize("deeply", points.choose(list(CASES), 6))
+
+
 @pytest.mark.full
-@pytest.mark.parametrize("disks", [2, 3])
-@pytest.mark.parametrize("name", CASES)
 def test_nor_does_any_with_more_disks(name: str, disks: int) -> None:
     try_everything(partial(case, name, disks))
 
 
 @pytest.mark.full
 @pytest.mark.limit(600)
-@pytest.mark.parametrize("name", CASES)
-def test_nor_does_a_second_fault_during_recovery(name: str) -> None:
-    try_everything(partial(case, name, 1), deep=True)
+def test_nor_does_a_second_fault_during_recovery(deeply: str) -> None:
+    try_everything(partial(case, deeply, 1), deep=True)
 
 
 @pytest.mark.parametrize("name", WRONG_ORDERS)
@@ -188,5 +194,5 @@ def test_lives_find_mistakes(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.full
 @pytest.mark.limit(600)
-def test_no_long_life_breaks_a_promise() -> None:
-    _live_lives(1500, 40)
+def test_no_long_life_breaks_a_promise(points: Points) -> None:
+    _live_lives(points.many(400, 1500), 40)

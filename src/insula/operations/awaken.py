@@ -92,13 +92,15 @@ def awaken(
 
 def awaken_due(context: Context, folder: Path, record: MachineRecord, timeout: float) -> None:
     """As `awaken`, for a guest that was loaded to stand and is told to go on only now. When that fails, or we die, it stands
-    again, its agent answers nobody, and all of it is still due."""
+    again, its agent answers nobody, and all of it is still due. One that was to go on at once, but for a death, goes on in any
+    case."""
     due = read_due(folder / names.RUN)
     assert due is not None
+    on_drop = "pause" if due.stands else "resume"
     if due.former is None:
-        _go_on(context, folder, record, timeout, "pause")
+        _go_on(context, folder, record, timeout, on_drop, moved=due.moved)
     else:
-        write_machine(folder, _with(record, _become(context, folder, record, timeout, due.former, "pause")))
+        write_machine(folder, _with(record, _become(context, folder, record, timeout, due.former, on_drop)))
     clear_due(folder / names.RUN)  # the last: to do it all twice does no harm
 
 

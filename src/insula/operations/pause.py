@@ -44,13 +44,13 @@ def resume(context: Context, request: ResumeMachine, operation: Operation) -> Ma
     (``agent_timeout``), GuestError.
     """
     with hold_machine(context, request.name, "resume") as held:
-        due = read_due(held.folder / names.RUN) is not None
-        operation.unchanged = held.already and not due
+        due = read_due(held.folder / names.RUN)
+        operation.unchanged = held.already and due is None
         if operation.unchanged:
             return held.status
         operation.tell("let the CPUs run")
-        if due:
-            return _resume_loaded(context, held)
+        if due is not None:
+            return _resume_loaded(context, held, stands=due.stands)
         since = _since(held.folder)
         context.engine.resume(held.folder / names.RUN)
         append_event(held.folder, "resumed")
@@ -63,13 +63,14 @@ def resume(context: Context, request: ResumeMachine, operation: Operation) -> Ma
         return status_of(held.folder)
 
 
-def _resume_loaded(context: Context, held: Held) -> MachineStatus:
+def _resume_loaded(context: Context, held: Held, *, stands: bool) -> MachineStatus:
+    """``stands``: whether it does so again when this fails."""
     from insula.operations.awaken import awaken_due
 
     try:
         awaken_due(context, held.folder, held.record, _ANSWER)
     except BaseException:
-        _wait_told(held.folder, State.PAUSED)
+        _wait_told(held.folder, State.PAUSED if stands else State.RUNNING)
         raise
     append_event(held.folder, "resumed")
     _wait_told(held.folder, State.RUNNING)

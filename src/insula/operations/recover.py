@@ -33,6 +33,7 @@ from insula.store.warm import sweep_warm
 # Verbs that bring a machine to life: an ephemeral one whose verb died meanwhile is nobody's.
 _BIRTHS: Final = frozenset({"create", "start", "fork"})
 _PATIENCE: Final = 120.0
+_ANSWER: Final = 20.0  # seconds for a guest that was loaded to come to itself
 _PLACES: Final = (names.SNAPSHOTS, names.DISKS, names.LAYERS, names.FIRMWARE, names.TPM)
 
 
@@ -89,8 +90,11 @@ def _finish(context: Context, folder: Path, entry: journal.Entry) -> bool:
     """Finish or undo what ``entry`` began; whether that is done."""
     done = True
     if is_alive(folder):
-        stands = entry.stands or read_due(folder / names.RUN) is not None
+        due = read_due(folder / names.RUN)
+        stands = entry.stands or due is not None
         done = _rejoin(context, folder, goes_on=not stands) and (entry.verb not in _BIRTHS or _finish_start(context, folder))
+        if due is not None and not due.stands and not entry.stands:
+            _finish_due(context, folder)
     else:
         finish_publishing(folder, entry.verb, entry.step)
         with contextlib.suppress(InsulaError, OSError):
@@ -199,6 +203,15 @@ def _remove_scraps(folder: Path) -> None:
             remove_tree(folder / name)
         elif is_temporary(name):
             (folder / name).unlink(missing_ok=True)
+
+
+def _finish_due(context: Context, folder: Path) -> None:
+    """Let a guest that was loaded go on, if its keeper did not, and tell it what is new. One that does not listen in time goes on
+    without, and is told by `resume`."""
+    from insula.operations.awaken import awaken_due
+
+    with contextlib.suppress(InsulaError):
+        awaken_due(context, folder, read_machine(folder), _ANSWER)
 
 
 def _finish_start(context: Context, folder: Path) -> bool:

@@ -38,7 +38,7 @@ from insula.operations.recover import recover
 from insula.operations.snapshot import find_snapshot
 from insula.operations.suspend import end_quietly, give_up, is_suspended, keep_suspended
 from insula.store import names
-from insula.store.due import note_due
+from insula.store.due import Due, clear_due, note_due
 from insula.store.events import append_event
 from insula.store.machines import DiskRecord, MachineRecord, staged_machine
 from insula.store.snapshots import (
@@ -134,8 +134,8 @@ def _exchange(
             waiting.enter_context(
                 loaded(context, folder, record, place, state.memory, names.RUN_NEXT, beside=held.status.state.has_process)
             )
-            if state.state == "paused":
-                note_due(folder / names.RUN_NEXT, state.former(record.identity))
+            due = Due(state.former(record.identity), stands=state.state == "paused", moved=are_elsewhere(record, state))
+            note_due(folder / names.RUN_NEXT, due)
         replace = stack.enter_context(staged_machine(folder, record))  # while there is a way back if the disk is full
         _end_first(context, held, request, operation, stands=state.state == "paused")
         if is_suspended(folder):
@@ -152,7 +152,8 @@ def _exchange(
         reopen_ports(context, folder.name, record)
         if state.state == "running":
             operation.tell("let it go on")
-            awaken(context, folder, record, _ANSWER, state.former(record.identity), moved=are_elsewhere(record, state))
+            awaken(context, folder, record, _ANSWER, due.former, moved=due.moved)
+            clear_due(folder / names.RUN)
 
 
 def _take_off_if_ended(context: Context, held: Held) -> None:

@@ -32,6 +32,7 @@ from insula.operations.recover import recover
 from insula.operations.settle import settle_locked
 from insula.operations.stop import pull_plug
 from insula.store import names
+from insula.store.due import Due, clear_due, note_due
 from insula.store.events import append_event
 from insula.store.machines import MachineRecord, as_launched, write_machine
 from insula.store.snapshots import PUBLISH, SnapshotRecord, complete_snapshot, finish_publishing, read_snapshot, sweep_snapshots
@@ -103,15 +104,16 @@ def wake(context: Context, folder: Path, record: MachineRecord, operation: Opera
             record = with_cards(context, record, slots_of(state))
             write_machine(folder, record)
         steps.undo(lambda: _end(context, folder))
+        due = Due(state.former(record.identity), stands=False, moved=are_elsewhere(record, state))
         with loaded(context, folder, record, place, state.memory):
+            note_due(folder / names.RUN, due)
             steps.begin("let it go on")
         gone = give_up(folder)  # nobody ends QEMU for our death any more: what it has loaded is nowhere else from here on
     append_event(folder, "started", way="suspended")
     reopen_ports(context, folder.name, record)
     try:
-        awaken(
-            context, folder, record, timeout, state.former(record.identity), on_drop="resume", moved=are_elsewhere(record, state)
-        )
+        awaken(context, folder, record, timeout, due.former, on_drop="resume", moved=due.moved)
+        clear_due(folder / names.RUN)
     except BaseException:
         with contextlib.suppress(Exception):  # there is no way back: whatever is wrong with its agent, the guest goes on
             recover(context, folder)

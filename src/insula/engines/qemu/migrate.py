@@ -82,8 +82,8 @@ def save(run: Path, order: SaveOrder, ways: Collection[Method] = WAYS) -> Saved:
         undo.callback(sets.close)
         ran = read_status(monitor).running
         for head in order.heads:
+            undo.callback(drop_head, monitor, head)  # first: its file may be handed over, and no more than that
             add_head(monitor, head)
-            undo.callback(drop_head, monitor, head)
         undo.callback(let_run, monitor, ran)
         taken = _take_changes(monitor, sets, run, order, ran) if "changed-pages" in ways else None
         taken = taken or _take_all(monitor, sets, order, ran, ways)

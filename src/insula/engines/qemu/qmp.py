@@ -52,6 +52,7 @@ class Monitor:
 
     def __init__(self, path: Path, patience: float = PATIENCE) -> None:
         self._patience = patience
+        self._number = 0
         self._received = bytearray()
         self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
         try:
@@ -76,11 +77,14 @@ class Monitor:
 
     def execute(self, command: str, arguments: Mapping[str, object] | None = None, descriptors: Sequence[int] = ()) -> Any:
         """What QEMU returned, as JSON values. ``descriptors`` go with the request, for ``add-fd`` and ``getfd``."""
-        request = msgspec.json.encode({"execute": command, "arguments": arguments or {}}) + b"\n"
+        self._number += 1
+        request = msgspec.json.encode({"execute": command, "arguments": arguments or {}, "id": self._number}) + b"\n"
         deadline = time.monotonic() + self._patience
         self._send(request, descriptors, deadline)
         while True:
             untrusted = self._message(deadline)
+            if untrusted.get("id", self._number) != self._number:
+                continue  # to a request that a Ctrl-C kept us from waiting for
             if "return" in untrusted:
                 return untrusted["return"]
             if isinstance(error := untrusted.get("error"), dict):
