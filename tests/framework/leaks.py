@@ -3,7 +3,8 @@
 A run is known by a token in the environment of all it starts and by the one folder that holds all its files. Other
 programs on the same host, another run of these tests among them, are none of its business: a process counts only if it
 carries the token or holds on to the folder; links, tables, cgroups and shared memory count only if they bear Insula's
-name and were not there when the run began, those of a home's networks (named by its key) only if that home is in the folder.
+name and were not there when the run began, those of a home's networks (named by its key) only if that home is in the folder,
+and those named by another process's pid only once that has ended.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from insula.networks.naming import home_key
 MARKER = "INSULA_TEST_RUN"
 _DEVICES = [Path(f"/dev/{name}") for name in ("null", "zero", "full", "random", "urandom", "tty", "ptmx", "net/tun", "kvm")]
 _KEYED = re.compile(r"(?:^v|insula_)([0-9a-f]{8})$")  # links and tables of the host that belong to a home's networks
+_MADE_BY = re.compile(r"^ins[a-z]+([0-9]+)[a-z]?$")  # those that tests make beside Insula, and the pid of who made them
 _PATIENCE = 5.0  # seconds; what is on its way out may finish
 
 
@@ -83,9 +85,15 @@ def new_names(folder: Path, before: HostState | None, now: HostState) -> list[st
     for field in fields(HostState):
         for name in sorted(getattr(now, field.name) - (getattr(before, field.name) if before else frozenset())):
             key = _KEYED.search(name)
-            if key[1] in ours if key else before:
+            if key[1] in ours if key else before and not _is_in_use(name):
                 found.append(f"{field.name.replace('_', ' ')}: {name}")
     return found
+
+
+def _is_in_use(name: str) -> bool:
+    """Whether it was made by another process, which still runs; by the end of a run all of its own have ended."""
+    pid = _MADE_BY.search(name)
+    return pid is not None and int(pid[1]) != os.getpid() and Path("/proc", pid[1]).exists()
 
 
 def threads() -> Iterator[str]:

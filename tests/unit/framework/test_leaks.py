@@ -88,6 +88,15 @@ def test_networks_of_homes_elsewhere_are_others_business(tmp_path: Path, quick: 
     assert "links: ins0" in leaks.new_names(tmp_path / "run", now, later)
 
 
+def test_what_another_process_still_uses_is_no_leak(tmp_path: Path, sleeper: list[subprocess.Popen[bytes]]) -> None:
+    now, pid = leaks.host_state(), _start(sleeper)
+    made = replace(now, links=now.links | {f"inso{pid}", f"inso{os.getpid()}"}, network_namespaces=frozenset({f"insout{pid}"}))
+    assert leaks.new_names(tmp_path, now, made) == [f"links: inso{os.getpid()}"]
+    sleeper[-1].kill()
+    sleeper[-1].wait()
+    assert f"links: inso{pid}" in leaks.new_names(tmp_path, now, made)
+
+
 def test_what_was_there_before_is_no_leak_and_what_came_is(tmp_path: Path, quick: None) -> None:
     now = leaks.host_state()
     before = replace(now, links=now.links | {"ins0"})
