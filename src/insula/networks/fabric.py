@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -32,17 +33,18 @@ from insula.networks.ground import (
     together,
 )
 from insula.networks.plan import Attached
-from insula.networks.raising import card_links, end, mend, raised, shape, started
+from insula.networks.raising import card_links, end, lay, mend, raised, shape, started
 from insula.store import names
 from insula.store.records import write_record
 
 _ALL_FRAMES: Final = 3  # ETH_P_ALL of linux/if_ether.h
 
 
-def attach(home: names.Home, attached: Attached) -> int:
+def attach(home: names.Home, attached: Attached, opened: Callable[[int], None] | None = None) -> int:
     """Hang a card into its network, making what is missing of network and fabric; the descriptor for QEMU.
 
-    Frames have virtio's header before them. Raises HostLacks, or NotFound (``parent_missing``); then the card is not attached.
+    Frames have virtio's header before them. ``opened`` is called with the descriptor, which is the caller's from then on, as soon
+    as there is one: nothing passes it yet. Raises HostLacks, or NotFound (``parent_missing``); then the card is not attached.
     """
     with locked(home):
         if lan.is_direct(attached):
@@ -54,21 +56,24 @@ def attach(home: names.Home, attached: Attached) -> int:
                 raise
         with raised(home) as fabric:
             try:
-                return _attach(fabric, attached)
+                return _attach(fabric, attached, opened)
             except BaseException:
                 with contextlib.suppress(InsulaError):
                     _detach(fabric, attached)
                 raise
 
 
-def _attach(fabric: Fabric, attached: Attached) -> int:
+def _attach(fabric: Fabric, attached: Attached, opened: Callable[[int], None] | None = None) -> int:
     key = attached.nic.key
     write_record(card_file(fabric.home, key), attached)
     tap = _open_tap(fabric, attached)
+    if opened is not None:
+        opened(tap)
     try:
         _connect(fabric, attached)
     except BaseException:
-        os.close(tap)
+        if opened is None:
+            os.close(tap)
         raise
     return tap
 
@@ -88,11 +93,14 @@ def _connect(fabric: Fabric, attached: Attached) -> None:
         dnsmasq.write_card(folder, attached)
     batch = ([] if known else plan.network_links(network, spec)) + card_links(attached)
     commands = ([] if known else rules.network_rules(network, spec)) + rules.nic_rules(attached, former)
-    together(
-        lambda: links.apply("ip", batch, fabric.holder.spaces, tolerated=links.THERE),
-        lambda: nft.apply(commands, fabric.holder.spaces),
-        lambda: None if known or not fabric.state.uplink else uplinks.offer(fabric.key, fabric.state, fabric.networks().values()),
-    )
+    if fabric.bare:
+        lay(fabric, commands, batch)
+    else:
+        together(
+            lambda: links.apply("ip", batch, fabric.holder.spaces, tolerated=links.THERE),
+            lambda: nft.apply(commands, fabric.holder.spaces),
+            lambda: None if known else uplinks.offer(fabric.key, fabric.state, fabric.networks().values()),
+        )
     if attached.nic.rates.up or attached.nic.rates.down:
         shape(fabric, attached)
     if dnsmasq.has_names(spec):
@@ -114,6 +122,8 @@ def stand_by(home: names.Home, attached: Attached) -> int:
         if lan.is_direct(attached):
             return lan.open_macvtap(attached, stands_by=True)
         with raised(home) as fabric:
+            if fabric.bare:
+                lay(fabric)
             return _open_tap(fabric, attached)
 
 
@@ -135,6 +145,8 @@ def replace(home: names.Home, former: str, attached: Attached) -> None:
             lan.take_part(attached)
             return
         with raised(home) as fabric:
+            if fabric.bare:
+                lay(fabric)
             if there is not None:
                 fabric.cards[attached.nic.key] = attached  # so that neither fabric nor network end with the last of its cards
                 _detach(fabric, there)

@@ -40,6 +40,11 @@ class Fabric:
     def folder(self) -> Path:
         return self.home.fabric
 
+    @property
+    def bare(self) -> bool:
+        """Whether what is there before any network is not there yet, or perhaps only in part."""
+        return not (self.folder / names.FABRIC_LAID).exists()
+
     def network_folder(self, network: str) -> Path:
         return self.folder / names.FABRIC_NETWORKS / network
 

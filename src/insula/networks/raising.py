@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import msgspec
 
@@ -23,10 +23,10 @@ from insula.store.records import read_record, write_record
 
 @contextlib.contextmanager
 def raised(home: names.Home) -> Iterator[Fabric]:
-    """The fabric, made if it is not there, or gone on with if its holder died. Hold the lock."""
+    """The fabric, made if it is not there, or gone on with if its holder died; perhaps still bare. Hold the lock."""
     with opened(home) as fabric:
         if fabric is not None:
-            if expected(fabric) - fabric.running:
+            if fabric.bare or expected(fabric) - fabric.running:  # bare: who was just making it was killed
                 mend(fabric)
             elif note_addresses(fabric):
                 nft.apply(rules.base_rules(fabric.state.uplink, fabric.state.addresses), fabric.holder.spaces)
@@ -50,7 +50,7 @@ def started(home: names.Home) -> Iterator[tuple[Fabric, bool]]:
             state = read_record(home.fabric / names.FABRIC_STATE, uplinks.State)
             fabric = Fabric(home, holder, state, key, cards_inside(home))
             if not went_on:
-                _lay_base(fabric)
+                _set_sysctls(fabric)  # before there is any link: it begins with what is so for all
         except BaseException:
             with contextlib.suppress(InsulaError):
                 end(home, key, holder)
@@ -68,7 +68,8 @@ def _clear(home: names.Home, home_key: str) -> None:
     for name in (names.FABRIC_NICS, names.FABRIC_NETWORKS, names.FABRIC_PORTS, names.FABRIC_SEGMENTS):
         remove_tree(home.fabric / name)
         (home.fabric / name).mkdir(mode=0o700)
-    (home.fabric / names.FABRIC_STATE).unlink(missing_ok=True)
+    for name in (names.FABRIC_STATE, names.FABRIC_LAID):
+        (home.fabric / name).unlink(missing_ok=True)
 
 
 def _read_state(home: names.Home) -> uplinks.State | None:
@@ -77,14 +78,15 @@ def _read_state(home: names.Home) -> uplinks.State | None:
     return None
 
 
-def _lay_base(fabric: Fabric) -> None:
-    """What is there before any network."""
-    _set_sysctls(fabric)
-    together(lambda: _join_world(fabric), lambda: _base_rules(fabric))
+def lay(fabric: Fabric, commands: Sequence[str] = (), batch: Sequence[str] = ()) -> None:
+    """Make what is there before any network, in a fabric that is bare; ``commands`` for nft and ``batch`` for ip come along.
 
-
-def _base_rules(fabric: Fabric) -> None:
-    nft.apply(rules.base_rules(fabric.state.uplink, fabric.state.addresses), fabric.holder.spaces)
+    The rules are there before anything is up that they are for.
+    """
+    base = rules.base_rules(fabric.state.uplink, fabric.state.addresses)
+    together(lambda: _join_world(fabric), lambda: nft.apply([*base, *commands], fabric.holder.spaces))
+    links.apply("ip", [*plan.fabric_links(fabric.state.uplink), *batch], fabric.holder.spaces, tolerated=links.THERE)
+    (fabric.folder / names.FABRIC_LAID).touch()
 
 
 def _set_sysctls(fabric: Fabric) -> None:
@@ -106,7 +108,6 @@ def _join_world(fabric: Fabric) -> None:
             os.close(log)
     else:
         uplinks.raise_root(fabric.key, state, holder, fabric.networks().values())
-    links.apply("ip", plan.fabric_links(state.uplink), holder.spaces)
 
 
 def mend(fabric: Fabric) -> list[str]:
@@ -126,6 +127,7 @@ def mend(fabric: Fabric) -> list[str]:
     for network, spec in fabric.networks().items():
         if dnsmasq.has_names(spec):
             _mend_names(fabric, network, spec)
+    (fabric.folder / names.FABRIC_LAID).touch()
     forwarders.mend(fabric)
     fabric.running = fabric.holder.children()
     return lost
@@ -194,5 +196,5 @@ def end(home: names.Home, home_key: str, holder: Holder) -> None:
         uplinks.lower_root(home_key)
     for name in (names.FABRIC_NETWORKS, names.FABRIC_PORTS, names.FABRIC_SEGMENTS):
         remove_tree(home.fabric / name)
-    for name in (names.HOLDER_SOCKET, names.FABRIC_STATE, names.PASTA_LOG):
+    for name in (names.HOLDER_SOCKET, names.FABRIC_STATE, names.FABRIC_LAID, names.PASTA_LOG):
         (home.fabric / name).unlink(missing_ok=True)

@@ -45,11 +45,12 @@ def host_addresses(home_key: str) -> tuple[str, ...]:
 def raise_root(home_key: str, state: State, holder: Holder, networks: Iterable[NetworkSpec]) -> None:
     """The host's side as root: links and routes, rules, switches. What is there already is left or made right."""
     assert state.uplink is not None, "root's uplink is a pair of links"
-    spaces = holder.spaces
+    specs, made, spaces = list(networks), list[str](), holder.spaces
+    nft.apply(rules.host_rules(home_key, specs, state.uplink))  # before there is a way by which anything could come
     if not links.exists(naming.host_link(home_key)):
         made = plan.host_links(home_key, state.uplink, f"/proc/self/fd/{spaces.net}")
-        links.apply("ip", made, pass_fds=spaces.descriptors())
-    offer(home_key, state, networks)
+    made += _routes(home_key, state.uplink, specs)
+    links.apply("ip", made, pass_fds=spaces.descriptors())
     switches.turn_on()
 
 
@@ -57,8 +58,12 @@ def offer(home_key: str, state: State, networks: Iterable[NetworkSpec]) -> None:
     """As root: routes and rules of the host for the networks that are there."""
     specs = list(networks)
     if state.uplink is not None:
-        links.apply("ip", [line for spec in specs for line in plan.host_routes(home_key, state.uplink, spec)])
+        links.apply("ip", _routes(home_key, state.uplink, specs))
         nft.apply(rules.host_rules(home_key, specs, state.uplink))
+
+
+def _routes(home_key: str, uplink: plan.Uplink, networks: Iterable[NetworkSpec]) -> list[str]:
+    return [line for spec in networks for line in plan.host_routes(home_key, uplink, spec)]
 
 
 def withdraw(home_key: str, state: State, spec: NetworkSpec, others: Iterable[NetworkSpec]) -> None:

@@ -52,16 +52,25 @@ def loaded(
     Raises as `Engine.launch`, and MachineEnded (``load_failed``).
     """
     from insula.engines.base import LoadPlan
-    from insula.guest.keeper import hold
+    from insula.guest.keeper import hold, quit_machine
     from insula.guest.link import open_link
 
     mapped = memory.offset is not None
     plan = LoadPlan(origin / names.STATE, origin / names.MEMORY if mapped else None, memory.offset or 0)
-    with cabled(context, folder, record, standby=beside) as nics:
-        context.engine.launch(launch_plan(folder, record, nics, plan, run))
-    with contextlib.suppress(OSError):  # what is known of the memory file's sum, for snapshots that will rest on it
-        os.link(origin / names.VERIFIED_LAYERS, folder / run / names.VERIFIED_LAYERS)
-    with open_link(folder / run) as link, hold(link, "quit"):
+    with contextlib.ExitStack() as held:
+        link: Link | None = None
+        try:
+            with cabled(context, folder, record, standby=beside) as nics:
+                context.engine.launch(launch_plan(folder, record, nics, plan, run))
+                link = held.enter_context(open_link(folder / run))
+                held.enter_context(hold(link, "quit"))
+        except BaseException:
+            if link is not None:  # it has loaded, but its cards could not be hung up
+                with contextlib.suppress(InsulaError):
+                    quit_machine(link, "kill")
+            raise
+        with contextlib.suppress(OSError):  # what is known of the memory file's sum, for snapshots that will rest on it
+            os.link(origin / names.VERIFIED_LAYERS, folder / run / names.VERIFIED_LAYERS)
         yield
 
 

@@ -235,35 +235,44 @@ def _taken_up_again(context: Context, machine_id: str, name: str, card: Card, ad
 
 @contextlib.contextmanager
 def cabled(context: Context, folder: Path, record: MachineRecord, *, standby: bool = False) -> Iterator[tuple[NicPlan, ...]]:
-    """The cards as the engine is to make them, hung on the fabric; taken off again when this fails. With ``standby`` nothing
-    passes them until `admit_cards`.
+    """The cards as the engine is to make them, on their way onto the fabric: on leaving the context they hang there. Taken off
+    again when this fails. With ``standby`` nothing passes them until `replace_cards`.
 
-    Raises HostLacks (``no_fabric``, ``network_failed`` …).
+    Raises HostLacks (``no_fabric``, ``network_failed`` …), also on leaving.
     """
     from insula.engines.base import NicPlan
+    from insula.networks.fabric import stand_by
+    from insula.operations.hanging import Hanging
 
     fabric = bool(record.nics) and has_fabric(context)
     with contextlib.ExitStack() as undo, contextlib.ExitStack() as opened:
-        plans = []
+        plans, coming = [], []
         for nic in record.nics:
             tap = None
             check_holds(context, nic, record.firewall)
             if fabric:
                 undo.callback(take_off, context.home, nic)
-                tap = hang(context.home, folder.name, record, nic, standby=standby)
+                if standby:
+                    tap = stand_by(context.home, attached(context.home, folder.name, record, nic))
+                else:
+                    coming.append(Hanging(context.home, attached(context.home, folder.name, record, nic)))
+                    undo.callback(coming[-1].join)
+                    tap = coming[-1].tap
                 opened.callback(os.close, tap)
             else:
                 _check_passt(context.home, nic)
             plans.append(NicPlan(nic.mac, tap, nic.slot))
         yield tuple(plans)
+        for each in coming:
+            each.wait()
         undo.pop_all()
 
 
-def hang(home: Home, name: str, record: MachineRecord, nic: Nic, *, standby: bool = False) -> int:
+def hang(home: Home, name: str, record: MachineRecord, nic: Nic) -> int:
     """Hang one card on its network; the descriptor of its tap is the caller's. See `cabled`."""
-    from insula.networks.fabric import attach, stand_by
+    from insula.networks.fabric import attach
 
-    return (stand_by if standby else attach)(home, attached(home, name, record, nic))
+    return attach(home, attached(home, name, record, nic))
 
 
 def replace_cards(context: Context, name: str, former: MachineRecord, record: MachineRecord) -> None:

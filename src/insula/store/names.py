@@ -124,6 +124,7 @@ FABRIC_NETWORKS: Final = "networks"  # ID/ of each network in use: what its dnsm
 FABRIC_PORTS: Final = "ports"
 FABRIC_SEGMENTS: Final = "segments"  # KEY.sock, KEY/: a card's network of its own, where it has one
 FABRIC_STATE: Final = "state.json"
+FABRIC_LAID: Final = "laid"  # there when all is that is there before any network
 PASTA_LOG: Final = "pasta.log"
 
 
