@@ -382,10 +382,18 @@ def test_forks_that_cannot_be_renumbered_are_somebody_else_outside(
         forget(child.name)
     with greeting(world.listen()) as port:
         for child in children:
-            run_cli(home, "exec", "--wait", "60", child.name, "--", "true")
-            assert f"{was}/" in out(child, "ip -4 address show dev eth0")
-            assert address(child) != was
-            assert reaches(child, world.address, port)
-            with connected(address(child), 80) as connection:
-                connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
-                assert b"same" in b"".join(iter(lambda: connection.recv(65536), b""))
+            assert_is_another(home, child, was, world, port)
+        before = children[0].snapshot("apart")
+        before.restore(keep=False)  # beside the guest that it was, in whose place it comes
+        assert_is_another(home, children[0], was, world, port)
+
+
+def assert_is_another(home: Path, child: insula.Machine, inner: str, world: Outside, port: int) -> None:
+    """It takes itself for who it was, others know it by its own address, and it speaks with them."""
+    run_cli(home, "exec", "--wait", "60", child.name, "--", "true")
+    assert f"{inner}/" in out(child, "ip -4 address show dev eth0")
+    assert address(child) != inner
+    assert out(child, f"nc -w20 {world.address} {port} </dev/null") == "hello"
+    with connected(address(child), 80) as connection:
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert b"same" in b"".join(iter(lambda: connection.recv(65536), b""))

@@ -31,8 +31,8 @@ class Renewal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What became of a fork's former identity: parts that are ``done``, and those ``left`` as they were, with the reason.
 
     The parts are ``generation`` (the kernel was told of the fork by VMGENID), ``entropy``, ``connections``, ``clock``,
-    ``timers``, ``machine-id``, ``hostname``, ``host-keys``, ``network`` (MAC and what follows from it) and ``hooks``. One that is
-    in neither has no meaning in this guest.
+    ``timers``, ``machine-id``, ``hostname``, ``host-keys``, ``network`` (MAC and what follows from it), ``lease`` (where the
+    network's own server gives addresses: another was asked for) and ``hooks``. One that is in neither has no meaning here.
     """
 
     done: list[str] = []

@@ -14,6 +14,7 @@ from insula.model.network import Nic, Rates
 from insula.model.requests import AttachNetwork, DetachNetwork, LimitNetwork, SetLink
 from insula.model.spec import MOST_NETWORKS
 from insula.model.status import MachineStatus, State
+from insula.operations.addressing import ensure_addressed
 from insula.operations.cabling import (
     Card,
     change_cards,
@@ -84,6 +85,7 @@ def _introduce(context: Context, held: Held, record: MachineRecord) -> None:
     while True:
         try:
             identify(context, held.folder, record)
+            ensure_addressed(held.folder / names.RUN, record)
             return
         except GuestError as failure:
             if "ENODEV" not in failure.message or time.monotonic() > deadline:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from insula.errors import AgentAbsent, ChildFailed, GuestError, InsulaError
 from insula.model.identity import Identity, Renewal
+from insula.operations.addressing import asks_elsewhere, tell_clients
 from insula.operations.cabling import cabled, plug_cables
 from insula.operations.context import Context
 from insula.operations.identify import KEY_TYPE, guest_identity
@@ -170,6 +171,7 @@ def _go_on(
         if moved or hello.text("hostname") != folder.name:
             identity = guest_identity(context, folder.name, record, record.identity if moved else None)
         _renew(link, hello, identity)
+        tell_clients(link, record, "renew")  # its lease may have run out while nobody ran
 
 
 def _become(
@@ -195,8 +197,11 @@ def _become(
         identity = guest_identity(context, _NAMELESS if rehearsal else folder.name, record, former, key)
         hooks = 0.0 if rehearsal else min(deadline - time.monotonic(), _HOOKS_TIME)
         renewed = _renew(link, hello, identity, hello.text("hostname"), hooks)
+        kept_lease = "" if rehearsal else tell_clients(link, record, "leave")
         plug_cables(context, run, record)
-    return _complete(folder, record, renewed)
+        if not rehearsal:
+            kept_lease = kept_lease or tell_clients(link, record, "begin")
+    return _complete(folder, record, renewed, kept_lease)
 
 
 def _wait(link: Link, name: str, timeout: float) -> Fields:
@@ -237,12 +242,14 @@ def _host_key(folder: Path, record: MachineRecord, kind: str) -> tuple[tuple[str
     return ()
 
 
-def _complete(folder: Path, record: MachineRecord, renewed: Renewed) -> Renewal:
-    """Make the keys of slow kinds that the guest had, too. Nobody waits for that to be let in."""
+def _complete(folder: Path, record: MachineRecord, renewed: Renewed, kept_lease: str) -> Renewal:
+    """Make the keys of slow kinds that the guest had, too. Nobody waits for that to be let in. ``kept_lease``: why a fork may
+    still have an address of its former self."""
     from insula.guest.agent import GuestIdentity, set_identity
     from insula.guest.link import open_link
 
-    left = dict(renewed.left)
+    left = {**renewed.left, **({"lease": kept_lease} if kept_lease else {})}
+    done = [*renewed.done, *(["lease"] if asks_elsewhere(record) else [])]
     for name in renewed.missing_keys:
         kind = name.removeprefix("ssh_host_").removesuffix("_key")
         try:
@@ -253,4 +260,4 @@ def _complete(folder: Path, record: MachineRecord, renewed: Renewed) -> Renewal:
                 set_identity(link, GuestIdentity(host_keys=key))
         except InsulaError as failure:
             left["host-keys"] = failure.message
-    return Renewal(["generation", *(part for part in renewed.done if part not in left)], left)
+    return Renewal(["generation", *(part for part in done if part not in left)], left)

@@ -216,6 +216,7 @@ def _finish_due(context: Context, folder: Path) -> None:
 
 def _finish_start(context: Context, folder: Path) -> bool:
     """Tell the guest of a running machine who it is; whether that is done, or need not be."""
+    from insula.operations.addressing import ensure_addressed
     from insula.operations.identify import identify
 
     status, record = observe(folder)
@@ -225,5 +226,6 @@ def _finish_start(context: Context, folder: Path) -> bool:
         return False
     with contextlib.suppress(InsulaError):
         identify(context, folder, record)
+        ensure_addressed(folder / names.RUN, record)
         return True
     return False

@@ -23,6 +23,7 @@ from insula.model.spec import MachineSpec
 from insula.model.status import MachineStatus, State
 from insula.model.units import format_size
 from insula.operations import journal
+from insula.operations.addressing import ensure_addressed
 from insula.operations.admit import admit, board_of
 from insula.operations.cabling import cabled, choose_board, wired
 from insula.operations.context import Context
@@ -245,6 +246,7 @@ def _wait_ready(
             wait_agent(link, deadline - time.monotonic())
         if introduce:
             identify(context, folder, record)
+            ensure_addressed(folder / names.RUN, record)
         wait_hook(folder, deadline - time.monotonic())
     except (MachineEnded, GuestError) as cause:
         raise explain(folder, printed, cause, timeout) from cause
