@@ -89,6 +89,7 @@ def run_until_the_end(home: Path, folder: Path, name: str, **settings: Any) -> D
 
 def _work(machine: insula.Machine, settings: dict[str, Any]) -> str:
     words = ["env", f"PYTHONPATH={SOURCE}", "INSULA_TEST_RUN=inside", "PATH=/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE=1"]
+    words.append("INSULA_OVERCOMMIT=16")  # its guests are small programs that only say they have memory
     words += [python(), "-m", "tests.faults.power.load", "/home/insula", "/tmp/disk", json.dumps(settings)]
     done = machine.exec("sh", "-c", _SCRIPT, "sh", *words)
     said: str = done.stdout + done.stderr
