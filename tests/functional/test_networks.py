@@ -215,6 +215,24 @@ def test_profiles_say_what_is_open_where_no_rule_does(lab: Lab, world: Outside) 
     assert works(lab.two, f"ping -c1 -W5 {address(lab.one)}")
 
 
+def test_a_rule_that_names_a_machine_means_whoever_is_called_so(lab: Lab) -> None:
+    """It follows a renaming, and whom it names need not be what it was when the rule was made."""
+    with pytest.raises(NotFound, match="net-onne") as unknown:
+        lab.two.set_firewall(add=["deny from machine:net-onne"])
+    assert "net-one" in (unknown.value.hint or "")
+    lab.two.set_firewall(add=["deny from machine:net-one icmp"])
+    lab.one.rename("net-uno")
+    assert [rule.peer for rule in lab.two.set_firewall().rules] == ["machine:net-uno"]
+    assert not works(lab.one, f"ping -c1 -W1 {address(lab.two)}")
+    assert {"deny from machine:net-uno icmp"} <= {rule for card in lab.two.traffic() for rule, met in card.rules.items() if met}
+    lab.one.rename("net-one")
+    lab.hermit.rename("net-uno")
+    assert not works(lab.one, f"ping -c1 -W1 {address(lab.two)}")
+    lab.hermit.rename("net-hermit")
+    lab.two.set_firewall(clear=True)
+    assert works(lab.one, f"ping -c1 -W5 {address(lab.two)}")
+
+
 def test_a_card_is_plugged_in_and_pulled_out_while_the_machine_runs(lab: Lab) -> None:
     lab.one.attach("cell")
     assert works(lab.one, f"ping -c1 -W5 {address(lab.hermit)}")
@@ -326,6 +344,8 @@ def test_what_cannot_be_is_refused_with_nothing_left(home: Path, tiny: str, lab:
     assert used.value.code == "network_in_use"
     with pytest.raises(NotFound):
         connection.create(tiny, name="nobody", network="labb")
+    with pytest.raises(NotFound, match="net-onne"):
+        connection.create(tiny, name="nobody", firewall=Firewall(rules=(parse_rule("deny to machine:net-onne"),)))
     assert [network.name for network in connection.networks()] == there
     assert {member.machine for member in connection.network("lab").members} == {"net-one", "net-two"}
 

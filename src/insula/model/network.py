@@ -72,7 +72,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One line of a firewall. ``ingress`` is what reaches the machine, ``egress`` what it sends; of both only who began counts.
 
     ``peer`` is ``any``, an address, a subnet, a domain (which means the names below it too; egress only), or
-    ``machine:NAME``, which is made an address before rules are. ``ports`` are the destination's: ``80`` or ``8000-8010``.
+    ``machine:NAME``: whoever is called so and on the same network. ``ports`` are the destination's: ``80`` or ``8000-8010``.
     """
 
     action: Action

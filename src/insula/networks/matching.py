@@ -25,14 +25,10 @@ def shared_sets(table: Table) -> list[str]:
 
 @functools.lru_cache(1024)  # hundreds of cards have the same few
 def matches(rule: Rule) -> list[list[str]]:
-    """What fits ``rule``, each to be followed by its verdict. Nothing for a domain, which is no address: see `policy`.
-
-    Raises ValueError for a peer that is a machine's name: rules name machines by address here.
-    """
+    """What fits ``rule``, each to be followed by its verdict. Nothing for a domain or a machine, which are no addresses: see
+    `policy` and `peers`."""
     kind = peer_kind(rule.peer)
-    if kind == "machine":
-        raise ValueError(f"'{rule.peer}' is to be an address here")
-    if kind == "domain":
+    if kind in ("domain", "machine"):
         return []
     if kind == "any":
         return [flow(rule)]

@@ -72,8 +72,18 @@ def domain_sets(key: str, domain: str) -> tuple[str, str]:
 
 
 def counter_name(what: str, key: str) -> str:
-    """A counter of a card: ``spoofed``, ``egress``, ``ingress`` (what its profile or isolation refused) or ``rule0``…"""
+    """A counter of a card: ``spoofed``, ``egress`` (what its profile refused) or a `rule_counter`."""
     return f"{what}_{key}"
+
+
+def rule_counter(rule: str) -> str:
+    """What of a card's counters is a rule's, the same wherever among others it stands."""
+    return f"rule{zlib.crc32(rule.encode()):08x}"
+
+
+def name_mark(machine: str) -> int:
+    """What a machine's name is for rules: they cannot compare text."""
+    return zlib.crc32(machine.encode())
 
 
 def mark(key: str) -> int:

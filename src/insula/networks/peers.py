@@ -1,17 +1,18 @@
 """What machines of one network may send each other: from tap to tap of a bridge, where the router's rules are never asked.
 
 Not every kernel follows connections in bridges, so the little that is needed is kept here, per card that has rules: whom it
-answers and who answers it. As with the router's rules only who began a flow is judged, and each of its packets anew.
+answers and who answers it. As with the router's rules only who began a flow is judged, and each of its packets anew. A machine
+that a rule names is known by the taps it is at, whatever addresses it uses.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from insula.model.network import Action, Direction
+from insula.model.network import MACHINE_PEER, Action, Direction, Rule, format_rule, peer_kind
 from insula.networks import naming
 from insula.networks.guard import BRIDGE, FILLED
-from insula.networks.matching import LOCAL, PORTED, matches, shared_sets
+from insula.networks.matching import LOCAL, PORTED, flow, matches, shared_sets
 from insula.networks.plan import Attached
 from insula.networks.terms import (
     ACCEPT,
@@ -26,6 +27,7 @@ from insula.networks.terms import (
     meta,
     pair,
     payload,
+    put,
     remember,
     vmap,
 )
@@ -33,6 +35,7 @@ from insula.networks.terms import (
 _SENDING: Final = "sending"
 _GETTING: Final = "getting"
 _ISOLATED: Final = "isolated"
+_NAMED: Final = "named"  # which tap is at a machine of which name: rules need not change when machines come, go and are renamed
 _KEPT: Final = 3600  # seconds without a packet of who began
 
 # What is known of flows: protocol, hardware address of the other, port of the other, port of the card.
@@ -61,6 +64,7 @@ def base() -> list[str]:
     ]
     return [
         BRIDGE.set(_ISOLATED, "ifname"),
+        BRIDGE.set(_NAMED, "ifname . mark"),
         *[BRIDGE.set(name, "ifname . ether_addr", FILLED) for name in ("askers", "called")],
         BRIDGE.map(_SENDING, "ifname"),
         BRIDGE.map(_GETTING, "ifname"),
@@ -79,6 +83,7 @@ def cleared() -> list[str]:
     """Forget all cards. To be followed, in the same transaction, by those there are."""
     return [
         BRIDGE.clear("set", _ISOLATED),
+        BRIDGE.clear("set", _NAMED),
         BRIDGE.clear("set", "askers"),
         BRIDGE.clear("set", "called"),
         BRIDGE.clear("map", _SENDING),
@@ -103,19 +108,23 @@ def is_restricted(attached: Attached) -> bool:
 def holds(attached: Attached) -> Holding:
     key, tap = attached.nic.key, link(naming.tap_name(attached.nic.key))
     alone = attached.firewall.isolated or attached.network.isolated
-    isolated = ((_ISOLATED, tap),) if alone else ()
+    known = ((_NAMED, concat(tap, str(naming.name_mark(attached.machine)))), *(((_ISOLATED, tap),) if alone else ()))
     if not is_restricted(attached):
-        return Holding(elements=isolated)
+        return Holding(elements=known)
     return Holding(
         chains=tuple(f"{which}_{key}" for which in ("sending", "getting", "egress", "ingress")),
-        elements=(*isolated, (_SENDING, pair(tap, jump(f"sending_{key}"))), (_GETTING, pair(tap, jump(f"getting_{key}")))),
+        elements=(*known, (_SENDING, pair(tap, jump(f"sending_{key}"))), (_GETTING, pair(tap, jump(f"getting_{key}")))),
         sets=tuple((f"{which}_{key}", _FLOW, _MOST) for which in ("asked", "begun")),
         counters=tuple(naming.counter_name(what, key) for what in ("egress", *rule_counters(attached))),
     )
 
 
 def rule_counters(attached: Attached) -> list[str]:
-    return [f"rule{number}" for number in range(len(attached.firewall.rules))]
+    return list(dict.fromkeys(map(rule_counter, attached.firewall.rules)))
+
+
+def rule_counter(rule: Rule) -> str:
+    return naming.rule_counter(format_rule(rule))
 
 
 def _chains(attached: Attached) -> list[str]:
@@ -153,14 +162,14 @@ def _way(other: str, known: tuple[str, str], judge: str, learned: tuple[str, str
     peer, tap = payload("ether", other), meta("iifname" if other == "daddr" else "oifname")
     sport, dport = payload("th", "sport"), payload("th", "dport")
     theirs, ours = (dport, sport) if other == "daddr" else (sport, dport)
-    flow, partner = concat(meta("l4proto"), peer, theirs, ours), concat(tap, peer)
+    known_flow, partner = concat(meta("l4proto"), peer, theirs, ours), concat(tap, peer)
     return [
         [match(payload("icmpv6", "type"), "@neighbourly"), RETURN],
-        [PORTED, match(flow, f"@{known[0]}"), RETURN],
+        [PORTED, match(known_flow, f"@{known[0]}"), RETURN],
         [match(payload("icmp", "type"), "@answers4"), match(partner, f"@{known[1]}"), RETURN],
         [match(payload("icmpv6", "type"), "@answers6"), match(partner, f"@{known[1]}"), RETURN],
         [jump(judge)],
-        [PORTED, remember(learned[0], flow, _KEPT)],
+        [PORTED, remember(learned[0], known_flow, _KEPT)],
         [remember(learned[1], partner, _KEPT)],
     ]
 
@@ -168,8 +177,18 @@ def _way(other: str, known: tuple[str, str], judge: str, learned: tuple[str, str
 def _judged(attached: Attached, direction: Direction) -> list[list[str]]:
     verdicts: dict[Action, str] = {"allow": RETURN, "deny": DROP}
     return [
-        [*fit, counted(naming.counter_name(f"rule{number}", attached.nic.key)), verdicts[rule.action]]
-        for number, rule in enumerate(attached.firewall.rules)
+        [*fit, counted(naming.counter_name(rule_counter(rule), attached.nic.key)), verdicts[rule.action]]
+        for rule in attached.firewall.rules
         if rule.direction == direction
-        for fit in matches(rule)  # of a domain nothing: machines of one network are known by address
+        for fit in (_named(rule) if peer_kind(rule.peer) == "machine" else matches(rule))  # of a domain nothing: see `policy`
     ]
+
+
+def _named(rule: Rule) -> list[list[str]]:
+    """What fits a rule that names a machine. The mark is of no more use to a frame that leaves by a bridge, and it is all that
+    a set can be asked for beside what is in a frame."""
+    end, number = (
+        meta("oifname" if rule.direction == "egress" else "iifname"),
+        naming.name_mark(rule.peer.removeprefix(MACHINE_PEER)),
+    )
+    return [[*flow(rule), put(meta("mark"), number), match(concat(end, meta("mark")), f"@{_NAMED}")]]

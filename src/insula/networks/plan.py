@@ -31,7 +31,7 @@ class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Attached(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A card that hangs in a network, and everything that its links, rules and names follow from.
 
-    ``machine`` is the machine's name, ``machine_id`` what stays when it is renamed. In ``firewall`` machines are addresses.
+    ``machine`` is the machine's name, ``machine_id`` what stays when it is renamed.
     """
 
     nic: Nic

@@ -13,7 +13,7 @@ from typing import Final
 from insula.model.network import NetworkSpec, Rule, format_rule, peer_kind
 from insula.networks import naming
 from insula.networks.matching import LOCAL, flow, matches, shared_sets
-from insula.networks.peers import rule_counters
+from insula.networks.peers import rule_counter, rule_counters
 from insula.networks.plan import Attached, Uplink, gateway4, gateway6
 from insula.networks.terms import (
     ACCEPT,
@@ -195,14 +195,17 @@ def _egress(attached: Attached) -> list[list[str]]:
 
 def _judged(attached: Attached, direction: str) -> list[list[str]]:
     found: list[list[str]] = []
-    for number, rule in enumerate(attached.firewall.rules):
+    for rule in attached.firewall.rules:
         if rule.direction != direction:
             continue
-        verdict = [counted(naming.counter_name(f"rule{number}", attached.nic.key)), ACCEPT if rule.action == "allow" else _REFUSE]
+        verdict = [
+            counted(naming.counter_name(rule_counter(rule), attached.nic.key)),
+            ACCEPT if rule.action == "allow" else _REFUSE,
+        ]
         if peer_kind(rule.peer) == "domain":
             found += _domain(rule, naming.domain_sets(attached.nic.key, rule.peer), verdict)
         else:
-            found += [[*fit, *verdict] for fit in matches(rule)]
+            found += [[*fit, *verdict] for fit in matches(rule)]  # of a machine nothing: none is beyond its networks
     return found
 
 

@@ -18,15 +18,14 @@ import msgspec
 
 from insula.errors import AlreadyExists, HostLacks, InsulaError, NotFound, UsageError
 from insula.model.identity import new_mac
-from insula.model.network import MACHINE_PEER
 from insula.model.spec import DEFAULT_NETWORK
 from insula.operations.context import Context
-from insula.store.machines import BoardRecord, MachineRecord, read_machine, write_machine
+from insula.store.machines import BoardRecord, MachineRecord, write_machine
 from insula.store.names import Home
 
 if TYPE_CHECKING:
     from insula.engines.base import NicPlan
-    from insula.model.network import Firewall, Inner, Nic, Rule
+    from insula.model.network import Firewall, Inner, Nic
     from insula.networks.plan import Attached
     from insula.store.networks import NetworkRecord
     from insula.store.snapshots import SnapshotRecord
@@ -312,25 +311,9 @@ def attached(home: Home, name: str, record: MachineRecord, nic: Nic) -> Attached
         machine=name,
         machine_id=record.id,
         network=network_of(home, nic).spec,
-        firewall=_by_address(home, record.firewall, nic),
+        firewall=record.firewall,
         segment=segment,
     )
-
-
-def _by_address(home: Home, firewall: Firewall, nic: Nic) -> Firewall:
-    """The firewall with addresses for the machines its rules name; a rule about one that is not on that network says nothing."""
-    if not any(rule.peer.startswith(MACHINE_PEER) for rule in firewall.rules):
-        return firewall
-    rules: list[Rule] = []
-    for rule in firewall.rules:
-        if not rule.peer.startswith(MACHINE_PEER):
-            rules.append(rule)
-            continue
-        with contextlib.suppress(InsulaError, OSError):
-            others = read_machine(home.machine(rule.peer.removeprefix(MACHINE_PEER))).nics
-            addresses = [address for other in others if other.network == nic.network for address in (other.ipv4, other.ipv6)]
-            rules += [msgspec.structs.replace(rule, peer=address) for address in addresses if address]
-    return msgspec.structs.replace(firewall, rules=tuple(rules))
 
 
 def network_of(home: Home, nic: Nic) -> NetworkRecord:

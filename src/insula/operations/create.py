@@ -101,8 +101,10 @@ def prepare(context: Context, request: CreateMachine, operation: Operation) -> t
 def check_connection(context: Context, name: str, request: CreateMachine) -> None:
     """Ahead of building an image for a machine that could not be connected so. Raises UsageError, NotFound, AlreadyExists."""
     from insula.model.network import check_firewall
+    from insula.operations.firewall import check_peers
     from insula.operations.ports import check_free
 
+    check_peers(context.home, request.firewall.rules)
     for network in request.spec.networks:
         check_firewall(network_named(context.home, network).spec, request.firewall)
     check_free(context.home, name, list(request.published))

@@ -10,6 +10,7 @@ from insula.model.requests import RenameMachine
 from insula.model.status import MachineStatus, State
 from insula.operations.cabling import change_cards
 from insula.operations.context import Context
+from insula.operations.firewall import follow_rename
 from insula.operations.hold import hold_machine, status_of
 from insula.operations.identify import identify
 from insula.operations.operation import Operation
@@ -29,6 +30,8 @@ def rename(context: Context, request: RenameMachine, operation: Operation) -> Ma
         if held.status.state.has_process:
             with contextlib.suppress(InsulaError):
                 change_cards(context, request.new_name, held.record)
+        for other in follow_rename(context, request.name, request.new_name):
+            operation.tell(f"{other} was busy: its rules that name {request.name} still do")
         if held.status.state is State.RUNNING and held.status.agent:
             # The name is changed; a guest that does not listen just now learns it at its next start.
             with contextlib.suppress(InsulaError):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from insula.errors import HostLacks, InsulaError, NotFound
 from insula.model.lifecycle import check_transition
+from insula.model.network import format_rule
 from insula.model.requests import CaptureTraffic, ShowTraffic
 from insula.model.status import TrafficStatus
 from insula.model.streams import Streams
@@ -24,6 +25,7 @@ def show(context: Context, request: ShowTraffic, operation: Operation) -> list[T
     if not has_fabric(context):
         return []
     from insula.networks.fabric import status
+    from insula.networks.peers import rule_counter
 
     folders = [machine_folder(context.home, name) for name in request.names]
     if not request.names:
@@ -33,6 +35,7 @@ def show(context: Context, request: ShowTraffic, operation: Operation) -> list[T
     for folder in folders:
         with contextlib.suppress(InsulaError, OSError):
             record = read_machine(folder)
+            called = {rule_counter(rule): format_rule(rule) for rule in record.firewall.rules}
             for nic, network in zip(record.nics, record.spec.networks, strict=False) if is_alive(folder) else ():
                 if (counters := counted.get(nic.key)) is not None:
                     found.append(
@@ -40,7 +43,7 @@ def show(context: Context, request: ShowTraffic, operation: Operation) -> list[T
                             folder.name, network, nic.mac, counters.received_bytes, counters.sent_bytes,
                             counters.received_packets, counters.sent_packets,
                             counters.received_dropped + counters.sent_dropped,
-                            {name: packets for name, (packets, _) in counters.counters.items()},
+                            {called.get(name, name): packets for name, (packets, _) in counters.counters.items()},
                         )
                     )  # fmt: skip
     return found

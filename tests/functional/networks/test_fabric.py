@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from insula.model.network import parse_rule
+from insula.networks.peers import rule_counter
 from tests.functional.networks.lab import Failed
 from tests.functional.networks.node import PATIENCE
 from tests.functional.networks.world import HOST4, OTHER4, World, world
@@ -148,7 +150,7 @@ def test_a_card_changes_while_it_is_used(town: World) -> None:
     town.host.change("a", rules=[f"deny to {OTHER4}"])
     assert not a.say("long", 2.0)
     assert a.connect(OTHER4, 80, 2.0) != "open"
-    assert town.host.status()["cards"]["0000000a"]["counters"]["rule0"][0] > 0
+    assert town.host.status()["cards"]["0000000a"]["counters"][rule_counter(parse_rule(f"deny to {OTHER4}"))][0] > 0
     town.host.change("a", up=False)
     assert not a.ping("10.77.0.1", 1.0)
     town.host.change("a", called="anew")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from insula.model.network import Profile
@@ -65,13 +66,14 @@ def test_answers_leave_whatever_the_profile(town: Town) -> None:
 
 
 def test_the_first_rule_that_fits_decides(town: Town) -> None:
-    town.lab.firewall(town.a, "open", f"allow to {OUTSIDE4} tcp 81", f"deny to {OUTSIDE4}", "deny to 2001:db8::/32 tcp 80-80")
+    rules = (f"allow to {OUTSIDE4} tcp 81", f"deny to {OUTSIDE4}", "deny to 2001:db8::/32 tcp 80-80")
+    town.lab.firewall(town.a, "open", *rules)
     assert reaches(town.a, OUTSIDE4, OUTSIDE6, LAN4) == {OUTSIDE4: False, OUTSIDE6: False, LAN4: True}
     assert reaches(town.a, OUTSIDE4, OUTSIDE6, port=81) == {OUTSIDE4: True, OUTSIDE6: True}
     assert not town.a.node.ping(OUTSIDE4, SHORT)
     assert town.a.node.ping(OUTSIDE6)
     assert town.b.node.ping(OUTSIDE4)  # nobody else's rules changed
-    counted = [town.lab.fabric.counter("inet", f"rule{number}_{town.a.key}") for number in range(3)]
+    counted = [town.lab.fabric.counter("inet", naming.counter_name(naming.rule_counter(rule), town.a.key)) for rule in rules]
     assert all(counted), counted
 
 
@@ -123,6 +125,34 @@ def test_who_may_begin_with_a_machine(town: Town) -> None:
     assert c.node.connect(b.ipv4, 81, SHORT) == "silent"
     town.lab.firewall(b, "open", "deny from any")
     assert not a.node.say("allowed", SHORT)
+
+
+def test_a_machine_that_a_rule_names_is_it_whatever_its_addresses(town: Town) -> None:
+    """Who is called so may come, go and be renamed, and make up addresses: the one that has the rule is not loaded anew."""
+    another = "fd12:3456:789a:1::77"
+    town.b.node.batch("ip", [f"address replace {another}/64 dev eth0 nodad"])
+    town.lab.firewall(town.a, "open", "deny from machine:b tcp 80", "deny to machine:c")
+    assert town.b.node.connect(town.a.ipv4, 80, SHORT) == "silent"
+    assert town.b.node.connect(town.a.ipv6, 80, SHORT) == "silent"
+    assert town.b.node.connect(town.a.ipv4, 81) == "open"
+    assert town.c.node.connect(town.a.ipv4, 80) == "open"
+    assert not town.a.node.ping(town.c.ipv4, SHORT)
+    assert town.a.node.ping(town.b.ipv4)
+    assert town.a.node.ping(another)
+    assert town.lab.fabric.counter("bridge", naming.counter_name(naming.rule_counter("deny to machine:c"), town.a.key)) > 0
+    names = {"b": "d", "c": "b"}
+    for guest in (town.b, town.c):
+        renamed = msgspec.structs.replace(guest.attached, machine=names[guest.attached.machine])
+        town.lab.load(renamed, guest.attached)
+        guest.attached = renamed
+    assert town.b.node.connect(town.a.ipv4, 80) == "open"
+    assert town.c.node.connect(town.a.ipv4, 80, SHORT) == "silent"
+    assert town.a.node.ping(town.c.ipv4)
+    for guest, name in ((town.b, "b"), (town.c, "c")):
+        former = msgspec.structs.replace(guest.attached, machine=name)
+        town.lab.load(former, guest.attached)
+        guest.attached = former
+    town.b.node.batch("ip", [f"address delete {another}/64 dev eth0"])
 
 
 def test_isolated(town: Town) -> None:

@@ -14,7 +14,8 @@ import msgspec
 import pytest
 
 from insula.model.network import Firewall, NetworkSpec, Nic, Rates, Rule, parse_rule
-from insula.networks import dns, naming, plan, rules, segments
+from insula.networks import dns, naming, plan, policy, rules, segments
+from insula.networks.peers import rule_counter
 from insula.networks.plan import Attached, Segment
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -149,10 +150,24 @@ def test_uplinks_touch_nothing() -> None:
         plan.choose_uplink(HOME, ["10.0.0.0/8"])
 
 
-def test_a_rule_must_name_machines_by_address() -> None:
-    firewall = Firewall(rules=(Rule("deny", "egress", "machine:db"),))
-    with pytest.raises(ValueError, match="machine:db"):
-        rules.nic_rules(msgspec.structs.replace(WEB, firewall=firewall))
+def test_a_rule_that_names_a_machine_changes_with_nobody_else() -> None:
+    """Who is called so is told by the one that is: its card's own commands, and no others, hold its name."""
+    called, named = (str(naming.name_mark(name)) for name in ("web", "db"))
+    ruled = msgspec.structs.replace(WEB, firewall=Firewall(rules=(Rule("deny", "egress", "machine:db"),)))
+    assert not any(named in command for command in rules.nic_rules(WEB))
+    assert [command for command in rules.nic_rules(ruled) if named in command and "meta oifname . meta mark @named" in command]
+    assert f'add element bridge insula named {{ "t00c0ffee" . {called} }}' in rules.nic_rules(WEB)
+    renamed = rules.nic_rules(msgspec.structs.replace(WEB, machine="db"), WEB)
+    assert f'delete element bridge insula named {{ "t00c0ffee" . {called} }}' in renamed
+    assert f'add element bridge insula named {{ "t00c0ffee" . {named} }}' in renamed
+
+
+def test_a_rules_counter_is_its_own_wherever_it_stands() -> None:
+    rule, other = Rule("deny", "egress", "10.0.0.0/8"), Rule("allow", "egress", "10.1.0.0/16")
+    assert rule_counter(rule) != rule_counter(other)
+    first, last = (Firewall(rules=order) for order in ((rule, other), (other, rule)))
+    held = [set(policy.holds(msgspec.structs.replace(WEB, firewall=firewall)).counters) for firewall in (first, last)]
+    assert held[0] == held[1]
 
 
 def test_only_a_card_in_a_segment_has_one() -> None:
