@@ -88,7 +88,7 @@ def host_rules(home: str, networks: Iterable[NetworkSpec], uplink: Uplink | None
     """In the host's own namespace, as root: our one table, replaced as a whole.
 
     What comes out of the fabric may go out into the world hidden behind the host's address, and not to the host itself;
-    into the fabric come answers, and what the host itself sends.
+    into the fabric come answers, and what the host itself sends. The host forgets what is silent as soon as the fabric does.
     """
     table, ours = Table("inet", naming.host_table(home)), link(naming.host_link(home))
     inside, into = match(meta("iifname"), ours), match(meta("oifname"), ours)
@@ -105,6 +105,9 @@ def host_rules(home: str, networks: Iterable[NetworkSpec], uplink: Uplink | None
         table.add(),
         table.delete(),
         table.add(),
+        *flows.patience("inet", naming.host_table(home)),
+        *table.base_chain("begun", "filter", "prerouting", -150),
+        *table.rules("begun", [[rule] for rule in flows.remembered(inside)]),
         *table.base_chain("input", "filter", "input", -10),
         *table.rules("input", [[inside, *answer], [inside, neighbours, ACCEPT], [inside, DROP]]),
         *table.base_chain("forward", "filter", "forward", -10),

@@ -131,6 +131,7 @@ class Lab:
 
     def __init__(self, *, ordinary: bool, stack: contextlib.ExitStack) -> None:
         self._prefix, self._stack = [*AS_A_USER] if ordinary else [], stack
+        self.ordinary = ordinary
         own = ["--user", "--map-root-user"] if ordinary else []
         self.host = self._node(["unshare", *own, "--net", "--", *_PYTHON])
         entering = ["nsenter", f"--user=/proc/{self.host.pid}/ns/user", "--preserve-credentials", "--"] if ordinary else []
