@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 import pytest
+from xdist.workermanage import WorkerController
 
 # A point that never comes: what is tried there is done to its end, and tells how many there are.
 NEVER: Final = 1_000_000
@@ -29,9 +30,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.option.seed is None:
-        config.option.seed = random.SystemRandom().randrange(1_000_000)  # processes that are handed tests get it with the options
+    handed: int | None = getattr(config, "workerinput", {}).get("seed")
+    if handed is not None:
+        config.option.seed = handed
+    elif config.option.seed is None:
+        config.option.seed = random.SystemRandom().randrange(1_000_000)
     config.stash[_totals] = {}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: WorkerController) -> None:
+    """All processes that do the tests have the same seed."""
+    node.workerinput["seed"] = node.config.option.seed
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
