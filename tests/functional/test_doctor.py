@@ -28,7 +28,9 @@ def test_this_host_runs_machines_and_every_shortfall_is_explained(tmp_path: Path
     assert {"QEMU", "tcg", "kvm", "user namespaces", "cgroups", "userfaultfd", "tap", "bridge", "nft"} <= facts.keys()
     assert "ok" in (facts["kvm"]["state"], facts["tcg"]["state"])
     assert all(fact["state"] == "ok" or fact["costs"] for fact in facts.values())
-    assert _doctor(tmp_path, "--json")[1] == report
+    again = {fact["name"]: fact for fact in _doctor(tmp_path, "--json")[1]["facts"]}
+    del facts["state folder"], again["state folder"]  # others use the disk meanwhile
+    assert again == facts
     status, _, text = _doctor(tmp_path)
     assert status == 0
     assert all(name in text for name in facts)

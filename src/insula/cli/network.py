@@ -76,6 +76,7 @@ def show(network: str, as_json: bool) -> None:
             ("on", f"{found.parent}{f', VLAN {found.vlan}' if found.vlan else ''}" if found.parent else ""),
             ("fabric", found.fabric),
             ("resolver", found.resolver),
+            *[("blocked", each) for each in found.blocked],
         ]
     )
     for line in _drawing(found):

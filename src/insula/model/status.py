@@ -215,12 +215,13 @@ class NetworkMember(msgspec.Struct, frozen=True):
 
 class NetworkDetails(NetworkStatus, frozen=True, kw_only=True):
     """What `network show` tells. ``fabric`` is what carries it: root, rootless, or none. ``resolver``: where the host can ask for
-    the names of its machines."""
+    the names of its machines. ``blocked``: what keeps them from the outside, and what would help."""
 
     id: str
     fabric: str
     resolver: str
     members: list[NetworkMember]
+    blocked: list[str] = []
 
 
 class PortStatus(msgspec.Struct, frozen=True):

@@ -54,6 +54,7 @@ def doctor(context: Context, request: ExamineHost, operation: Operation, confirm
     found = [facts.state_folder(home.root), *_package_facts(), native_parts(operation)]
     found += qemu_facts(home, operation, fresh=fix)
     found += _kept_facts(home, operation, fresh=fix)
+    found += _forwarding(home)
     return Report(found, usable=all(fact.state is not FactState.MISSING for fact in found))
 
 
@@ -139,6 +140,19 @@ def _kvm_fix() -> str:
 def _fix_of(refusal: InsulaError) -> str:
     """Its hint, when that is a command that mends (a failed compiler's only shows the failure again)."""
     return refusal.hint or "" if isinstance(refusal, HostLacks) else ""
+
+
+def _forwarding(home: Home) -> list[Fact]:
+    """What others' packet filters do to our networks may change at any time. Only as root do these forward anything."""
+    from insula.networks.naming import home_key
+    from insula.networks.strangers import who_blocks
+
+    if os.geteuid() != 0:
+        return []
+    costs = "machines on NAT networks do not get out; among themselves, with this host and by published ports they speak"
+    return [
+        Fact("forwarding", FactState.LIMITED, blocker.words(), costs, blocker.fix) for blocker in who_blocks(home_key(home.root))
+    ]
 
 
 def _kept_facts(home: Home, operation: Operation, *, fresh: bool) -> list[Fact]:

@@ -67,7 +67,7 @@ def show(context: Context, request: ShowNetwork, operation: Operation) -> Networ
     status = _status(name, record, members)
     return NetworkDetails(
         **msgspec.structs.asdict(status), id=record.id, fabric=_fabric(context), resolver=_resolver(context, record),
-        members=members.get(record.id, []),
+        members=members.get(record.id, []), blocked=_blocked(context) if record.spec.mode == "nat" else [],
     )  # fmt: skip
 
 
@@ -122,6 +122,7 @@ def repair(context: Context, request: RepairNetworks, operation: Operation) -> l
     return [
         *(f"{program} had ended: started again" for program in before.missing),
         *(f"{machine} has lost its card for good: restart it" for machine in dict.fromkeys(lost)),
+        *(_blocked(context) if before.running else []),
     ]
 
 
@@ -138,6 +139,17 @@ def _resolver(context: Context, record: NetworkRecord) -> str:
 
     reachable = record.spec.mode == "nat" and probe(context.home).kind == "root" and has_fabric(context)
     return gateway4(record.spec) or "" if reachable else ""
+
+
+def _blocked(context: Context) -> list[str]:
+    """What drops packets of NAT networks on their way through this host, in words; without root they do not go that way."""
+    from insula.networks.ability import probe
+    from insula.networks.naming import home_key
+    from insula.networks.strangers import who_blocks
+
+    if probe(context.home).kind != "root":
+        return []
+    return [f"{each.words()}; to let machines out: {each.fix}" for each in who_blocks(home_key(context.home.root))]
 
 
 def _members(context: Context) -> dict[str, list[NetworkMember]]:

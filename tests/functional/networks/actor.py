@@ -24,7 +24,7 @@ from insula.errors import InsulaError
 from insula.host.holder import Holder, connect_holder, start_holder
 from insula.model.addresses import slaac_address
 from insula.model.network import Firewall, NetworkSpec, Nic, Publish, Rates, parse_rule
-from insula.networks import fabric, forwarders, naming
+from insula.networks import fabric, forwarders, naming, strangers
 from insula.networks.plan import Attached, Segment
 from insula.store import names
 from tests.functional.networks import node
@@ -202,6 +202,11 @@ def unpublish(*port: Any) -> bool:
 
 def published() -> list[str]:
     return [f"{each.publish.host_port} {each.machine}" for each in forwarders.published(HOME)]
+
+
+def blocked() -> list[list[str]]:
+    """Who drops what machines send to the outside, and what would help."""
+    return [[each.words(), each.fix] for each in strangers.who_blocks(naming.home_key(HOME.root))]
 
 
 def repair() -> list[str]:

@@ -241,6 +241,27 @@ def test_what_a_lan_asks_for(tmp_path: Path) -> None:
         assert made.host.remains() == []
 
 
+@pytest.mark.limit(30)
+@pytest.mark.parametrize("chain", ["policy drop;", "\nct state established accept\nreject with icmpx admin-prohibited\n"])
+def test_a_filter_of_others_that_drops_is_named_with_what_lets_us_through(lan: World, chain: str) -> None:
+    """Machines are heard by their host all the same; nothing of others' is changed by us."""
+    lan.host.attach("a", 10)
+    a = lan.machine("a")
+    lan.other.serve(80)
+    assert a.connect(OTHER4, 80) == "open"
+    assert lan.host.blocked() == []
+    lan.root("nft", f"add table inet theirs {{ chain passing {{ type filter hook forward priority 0; {chain} }}\n }}")
+    assert a.connect(OTHER4, 80, 1.0) != "open"
+    assert a.ping("10.77.0.1")
+    ((words, fix),) = lan.host.blocked()
+    assert words == "the chain 'passing' of the table 'inet theirs' drops what this host forwards by IPv4 and IPv6"
+    lan.root("sh", "-c", fix)
+    assert a.connect(OTHER4, 80) == "open"
+    assert lan.host.blocked() == []
+    lan.root("nft", "delete table inet theirs")
+    lan.host.end("a")
+
+
 def _makes_vlans() -> bool:
     made = "ip link add p0 type veth peer name p1 && ip link add link p0 name q0 type vlan id 7"
     return subprocess.run(["unshare", "--net", "sh", "-c", made], capture_output=True, check=False).returncode == 0
