@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,24 +13,14 @@ from msgspec.structs import replace
 import insula
 from insula.disks.layers import link_layer
 from insula.disks.overlays import create_overlay
-from insula.errors import NotFound
 from insula.operations.merge import BOUND
 from insula.store import names
 from insula.store.machines import read_machine, write_machine
 from insula.store.snapshots import needed_layers, readable_snapshots, snapshot_layers
-from tests.faults.rewound import chain_of
-from tests.framework.doors import cli_environment
+from tests.faults.rewound import chain_of, run_next, strike, victim
+from tests.framework.points import Points
 
 pytestmark = [pytest.mark.full, pytest.mark.limit(400)]
-
-ROOT = Path(__file__).parents[2]
-
-
-def _victim(home: Path, step: int, verb: str, name: str, machine_id: str = "") -> int:
-    return subprocess.run(
-        [sys.executable, "-m", "tests.faults.victim", str(home), f"c{step}", verb, name],
-        env=cli_environment(home) | {"VICTIM_ID": machine_id}, cwd=ROOT, capture_output=True, check=False, timeout=120,
-    ).returncode  # fmt: skip
 
 
 @pytest.fixture
@@ -78,7 +66,7 @@ def test_merging_killed_at_every_change(home: Path, long_chain: Path, tmp_path: 
     subprocess.run(["qemu-img", "convert", "-O", "qcow2", chain_of(long_chain), tmp_path / "before"], check=True)
     step = 1
     while True:
-        status = _victim(home, step, "merge", long_chain.name, machine_id)
+        status = victim(home, f"c{step}", "merge", long_chain.name, VICTIM_ID=machine_id)[0]
         compared = subprocess.run(["qemu-img", "compare", "-q", tmp_path / "before", chain_of(long_chain)], check=False)
         assert compared.returncode == 0, f"after change {step}"
         if status == 0:
@@ -96,20 +84,20 @@ def test_merging_killed_at_every_change(home: Path, long_chain: Path, tmp_path: 
         subprocess.run(["qemu-img", "check", "-q", path], check=True)
 
 
-def test_an_import_killed_at_every_change(home: Path, tiny: str, name: str, tmp_path: Path) -> None:
+def test_an_import_killed_at_every_change(home: Path, tiny: str, name: str, tmp_path: Path, points: Points) -> None:
     machine = insula.connect(home).create(tiny, name=name, memory="128M", network="none")
     machine.snapshot("moved").export(tmp_path / "snapshot")
-    elsewhere, step = tmp_path / "elsewhere", 1
+    elsewhere = tmp_path / "elsewhere"
     connection = insula.connect(elsewhere)
-    while (status := _victim(elsewhere, step, "snapshot-import", "web")) != 0:
-        assert status == -signal.SIGKILL
+
+    def check(status: int) -> None:
+        run_next(elsewhere)
         done = any(each.name == "web" for each in connection.list())
+        assert done or status
         if done:  # whole, or it would not be there
-            snapshot = connection.get("web").snapshots()[0]
-            assert snapshot.restore().state == "stopped"
-            with contextlib.suppress(NotFound):
-                connection.get("web").delete()
-        step += 1
-    assert step > 10
-    connection.get("web").snapshots()[0].restore()
-    _check_tidy(elsewhere, elsewhere / "machines" / "web")
+            assert connection.get("web").snapshots()[0].restore().state == "stopped"
+            _check_tidy(elsewhere, elsewhere / "machines" / "web")
+            connection.get("web").delete()
+        assert os.listdir(elsewhere / "machines") == []
+
+    points.each(lambda change: strike(elsewhere, f"c{change}", "snapshot-import", "web", check), rounds=12, least=10)

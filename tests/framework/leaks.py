@@ -81,7 +81,7 @@ def _find(folder: Path, token: str, before: HostState | None) -> Iterator[str]:
 
 def new_names(folder: Path, before: HostState | None, now: HostState) -> list[str]:
     """What is there now and was not before, but for the networks of homes that are not in ``folder``; see `left_behind`."""
-    ours, found = {home_key(path.parent) for path in folder.rglob("fabric") if path.is_dir()}, []
+    ours, found = {home_key(Path(place)) for place, below, _ in os.walk(folder) if "fabric" in below}, []
     for field in fields(HostState):
         for name in sorted(getattr(now, field.name) - (getattr(before, field.name) if before else frozenset())):
             key = _KEYED.search(name)
