@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import select
+import signal
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import pytest
 
 import insula
-from insula.errors import AlreadyExists, NotFound, UsageError, WrongState
-from insula.model.network import Firewall, Profile, parse_rule
+from insula.client.local import LocalClient
+from insula.errors import AlreadyExists, GuestError, NotFound, UsageError, WrongState
+from insula.host.holder import connect_holder
+from insula.model import requests
+from insula.model.network import Firewall, NetworkSpec, Profile, Publish, parse_rule
+from insula.model.spec import MachineSpec
+from insula.networks.forwarders import publish
+from insula.networks.ground import attached_cards
+from insula.networks.plan import Attached
+from insula.operations import spare, warm
 from insula.store.machines import machine_folder
 from insula.store.names import Home
 from tests.framework.doors import popen_cli, run_cli
@@ -118,8 +129,13 @@ def test_a_published_port_leads_in_until_it_is_taken_back(home: Path, lab: Lab) 
     with pytest.raises(AlreadyExists, match="net-one") as clash:
         lab.two.publish(f"{port}:80")
     assert clash.value.code == "port_taken"
+    with pytest.raises(AlreadyExists, match="net-one") as everywhere:
+        lab.two.publish(f"0.0.0.0:{port}:80")
+    assert everywhere.value.code == "port_taken"
     lab.one.rename("net-uno")
     assert fetched(port) == "here"
+    with pytest.raises(AlreadyExists, match="net-uno"):
+        publish(Home(home), Attached(lab.two.show().nics[0], "net-two", "other", NetworkSpec("nat")), Publish(port, 80))
     lab.one.rename("net-one")
     lab.one.unpublish()
     with pytest.raises(ConnectionRefusedError):
@@ -367,11 +383,62 @@ def test_helpers_that_were_killed_are_there_again_after_a_repair(home: Path, lab
     assert works(lab.one, "ping -c1 -W5 net-two.insula")
 
 
+@pytest.mark.parametrize("failing", ["spare", "warm"])
+def test_what_could_not_be_made_ahead_leaves_no_card_and_no_address(
+    home: Path, lab: Lab, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def fail(*words: object, **named: object) -> NoReturn:
+        raise GuestError("it does not answer", code="agent_timeout")
+
+    snapshot = lab.one.snapshot("ahead")
+    before = set(attached_cards(Home(home))), claimed(home)
+    request = requests.SetSpares(origin=f"{lab.one.name}@ahead", count=1)
+    if failing == "warm":
+        request = requests.SetSpares(origin="tiny", count=1, spec=MachineSpec(memory=160 << 20))
+    monkeypatch.setattr(*((spare, "rehearse", fail) if failing == "spare" else (warm, "wait_idle", fail)))
+    with pytest.raises(GuestError, match="does not answer"):
+        LocalClient(home).do(request)
+    assert (set(attached_cards(Home(home))), claimed(home)) == before
+    if failing == "spare":
+        LocalClient(home).do(requests.SetSpares(origin=request.origin, count=0))
+    snapshot.delete()
+
+
+def claimed(home: Path) -> list[bytes]:
+    """What addresses are given away."""
+    return sorted(path.read_bytes() for path in (home / "networks").rglob("*") if path.is_file())
+
+
+def test_a_machine_whose_card_was_lost_gets_a_new_one_at_a_repair(home: Path, lab: Lab) -> None:
+    """Both halves of what keeps the networks die at once: QEMU lives, and what its card hung on is gone."""
+    was = [nic.ipv4 for nic in lab.one.show().nics]
+    kill_holder(home)
+    told = insula.connect(home).repair_networks()
+    assert {f"{name} had lost its network card: it has a new one" for name in ("net-one", "net-two", "net-hermit")} <= set(told)
+    assert [nic.ipv4 for nic in lab.one.show().nics] == was
+    assert works(lab.one, f"ping -c1 -W5 {address(lab.two)}")
+    assert works(lab.one, f"ping -c1 -W5 {address(lab.two, 1)}")
+    assert works(lab.one, "ping -c1 -W5 net-two.insula")
+    assert insula.connect(home).repair_networks() == []
+
+
+def kill_holder(home: Path) -> None:
+    """Both its processes, and return when they have ended."""
+    holder = connect_holder(home / "fabric/holder.sock")
+    assert holder is not None
+    with holder:
+        inside = holder.pid
+    outer = int(Path(f"/proc/{inside}/stat").read_text().rpartition(")")[2].split()[1])
+    ends = [os.pidfd_open(pid) for pid in (outer, inside)]
+    for end in ends:
+        signal.pidfd_send_signal(end, signal.SIGKILL)
+    for end in ends:
+        assert select.select([end], [], [], 20)[0]
+        os.close(end)
+
+
 def kill_helpers(home: Path, program: str) -> list[int]:
     """The processes of this name that hold something open below the home's fabric."""
-    import os
-    import signal
-
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():

@@ -23,6 +23,7 @@ PeerKind = Literal["any", "addresses", "domain", "machine"]
 DEFAULT_NETWORK: Final = "nat"
 LOOPBACK: Final = "127.0.0.1"
 MACHINE_PEER: Final = "machine:"
+_EVERYWHERE: Final = ("0.0.0.0", "::")  # noqa: S104 (compared, not listened on)
 
 # What nobody on the internet answers for: an `internet-only` machine sends nothing there. Private (RFC 1918), shared (RFC 6598),
 # link-local, loopback, benchmarks (RFC 2544), multicast and reserved; for IPv6 unique local, link-local, loopback and multicast.
@@ -309,6 +310,13 @@ def _listening(address: str, text: str) -> str:
         return str(IPv4Address(address))
     except ValueError:
         raise _bad_port(text) from None
+
+
+def clash(one: Publish, other: Publish) -> bool:
+    """Whether both cannot be listened on at once: the same port, at the same address or at all addresses of one kind."""
+    if (one.host_port, one.protocol) != (other.host_port, other.protocol) or (":" in one.address) != (":" in other.address):
+        return False
+    return one.address == other.address or not {one.address, other.address}.isdisjoint(_EVERYWHERE)
 
 
 def format_publish(publish: Publish) -> str:

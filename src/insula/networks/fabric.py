@@ -258,6 +258,8 @@ def change(home: names.Home, attached: Attached) -> None:
             links.apply("ip", [f"link set dev {naming.tap_name(key)} {state}"], fabric.holder.spaces)
         if former.nic.rates != attached.nic.rates:
             shape(fabric, attached)
+        if former.machine != attached.machine:
+            forwarders.rename_of_card(fabric, attached)
         if dnsmasq.has_names(spec):
             dnsmasq.write_card(fabric.network_folder(network), attached)
             _tell_names(fabric, network, spec)

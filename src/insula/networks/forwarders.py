@@ -19,7 +19,7 @@ import msgspec
 from insula.errors import AlreadyExists, HostLacks, InsulaError, NotFound, UsageError
 from insula.host.holder import Program
 from insula.isolation.uids import service_id
-from insula.model.network import Nic, Publish, format_publish
+from insula.model.network import Nic, Publish, clash, format_publish
 from insula.networks.ground import Fabric, locked, opened
 from insula.networks.plan import Attached
 from insula.store import names
@@ -100,6 +100,13 @@ def end_of_card(fabric: Fabric, key: str) -> None:
         if each.nic == key:
             fabric.holder.stop(child_name(each.publish))
             _file(fabric.home, each.publish).unlink(missing_ok=True)
+
+
+def rename_of_card(fabric: Fabric, attached: Attached) -> None:
+    """Hold the lock. A card's machine has another name: who holds its ports is to be told by that."""
+    for each in published(fabric.home):
+        if each.nic == attached.nic.key and each.machine != attached.machine:
+            write_record(_file(fabric.home, each.publish), msgspec.structs.replace(each, machine=attached.machine))
 
 
 def mend(fabric: Fabric) -> None:
@@ -186,8 +193,7 @@ def _taken(port: Publish, who: str) -> AlreadyExists:
 def holder_of(home: names.Home, port: Publish) -> str:
     """Who has a port of the host, as far as this user may see."""
     for each in published(home):
-        same = each.publish.host_port == port.host_port and each.publish.protocol == port.protocol
-        if same and _overlap(each.publish.address, port.address):
+        if clash(each.publish, port):
             return f"the machine '{each.machine}'"
     inodes = _inodes(port)
     for pid in filter(str.isdecimal, os.listdir("/proc")):
@@ -196,10 +202,6 @@ def holder_of(home: names.Home, port: Publish) -> str:
                 name = Path(f"/proc/{pid}/comm").read_text().strip()
                 return f"process {pid} ({name})"
     return "another program"
-
-
-def _overlap(one: str, other: str) -> bool:
-    return one == other or "0.0.0.0" in (one, other) or "::" in (one, other)  # noqa: S104 (compared, not listened on)
 
 
 def _links(pid: str) -> list[str]:

@@ -122,7 +122,8 @@ def opened(home: names.Home) -> Iterator[Fabric | None]:
 def expected(fabric: Fabric) -> set[str]:
     """The programs that should run, but for those that publish ports."""
     servers = {dnsmasq.child_name(network) for network, spec in fabric.networks().items() if dnsmasq.has_names(spec)}
-    return servers if fabric.state.uplink is not None else servers | {uplinks.PASTA}
+    # Where the host itself has no way out pasta does not start, and need not.
+    return servers if fabric.state.uplink is not None or not uplinks.world_is_there() else servers | {uplinks.PASTA}
 
 
 def together(*works: Callable[[], None]) -> None:

@@ -147,7 +147,7 @@ def _mend_links(fabric: Fabric, present: Collection[str]) -> None:
     holder, state = fabric.holder, fabric.state
     if state.uplink is not None:
         uplinks.raise_root(fabric.key, state, holder, fabric.networks().values())
-    elif uplinks.PASTA not in fabric.running or naming.UPLINK not in present:
+    elif uplinks.world_is_there() and (uplinks.PASTA not in fabric.running or naming.UPLINK not in present):
         # The link is pasta's and goes with it; one that makes none is just starting, or just ending.
         holder.stop(uplinks.PASTA)
         _join_world(fabric)

@@ -100,6 +100,6 @@ def pasta_argv(program: str, home_key: str, inside: int) -> list[str]:
     return [*words, "--userns", f"/proc/{inside}/ns/user", "--netns", f"/proc/{inside}/ns/net"]
 
 
-def world_has_ipv6() -> bool:
-    """Whether guests that have a way out by IPv6 would get anywhere."""
-    return links.has_default_route(socket.AF_INET6)
+def world_is_there() -> bool:
+    """Whether this host itself has a way to everywhere."""
+    return any(map(links.has_default_route, (socket.AF_INET, socket.AF_INET6)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -24,6 +26,7 @@ from insula.operations.cabling import (
     has_fabric,
     new_card,
     new_key,
+    plug_cables,
     take_off,
     with_nics,
 )
@@ -42,8 +45,6 @@ _LOOK: Final = 0.1
 
 def attach(context: Context, request: AttachNetwork, operation: Operation) -> MachineStatus:
     """Give a machine a card on a network. Raises NotFound, AlreadyExists, HostLacks, WrongState; then it is as it was."""
-    from insula.engines.base import NicPlan
-
     with hold_machine(context, request.name, "network attach") as held:
         record = held.record
         if request.network in record.spec.networks:
@@ -65,18 +66,41 @@ def attach(context: Context, request: AttachNetwork, operation: Operation) -> Ma
             if held.status.state.has_process:
                 steps.begin("plug the card in")
                 steps.undo(lambda: take_off(context.home, nic))
-                tap = hang(context.home, request.name, after, nic)
-                try:
-                    assert record.board is not None
-                    plan = NicPlan(nic.mac, tap, nic.slot)
-                    steps.undo(lambda: context.engine.pull(held.folder / names.RUN, nic.slot))
-                    context.engine.plug(held.folder / names.RUN, plan, offloads=record.board.offloads)
-                finally:
-                    os.close(tap)
+                steps.undo(lambda: context.engine.pull(held.folder / names.RUN, nic.slot))
+                _plug(context, held.folder, after, nic)
         append_event(held.folder, "attached", network=request.network)
         if held.status.state is State.RUNNING and held.status.agent:
             _introduce(context, held, after)
         return status_of(held.folder)
+
+
+def plug_anew(context: Context, name: str, keys: Collection[str]) -> None:
+    """Give a machine that runs new cards in the places of those with ``keys``, whose taps are gone. What the guest knows of them,
+    but for their addresses, it finds out again. Raises WrongState, Busy, GuestError (``card_in_use``), HostLacks."""
+    with hold_machine(context, name, "network repair") as held:
+        for nic in held.record.nics:
+            if nic.key in keys:
+                context.engine.pull(held.folder / names.RUN, nic.slot)
+                try:
+                    _plug(context, held.folder, held.record, nic)
+                except BaseException:
+                    take_off(context.home, nic)
+                    raise
+        plug_cables(context, held.folder / names.RUN, held.record)
+        append_event(held.folder, "cards-replaced")
+        if held.status.agent:
+            _introduce(context, held, held.record)
+
+
+def _plug(context: Context, folder: Path, record: MachineRecord, nic: Nic) -> None:
+    from insula.engines.base import NicPlan
+
+    assert record.board is not None
+    tap = hang(context.home, folder.name, record, nic)
+    try:
+        context.engine.plug(folder / names.RUN, NicPlan(nic.mac, tap, nic.slot), offloads=record.board.offloads)
+    finally:
+        os.close(tap)
 
 
 def _introduce(context: Context, held: Held, record: MachineRecord) -> None:

@@ -27,6 +27,7 @@ from insula.host.files import explain_os_error, fsync_folder
 from insula.isolation.uids import jail_ids
 from insula.model.identity import Identity
 from insula.model.names import check_machine_name
+from insula.model.network import DEFAULT_NETWORK
 from insula.model.requests import ImportSnapshot
 from insula.model.status import SnapshotStatus
 from insula.model.transfer import Transfer
@@ -78,12 +79,26 @@ def import_snapshot(context: Context, request: ImportSnapshot, operation: Operat
     with new_machine_folder(context.home, "snapshot import") as staged:
         operation.tell("read it")
         record = _take_in(context, reader, manifest, staged, wanted, operation)
+        for words in _networks_here(context, record):
+            operation.tell(words)
         operation.tell("give it its name")
         publish = _join if existing else _publish
         publish(context, request.name, wanted, staged, record)
     folder = context.home.machine(request.name)
     append_event(folder, "snapshot-imported", name=wanted)
     return look_at(folder, wanted)
+
+
+def _networks_here(context: Context, record: SnapshotRecord) -> Iterator[str]:
+    """To whom machines of a snapshot that came from elsewhere will be neighbours: networks are known by their names alone."""
+    from insula.store.networks import list_networks
+
+    there = dict(list_networks(context.home))
+    for name in dict.fromkeys(record.spec.networks):
+        if name in there:
+            yield f"its machines are on this computer's network '{name}' ({there[name].spec.mode})"
+        elif name != DEFAULT_NETWORK:
+            yield f"its machines are on a network '{name}', which must be made before they go on: insula network create {name}"
 
 
 def check_origin(context: Context, manifest: Manifest) -> None:

@@ -113,7 +113,11 @@ def repair(context: Context, request: RepairNetworks, operation: Operation) -> l
 
     operation.tell("look at links, rules and helpers")
     before = status(context.home)
-    lost = [before.cards[key].attached.machine for key in make_so(context.home) if key in before.cards]
+    lost: dict[str, list[str]] = {}
+    for key in make_so(context.home):
+        if key in before.cards:
+            lost.setdefault(before.cards[key].attached.machine, []).append(key)
+    told = [_plugged_anew(context, machine, keys) for machine, keys in lost.items()]
     for name in machine_names(context.home):
         folder = context.home.machine(name)
         with contextlib.suppress(InsulaError, OSError):
@@ -121,9 +125,20 @@ def repair(context: Context, request: RepairNetworks, operation: Operation) -> l
                 reopen_ports(context, name, record)
     return [
         *(f"{program} had ended: started again" for program in before.missing),
-        *(f"{machine} has lost its card for good: restart it" for machine in dict.fromkeys(lost)),
+        *told,
         *(_blocked(context) if before.running else []),
     ]
+
+
+def _plugged_anew(context: Context, machine: str, keys: list[str]) -> str:
+    """Give a machine that lost its cards new ones; what came of it, in words."""
+    from insula.operations.attach import plug_anew
+
+    try:
+        plug_anew(context, machine, keys)
+    except InsulaError as refusal:
+        return f"{machine} has lost its network card for good, and gets no new one now: restart it ({refusal.message})"
+    return f"{machine} had lost its network card: it has a new one"
 
 
 def _fabric(context: Context) -> str:
@@ -142,11 +157,14 @@ def _resolver(context: Context, record: NetworkRecord) -> str:
 
 
 def _blocked(context: Context) -> list[str]:
-    """What drops packets of NAT networks on their way through this host, in words; without root they do not go that way."""
+    """What keeps machines of NAT networks from the outside, in words; others' packet filters do so only as root."""
     from insula.networks.ability import probe
     from insula.networks.naming import home_key
     from insula.networks.strangers import who_blocks
+    from insula.networks.uplinks import world_is_there
 
+    if not world_is_there():
+        return ["this host itself has no way out: it has no default route"]
     if probe(context.home).kind != "root":
         return []
     return [f"{each.words()}; to let machines out: {each.fix}" for each in who_blocks(home_key(context.home.root))]

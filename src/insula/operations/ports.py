@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from insula.errors import AlreadyExists, HostLacks, InsulaError, NotFound
-from insula.model.network import Publish, format_publish
+from insula.model.network import Publish, clash, format_publish
 from insula.model.requests import ListPorts, PublishPorts, UnpublishPorts
 from insula.model.status import PortStatus
 from insula.operations.cabling import attached, has_fabric
@@ -86,16 +86,12 @@ def check_free(home: Home, name: str, ports: list[Publish]) -> None:
             except InsulaError:
                 continue
             for port in ports:
-                if any(_same_place(port, theirs) for theirs in record.published):
+                if any(clash(port, theirs) for theirs in record.published):
                     raise AlreadyExists(
                         f"{place(port)} is published by {other}",
                         code="port_taken",
                         hint=f"choose another, or: insula unpublish {other} {format_publish(port)}",
                     )
-
-
-def _same_place(one: Publish, other: Publish) -> bool:
-    return (one.address, one.host_port, one.protocol) == (other.address, other.host_port, other.protocol)
 
 
 def place(port: Publish) -> str:

@@ -29,7 +29,7 @@ from insula.operations.awaken import loaded, rehearse
 from insula.operations.cabling import attached_keys, slots_of, uncable, with_cards, with_inner
 from insula.operations.context import Context
 from insula.operations.identities import own_identity
-from insula.operations.lease import take_lease
+from insula.operations.lease import Lease, take_lease
 from insula.operations.observe import is_alive
 from insula.operations.operation import Operation
 from insula.operations.origin import Origin, Wishes, as_wished, fill_fork, named_origin
@@ -121,11 +121,18 @@ def _make(context: Context, origin: Origin) -> None:
             record = with_cards(context, record, slots_of(origin.record))
             record = record if record.boot.agent else with_inner(context, record, origin.record)
             write_machine(staged, record)
-        with loaded(context, staged, record, staged / names.ORIGIN, origin.record.memory):
-            lease = take_lease(staged)  # until it has its place: nobody would find it where it is
-        remove_tree(staged / names.ORIGIN)
-        rehearse(context, staged, record, _PATIENCE, origin.record.identity)
-        staged.rename(context.home.spares / origin.record.id / secrets.token_hex(8))
+        lease: Lease | None = None
+        try:
+            with loaded(context, staged, record, staged / names.ORIGIN, origin.record.memory):
+                lease = take_lease(staged)  # until it has its place: nobody would find it where it is
+            remove_tree(staged / names.ORIGIN)
+            rehearse(context, staged, record, _PATIENCE, origin.record.identity)
+            staged.rename(context.home.spares / origin.record.id / secrets.token_hex(8))
+        except BaseException:
+            if lease is not None:
+                lease.close()
+            _end(context, staged)
+            raise
         lease.release()
 
 

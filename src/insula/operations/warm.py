@@ -174,8 +174,10 @@ def _keep(context: Context, staged: Path, operation: Operation) -> None:
             pull_plug(staged)
         for lease in leases:
             lease.close()
+        from insula.operations.cabling import uncable
         from insula.store.networks import release_claims
 
+        uncable(context.home, read_machine(staged))
         release_claims(context.home, read_machine(staged).id)
     settle_locked(context.home, staged)
     journal.clear(staged)

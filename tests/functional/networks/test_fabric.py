@@ -242,6 +242,27 @@ def test_what_a_lan_asks_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.limit(30)
+def test_a_host_without_a_way_out_has_networks_all_the_same(tmp_path: Path) -> None:
+    """Nothing is missing then, and when there is a way the next machine brings it to all."""
+    with world(tmp_path, ordinary=True) as made:
+        made.root("ip", "route", "delete", "default")
+        made.host.attach("a", 10)
+        made.host.attach("b", 11)
+        assert made.machine("a").ping("10.77.0.11")
+        _until(lambda: "pasta" not in made.host.programs())
+        assert made.host.status()["missing"] == []
+        assert made.host.repair() == []
+        made.root("ip", "route", "add", "default", "via", OTHER4)
+        assert made.host.status()["missing"] == ["pasta"]
+        made.host.attach("c", 12)
+        made.other.serve(80)
+        _until(lambda: made.machine("a").connect(OTHER4, 80, 1.0) == "open")
+        for name in ("a", "b", "c"):
+            made.host.end(name)
+        assert made.host.remains() == []
+
+
+@pytest.mark.limit(30)
 @pytest.mark.parametrize("chain", ["policy drop;", "\nct state established accept\nreject with icmpx admin-prohibited\n"])
 def test_a_filter_of_others_that_drops_is_named_with_what_lets_us_through(lan: World, chain: str) -> None:
     """Machines are heard by their host all the same; nothing of others' is changed by us."""

@@ -16,6 +16,7 @@ from insula.model.network import (
     check_firewall,
     check_network,
     check_network_name,
+    clash,
     format_publish,
     format_rate,
     format_rule,
@@ -246,3 +247,26 @@ def test_what_is_no_name_of_a_network(name: str) -> None:
 def test_the_address_a_card_gives_itself() -> None:
     """The example of RFC 4291, appendix A."""
     assert slaac_address("fe80::/64", "34:56:78:9a:bc:de") == "fe80::3656:78ff:fe9a:bcde"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [
+        ("80:80", "80:81", False),
+        ("80:80", "127.0.0.1:80:8080", False),
+        ("0.0.0.0:80:80", "80:80", False),
+        ("80:80", "0.0.0.0:80:80", False),
+        ("[::]:80:80", "[::1]:80:80", False),
+        ("[fd00::1]:80:80", "[::]:80:80", False),
+        ("0.0.0.0:80:80", "[::]:80:80", True),
+        ("80:80", "[::]:80:80", True),
+        ("80:80", "80:80/udp", True),
+        ("80:80", "81:80", True),
+        ("127.0.0.1:80:80", "127.0.0.2:80:80", True),
+        ("[::1]:80:80", "0.0.0.0:80:80", True),
+    ],
+)
+def test_ports_that_cannot_both_be_listened_on_clash(one: str, other: str, both: bool) -> None:
+    """As the kernel has it: sockets for it are made, each for its own kind of addresses only."""
+    assert clash(parse_publish(one), parse_publish(other)) is not both
+    assert clash(parse_publish(other), parse_publish(one)) is not both
