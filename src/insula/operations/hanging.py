@@ -23,7 +23,11 @@ class Hanging:
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name=f"hang up {attached.nic.key}")
         self._thread.start()
-        self._opened.wait()
+        try:
+            self._opened.wait()
+        except BaseException:  # Ctrl-C: nobody would have it taken off before it hangs
+            self.join()
+            raise
         if not self._taps:
             self.wait()
         self.tap: int = self._taps[0]
