@@ -18,7 +18,7 @@ import msgspec
 from insula.errors import InsulaError, NotFound
 from insula.host import links, nft
 from insula.model.network import NetworkSpec
-from insula.networks import forwarders, lan, lone, naming, plan, rules, uplinks
+from insula.networks import forwarders, lan, lone, naming, plan, relay, rules, uplinks
 from insula.networks import names as dnsmasq
 from insula.networks.ground import (
     Fabric,
@@ -89,7 +89,7 @@ def _connect(fabric: Fabric, attached: Attached) -> None:
     folder = fabric.network_folder(network)
     changed = False
     if dnsmasq.has_names(spec):
-        changed = dnsmasq.write_config(folder, network, spec, fabric.of_network(network))
+        changed = dnsmasq.write_config(folder, network, spec, fabric.of_network(network), relay.resolvers(fabric.state.addresses))
         dnsmasq.write_card(folder, attached)
     batch = ([] if known else plan.network_links(network, spec)) + card_links(attached)
     commands = ([] if known else rules.network_rules(network, spec)) + rules.nic_rules(attached, former)
@@ -103,6 +103,8 @@ def _connect(fabric: Fabric, attached: Attached) -> None:
         )
     if attached.nic.rates.up or attached.nic.rates.down:
         shape(fabric, attached)
+    if spec.mode == "nat":
+        relay.ensure(fabric)
     if dnsmasq.has_names(spec):
         running = dnsmasq.child_name(network) in fabric.running
         if changed or not running:
@@ -277,7 +279,8 @@ def _change_direct(home: names.Home, attached: Attached) -> None:
 def _tell_names(fabric: Fabric, network: str, spec: NetworkSpec) -> None:
     """Have a network's dnsmasq know of what changed; only of other domains it must be started anew for."""
     folder = fabric.network_folder(network)
-    if dnsmasq.write_config(folder, network, spec, fabric.of_network(network)):
+    servers = relay.resolvers(fabric.state.addresses)
+    if dnsmasq.write_config(folder, network, spec, fabric.of_network(network), servers):
         dnsmasq.start(fabric.holder, folder, network, running=dnsmasq.child_name(network) in fabric.running)
     else:
         dnsmasq.reread(fabric.holder, network)

@@ -14,7 +14,7 @@ from insula.errors import DamagedRecord
 from insula.host.files import fleeting
 from insula.host.holder import Holder, connect_holder
 from insula.model.network import NetworkSpec
-from insula.networks import lan, naming, uplinks
+from insula.networks import lan, naming, relay, uplinks
 from insula.networks import names as dnsmasq
 from insula.networks.plan import Attached
 from insula.store import names
@@ -122,6 +122,8 @@ def opened(home: names.Home) -> Iterator[Fabric | None]:
 def expected(fabric: Fabric) -> set[str]:
     """The programs that should run, but for those that publish ports."""
     servers = {dnsmasq.child_name(network) for network, spec in fabric.networks().items() if dnsmasq.has_names(spec)}
+    if any(spec.mode == "nat" for spec in fabric.networks().values()):
+        servers |= relay.children(fabric.state.addresses)
     # Where the host itself has no way out pasta does not start, and need not.
     return servers if fabric.state.uplink is not None or not uplinks.world_is_there() else servers | {uplinks.PASTA}
 

@@ -21,7 +21,6 @@ from insula.host.process import require_program
 from insula.isolation.uids import service_id
 from insula.model.network import NetworkSpec
 from insula.networks import dns
-from insula.networks.passt import host_resolvers
 from insula.networks.plan import Attached
 
 _PREFIX: Final = "dnsmasq-"
@@ -57,13 +56,13 @@ def drop_card(folder: Path, key: str) -> None:
             (folder / part / key).unlink()
 
 
-def write_config(folder: Path, network: str, spec: NetworkSpec, cards: Collection[Attached]) -> bool:
+def write_config(folder: Path, network: str, spec: NetworkSpec, cards: Collection[Attached], resolvers: Sequence[str]) -> bool:
     """Make a network's folder, if need be, and its configuration; whether that is another one than before."""
     for each in (folder, folder / dns.CARDS, folder / dns.NAMES):
         if not each.is_dir():
             each.mkdir()
             each.chmod(_WALKABLE)  # whatever the umask: the server is another user, and sees no folder above
-    text = dns.dnsmasq_config(network, spec, ROOM, host_resolvers(), dns.watched_domains(cards))
+    text = dns.dnsmasq_config(network, spec, ROOM, resolvers, dns.watched_domains(cards))
     path = folder / dns.CONFIG
     if path.exists() and path.read_text() == text:
         return False

@@ -13,7 +13,7 @@ from insula.host import links, nft
 from insula.host.files import remove_tree
 from insula.host.holder import Holder, start_holder
 from insula.model.network import NetworkSpec
-from insula.networks import forwarders, lan, lone, naming, plan, rules, uplinks
+from insula.networks import forwarders, lan, lone, naming, plan, relay, rules, uplinks
 from insula.networks import names as dnsmasq
 from insula.networks.ground import Fabric, attached_cards, cards_inside, expected, opened, together
 from insula.networks.plan import Attached
@@ -124,6 +124,8 @@ def mend(fabric: Fabric) -> list[str]:
     for key, attached in fabric.cards.items():
         if key not in lost and (attached.nic.rates.up or attached.nic.rates.down):
             shape(fabric, attached)
+    if any(spec.mode == "nat" for spec in fabric.networks().values()):
+        relay.ensure(fabric)
     for network, spec in fabric.networks().items():
         if dnsmasq.has_names(spec):
             _mend_names(fabric, network, spec)
@@ -163,7 +165,7 @@ def _mend_links(fabric: Fabric, present: Collection[str]) -> None:
 
 def _mend_names(fabric: Fabric, network: str, spec: NetworkSpec) -> None:
     folder = fabric.network_folder(network)
-    changed = dnsmasq.write_config(folder, network, spec, fabric.of_network(network))
+    changed = dnsmasq.write_config(folder, network, spec, fabric.of_network(network), relay.resolvers(fabric.state.addresses))
     for attached in fabric.of_network(network):
         dnsmasq.write_card(folder, attached)
     running = dnsmasq.child_name(network) in fabric.running

@@ -242,6 +242,22 @@ def test_what_a_lan_asks_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.limit(30)
+@pytest.mark.parametrize(("user", "server"), [("root", "127.0.0.1"), ("root", HOST4), ("user", "127.0.0.1")])
+def test_a_name_server_of_the_host_itself_is_asked_for_machines(tmp_path: Path, user: str, server: str) -> None:
+    """They reach no service of the host, and their network's name server asks it all the same."""
+    (tmp_path / "resolv.conf").write_text(f"nameserver {server}\n")
+    with world(tmp_path, ordinary=user == "user") as made:
+        made.serve_names(server, "--address=/there.example/192.0.2.7")
+        made.host.attach("a", 10)
+        a = made.machine("a")
+        _until(lambda: a.lookup("10.77.0.1", "there.example", patience=1.0) == ["192.0.2.7"])
+        assert a.lookup(server, "there.example", patience=0.5) != ["192.0.2.7"]
+        assert made.host.status()["missing"] == []
+        made.host.end("a")
+        assert made.host.remains() == []
+
+
+@pytest.mark.limit(30)
 def test_a_host_without_a_way_out_has_networks_all_the_same(tmp_path: Path) -> None:
     """Nothing is missing then, and when there is a way the next machine brings it to all."""
     with world(tmp_path, ordinary=True) as made:

@@ -33,6 +33,7 @@ mount -t tmpfs -o mode=755 tmpfs /run
 echo 0 > /proc/sys/net/ipv4/ip_forward
 echo 0 > /proc/sys/net/ipv6/conf/all/forwarding
 ip link set lo up
+[ ! -e "$folder/resolv.conf" ] || mount --bind "$folder/resolv.conf" /etc/resolv.conf
 if [ "$user" = yes ]; then
     mkdir "$folder/dev"
     mount -t tmpfs -o mode=755 tmpfs "$folder/dev"
@@ -79,6 +80,14 @@ class World:
         words = ["dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=eth0", "--bind-interfaces"]
         words += ["--user=root", "--group=", "--pid-file=", f"--dhcp-leasefile={folder}/leases", "--no-ping"]
         self.other.spawn([*words, "--dhcp-range=203.0.113.50,203.0.113.60,1h", "--log-facility=-"])
+
+    def serve_names(self, address: str, *words: str) -> None:
+        """Have a name server of the host's own at ``address``."""
+        argv = ["dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces"]
+        argv += ["--user=root", "--group=", "--pid-file=", f"--listen-address={address}", *words]
+        server = subprocess.Popen(["nsenter", f"--net={self.host.path}", *argv])
+        self._stack.callback(server.wait)
+        self._stack.callback(server.terminate)
 
     def _node(self, argv: list[str]) -> Node:
         process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/")
