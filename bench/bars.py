@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Final
 
-from bench import boot, copying, firewall, forks, heartbeat, quick, residents, rewind
+from bench import addressed, boot, copying, firewall, forks, heartbeat, quick, residents, rewind, traffic
 from bench.pairs import Estimate, Pairs, Statistic, difference, estimate, ratio, speed
 from bench.report import Row, shown
+from bench.traffic_host import Seconds
 from bench.world import World
 
 _MS: Final = 1000.0
@@ -144,6 +145,46 @@ def _many(bar: Bar, world: World, n: int) -> list[Row]:
     ]
 
 
+def _addressed(run: Callable[[World, int], dict[str, Pairs]]) -> Measure:
+    """A row for each kind of network."""
+
+    def measure(bar: Bar, world: World, n: int) -> list[Row]:
+        rows = []
+        for kind, pairs in run(world, n).items():
+            found = estimate(pairs, ratio)
+            row = _row(bar, f"≤ {bar.limit:g} ×", shown(found), pairs, found.value <= bar.limit)
+            rows.append(replace(row, name=f"{bar.name}-{kind}", what=f"{bar.what}: {kind}"))
+        return rows
+
+    return measure
+
+
+def _traffic(run: Callable[[World, int], Seconds | None]) -> Measure:
+    """A row for each way the bytes go, and each side that ours is compared with: ratios of speeds."""
+
+    def measure(bar: Bar, world: World, n: int) -> list[Row]:
+        seconds = run(world, n)
+        if seconds is None:
+            print(f"{bar.name} cannot be measured here: it takes root to make a host with an outside", file=sys.stderr)
+            return []
+        return [
+            _moved(bar, way, side, Pairs(tuple(sides["ours"]), tuple(theirs)))
+            for way, sides in seconds.items()
+            for side, theirs in sides.items()
+            if side != "ours"
+        ]
+
+    return measure
+
+
+def _moved(bar: Bar, way: str, side: str, pairs: Pairs) -> Row:
+    found, limit = estimate(pairs, speed), traffic.LIMITS.get(side, bar.limit)
+    ours, theirs = (f"{traffic.SIZE * 8 / 1e6 / median(times):.0f} Mbit/s" for times in (pairs.ours, pairs.theirs))
+    name = f"{bar.name}-{way}" + (f"-{side}" if side in traffic.LIMITS else "")
+    what = f"{bar.what}: {way.replace('-', ', ')} / {traffic.SIDES[side]}"
+    return Row(name, what, f"≥ {limit:g} × as fast", shown(found), ours, theirs, len(pairs.ours), found.value >= limit)
+
+
 _ALL = (
     Bar("noop", "`insula --version` / a Python process that imports click", 1.2, 60, _at_most(quick.noop)),
     Bar("list", "`insula list` of 1000 machines, above `insula --version`", 0.150, 30, _above(quick.list_thousand)),
@@ -173,6 +214,12 @@ _ALL = (
     Bar("heartbeat", "longest silence of a guest's 1 ms heartbeat during a snapshot / by hand", 1.3, 4, _silences),
     Bar("snapshot-work", "what a guest gets done while a snapshot is taken / undisturbed", 0.8, 8, _as_fast(heartbeat.work)),
     Bar("rules-200", "firewall rules of 200 machines, from what is wanted / the same, as text", 1.5, 12, _at_most(firewall.load)),
+    Bar(
+        "run-address", "`insula run tiny` until it has its address / without a network card", 1.2, 12, _addressed(addressed.warm)
+    ),
+    Bar("run-address-cold", "the same with `--cold`", 1.2, 4, _addressed(addressed.cold)),
+    Bar("traffic", "TCP, as root", 0.95, 8, _traffic(traffic.of_root)),
+    Bar("traffic-user", "TCP, as an ordinary user", 0.95, 8, _traffic(traffic.of_user)),
     Bar("boot-debian", "`insula run --cold debian -- CMD` until CMD answers / QEMU by hand", 1.05, 4, _at_most(boot.debian)),
 )
 

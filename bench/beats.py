@@ -6,15 +6,14 @@ import array
 import bisect
 import functools
 import itertools
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from types import TracebackType
 
 from bench import ROOT
 from bench.hand import AgentClient
+from bench.world import built
 
 INSIDE = "/tmp/beat"
 _SETTLE = 1.0  # seconds after which a program has begun, and an emulator has translated it
@@ -23,10 +22,7 @@ _SETTLE = 1.0  # seconds after which a program has begun, and an emulator has tr
 @functools.cache
 def program() -> Path:
     """`beat.c`, built for this computer's guests."""
-    target = Path(tempfile.mkdtemp(prefix="insula-bench-beat-")) / "beat"
-    compiler = "musl-gcc" if shutil.which("musl-gcc") else "cc"
-    subprocess.run([compiler, "-O2", "-static", "-Wall", "-Wextra", "-o", target, ROOT / "bench" / "beat.c"], check=True)
-    return target
+    return built("beat")
 
 
 class Beats:

@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -25,9 +26,22 @@ _SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourceco
 _SERIAL_PORT: Final = 2  # number of the bare port
 
 
-def qemu_command(folder: Path, image: Image, board: BoardRecord) -> list[str]:
+@dataclass(frozen=True)
+class HandCard:
+    """A network card: what follows ``-netdev``, and its address. ``enter``: the first words of a command that runs where the
+    links are that it names."""
+
+    netdev: str = "user,id=net0"
+    mac: str = "52:54:00:12:34:56"
+    enter: tuple[str, ...] = ()
+
+
+_PLAIN: Final = HandCard()
+
+
+def qemu_command(folder: Path, image: Image, board: BoardRecord, card: HandCard = _PLAIN) -> list[str]:
     """The command; its sockets and the overlay ``disk.qcow2`` lie in ``folder``. Pure."""
-    words = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-rtc", "base=utc"]
+    words = [*card.enter, "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-rtc", "base=utc"]
     words += ["-sandbox", _SANDBOX, "-boot", "strict=on"]
     words += ["-machine", f"{board.machine},memory-backend=m,smm=off,vmport=off,hpet=off,dump-guest-core=off,mem-merge=off"]
     words += ["-accel", "tcg,thread=multi,tb-size=128" if board.accelerator == "tcg" else board.accelerator]
@@ -40,7 +54,7 @@ def qemu_command(folder: Path, image: Image, board: BoardRecord) -> list[str]:
     words += ["-blockdev", "driver=throttle,node-name=limited,throttle-group=limit,file=disk,discard=unmap"]
     for name in ("monitor", "agent", "console", "bare"):
         words += ["-chardev", f"socket,id={name},path={folder}/{name}.sock,server=on,wait=off"]
-    words += ["-mon", "chardev=monitor,mode=control", "-netdev", "user,id=net0"]
+    words += ["-mon", "chardev=monitor,mode=control", "-netdev", card.netdev]
     for index in range(8):
         words += ["-device", f"pcie-root-port,id=rp{index},chassis={index + 1},bus=pcie.0,addr=0x10.{index},multifunction=on"]
     words += ["-device", "virtio-serial-pci,id=serial0,bus=pcie.0,addr=0x2,disable-legacy=on,max_ports=8"]
@@ -51,7 +65,7 @@ def qemu_command(folder: Path, image: Image, board: BoardRecord) -> list[str]:
     words += ["-device", "virtio-balloon-pci,bus=pcie.0,addr=0x4,disable-legacy=on,free-page-reporting=on,deflate-on-oom=on"]
     words += ["-device", "pvpanic-pci,bus=pcie.0,addr=0x5", "-device", "vmgenid,guid=auto"]
     words += ["-device", "virtio-blk-pci,bus=pcie.0,addr=0x8,disable-legacy=on,drive=limited,serial=root,bootindex=1"]
-    words += ["-device", "virtio-net-pci,bus=rp0,addr=0x0,netdev=net0,romfile="]
+    words += ["-device", f"virtio-net-pci,bus=rp0,addr=0x0,netdev=net0,mac={card.mac},romfile="]
     if image.boot == "direct":
         words += ["-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", image.cmdline]
     return words
@@ -91,8 +105,8 @@ class AgentClient:
             if frames:
                 return frames
 
-    def end(self, channel: int) -> None:
-        """Wait for the end of a program, which must have succeeded."""
+    def end(self, channel: int) -> bytes:
+        """Wait for the end of a program, which must have succeeded; what it wrote."""
         words = b""
         while True:
             for frame in self.next_frame(channel):
@@ -102,11 +116,11 @@ class AgentClient:
                     answer = wire.decode_fields(frame.payload)
                     assert "error" not in answer, answer
                     assert answer.number("code") == 0, words.decode(errors="replace")
-                    return
+                    return words
 
-    def wait(self, *argv: str, given: bytes = b"") -> None:
-        """Run a program and wait for its end."""
-        self.end(self.begin(*argv, given=given))
+    def wait(self, *argv: str, given: bytes = b"") -> bytes:
+        """Run a program and wait for its end; what it wrote."""
+        return self.end(self.begin(*argv, given=given))
 
     def fileno(self) -> int:
         """Of the connection."""
@@ -124,12 +138,14 @@ class AgentClient:
 class HandMachine(AgentClient):
     """A running machine; ``folder`` must be empty. A context manager: at its end QEMU is killed."""
 
-    def __init__(self, folder: Path, image: Image, board: BoardRecord) -> None:
+    def __init__(self, folder: Path, image: Image, board: BoardRecord, card: HandCard = _PLAIN) -> None:
         self._folder = folder
         disk = str(folder / "disk.qcow2")
         backing = ("-b", str(image.root_layer), "-F", "qcow2")
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *backing, disk, str(_SIZE)], check=True)
-        self._qemu = subprocess.Popen(qemu_command(folder, image, board), stdin=subprocess.DEVNULL)
+        # In a session of its own, as whoever lets it stay starts it, and as ours is: kernels share CPUs out by sessions.
+        command = qemu_command(folder, image, board, card)
+        self._qemu = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
         try:
             super().__init__(self._connect("agent"))
             self.bare = self._connect("bare")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -57,6 +58,14 @@ def scratch() -> Iterator[Path]:
     """A folder on a disk, for as long as it is needed."""
     with tempfile.TemporaryDirectory(prefix="insula-bench-", dir=os.environ.get("TMPDIR") or "/var/tmp") as folder:
         yield Path(folder)
+
+
+def built(name: str) -> Path:
+    """``NAME.c`` of this folder as a program that runs in every guest of this computer's kind, and here."""
+    target = Path(tempfile.mkdtemp(prefix=f"insula-bench-{name}-")) / name
+    compiler = "musl-gcc" if shutil.which("musl-gcc") else "cc"
+    subprocess.run([compiler, "-O2", "-static", "-Wall", "-Wextra", "-o", target, ROOT / "bench" / f"{name}.c"], check=True)
+    return target
 
 
 def run_quietly(*words: str, **environment: str) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from insula.engines.base import NicPlan
     from insula.model.network import Firewall, Inner, Nic
     from insula.networks.plan import Attached
+    from insula.operations.hanging import Hanging
     from insula.store.networks import NetworkRecord
     from insula.store.snapshots import SnapshotRecord
 
@@ -261,10 +262,18 @@ def cabled(context: Context, folder: Path, record: MachineRecord, *, standby: bo
             else:
                 _check_passt(context.home, nic)
             plans.append(NicPlan(nic.mac, tap, nic.slot))
-        yield tuple(plans)
-        for each in coming:
-            each.wait()
+        try:
+            yield tuple(plans)
+        except InsulaError:
+            _await(coming)  # a tap that went again is why QEMU did not start with it: that is to be told
+            raise
+        _await(coming)
         undo.pop_all()
+
+
+def _await(coming: Sequence[Hanging]) -> None:
+    for each in coming:
+        each.wait()
 
 
 def hang(home: Home, name: str, record: MachineRecord, nic: Nic) -> int:

@@ -49,8 +49,11 @@ def commands() -> tuple[list[str], list[str]]:
         disks=(DiskPlan("disk0", LayerFile(FOLDER / "head"), (LayerFile(FOLDER / "layer"),), "root", unsafe=True),),
         nics=(NicPlan("52:54:00:00:00:01"),),
     )
-    image = cast(Image, SimpleNamespace(boot="direct", kernel=FOLDER / "vmlinuz", initrd=FOLDER / "initrd", cmdline="quiet"))
-    return build_argv(build_board(plan), Everything(), "qemu"), qemu_command(FOLDER, image, BOARD)
+    return build_argv(build_board(plan), Everything(), "qemu"), qemu_command(FOLDER, hand_image(), BOARD)
+
+
+def hand_image() -> Image:
+    return cast(Image, SimpleNamespace(boot="direct", kernel=FOLDER / "vmlinuz", initrd=FOLDER / "initrd", cmdline="quiet"))
 
 
 def values(words: list[str], option: str) -> list[str]:
