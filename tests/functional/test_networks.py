@@ -250,8 +250,12 @@ def test_a_rule_that_names_a_machine_means_whoever_is_called_so(lab: Lab) -> Non
 
 
 def test_a_card_is_plugged_in_and_pulled_out_while_the_machine_runs(lab: Lab) -> None:
+    assert not works(lab.one, "ping -c1 -W1 net-hermit.insula")
     lab.one.attach("cell")
     assert works(lab.one, f"ping -c1 -W5 {address(lab.hermit)}")
+    for name in ("net-hermit", "net-two", "net-one"):  # of whichever of its networks
+        assert works(lab.one, f"ping -c1 -W5 {name}.insula"), name
+    assert not works(lab.two, "ping -c1 -W1 net-hermit.insula")
     before = lab.one.snapshot("with-three-cards")
     lab.one.detach("cell")
     assert len(lab.one.show().nics) == 2

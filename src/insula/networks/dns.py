@@ -33,11 +33,19 @@ def dnsmasq_argv(folder: str) -> list[str]:
 
 
 def dnsmasq_config(
-    network: str, spec: NetworkSpec, folder: str, resolvers: Sequence[str], domains: Iterable[tuple[str, str]] = ()
+    network: str,
+    spec: NetworkSpec,
+    folder: str,
+    resolvers: Sequence[str],
+    domains: Iterable[tuple[str, str]] = (),
+    *,
+    shared: bool = False,
 ) -> str:
     """What `CONFIG` holds. ``resolvers`` answer for the world; a private network has none, and names of its machines only.
 
     ``domains`` are the pairs (domain, key of the card) of all domain rules on this network. Reading them anew takes a restart.
+    ``shared``: there are machines that ask other networks' servers, too: these must be told that it does not know a name, not
+    that there is none.
     """
     bridge = naming.bridge_name(network)
     lines = [
@@ -49,7 +57,8 @@ def dnsmasq_config(
         "no-ping",
         "pid-file=",
         f"domain={DOMAIN}",
-        f"local=/{DOMAIN}/",
+        # What cannot be asked, as nobody may send to everybody, is refused at once; then a guest asks its next server.
+        f"server=/{DOMAIN}/255.255.255.255" if shared else f"local=/{DOMAIN}/",
         "domain-needed",
         "bogus-priv",
         "dhcp-authoritative",

@@ -33,7 +33,7 @@ from insula.networks.ground import (
     together,
 )
 from insula.networks.plan import Attached
-from insula.networks.raising import card_links, end, lay, mend, raised, shape, started
+from insula.networks.raising import card_links, end, lay, mend, raised, shape, started, write_names
 from insula.store import names
 from insula.store.records import write_record
 
@@ -89,7 +89,7 @@ def _connect(fabric: Fabric, attached: Attached) -> None:
     folder = fabric.network_folder(network)
     changed = False
     if dnsmasq.has_names(spec):
-        changed = dnsmasq.write_config(folder, network, spec, fabric.of_network(network), relay.resolvers(fabric.state.addresses))
+        changed = write_names(fabric, network, spec)
         dnsmasq.write_card(folder, attached)
     batch = ([] if known else plan.network_links(network, spec)) + card_links(attached)
     commands = ([] if known else rules.network_rules(network, spec)) + rules.nic_rules(attached, former)
@@ -109,6 +109,16 @@ def _connect(fabric: Fabric, attached: Attached) -> None:
         running = dnsmasq.child_name(network) in fabric.running
         if changed or not running:
             dnsmasq.start(fabric.holder, folder, network, running=running)
+        _tell_neighbours(fabric, attached)
+
+
+def _tell_neighbours(fabric: Fabric, attached: Attached) -> None:
+    """Servers of a machine's other networks may have to answer otherwise now that it asks one more."""
+    others = {card.nic.network: card.network for card in fabric.cards.values() if card.machine_id == attached.machine_id}
+    for network, spec in others.items():
+        if network != attached.nic.network and dnsmasq.has_names(spec) and write_names(fabric, network, spec):
+            running = dnsmasq.child_name(network) in fabric.holder.children()
+            dnsmasq.start(fabric.holder, fabric.network_folder(network), network, running=running)
 
 
 # -- one card in another's place -----------------------------------------------------------------------------------------------
@@ -279,8 +289,7 @@ def _change_direct(home: names.Home, attached: Attached) -> None:
 def _tell_names(fabric: Fabric, network: str, spec: NetworkSpec) -> None:
     """Have a network's dnsmasq know of what changed; only of other domains it must be started anew for."""
     folder = fabric.network_folder(network)
-    servers = relay.resolvers(fabric.state.addresses)
-    if dnsmasq.write_config(folder, network, spec, fabric.of_network(network), servers):
+    if write_names(fabric, network, spec):
         dnsmasq.start(fabric.holder, folder, network, running=dnsmasq.child_name(network) in fabric.running)
     else:
         dnsmasq.reread(fabric.holder, network)

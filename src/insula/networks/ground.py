@@ -55,6 +55,14 @@ class Fabric:
     def of_network(self, network: str) -> list[Attached]:
         return [attached for attached in self.cards.values() if attached.nic.network == network]
 
+    def is_shared(self, network: str) -> bool:
+        """Whether machines of a network are on others that have names, too."""
+        here = {attached.machine_id for attached in self.of_network(network)}
+        return any(
+            attached.machine_id in here and attached.nic.network != network and dnsmasq.has_names(attached.network)
+            for attached in self.cards.values()
+        )
+
 
 @contextlib.contextmanager
 def locked(home: names.Home) -> Iterator[None]:

@@ -56,13 +56,15 @@ def drop_card(folder: Path, key: str) -> None:
             (folder / part / key).unlink()
 
 
-def write_config(folder: Path, network: str, spec: NetworkSpec, cards: Collection[Attached], resolvers: Sequence[str]) -> bool:
+def write_config(
+    folder: Path, network: str, spec: NetworkSpec, cards: Collection[Attached], resolvers: Sequence[str], *, shared: bool
+) -> bool:
     """Make a network's folder, if need be, and its configuration; whether that is another one than before."""
     for each in (folder, folder / dns.CARDS, folder / dns.NAMES):
         if not each.is_dir():
             each.mkdir()
             each.chmod(_WALKABLE)  # whatever the umask: the server is another user, and sees no folder above
-    text = dns.dnsmasq_config(network, spec, ROOM, resolvers, dns.watched_domains(cards))
+    text = dns.dnsmasq_config(network, spec, ROOM, resolvers, dns.watched_domains(cards), shared=shared)
     path = folder / dns.CONFIG
     if path.exists() and path.read_text() == text:
         return False

@@ -163,9 +163,15 @@ def _mend_links(fabric: Fabric, present: Collection[str]) -> None:
     links.apply("ip", batch, holder.spaces, tolerated=links.THERE)
 
 
+def write_names(fabric: Fabric, network: str, spec: NetworkSpec) -> bool:
+    """The configuration of a network's dnsmasq; whether it is another one than before."""
+    folder, servers = fabric.network_folder(network), relay.resolvers(fabric.state.addresses)
+    return dnsmasq.write_config(folder, network, spec, fabric.of_network(network), servers, shared=fabric.is_shared(network))
+
+
 def _mend_names(fabric: Fabric, network: str, spec: NetworkSpec) -> None:
     folder = fabric.network_folder(network)
-    changed = dnsmasq.write_config(folder, network, spec, fabric.of_network(network), relay.resolvers(fabric.state.addresses))
+    changed = write_names(fabric, network, spec)
     for attached in fabric.of_network(network):
         dnsmasq.write_card(folder, attached)
     running = dnsmasq.child_name(network) in fabric.running

@@ -69,6 +69,12 @@ def batches() -> list[str]:
     return [line for title, lines in parts.items() for line in (f"# {title}", *lines, "")]
 
 
+def test_a_server_of_machines_on_several_networks_does_not_deny_what_it_does_not_know() -> None:
+    alone, shared = (dns.dnsmasq_config(LAB, NAT, "/n", [], shared=each).splitlines() for each in (False, True))
+    assert ["local=/insula/" in alone, "local=/insula/" in shared] == [True, False]
+    assert set(shared) - set(alone) == {"server=/insula/255.255.255.255"}
+
+
 def dnsmasq() -> list[str]:
     watched = dns.watched_domains([RULED, WEB])
     return [
