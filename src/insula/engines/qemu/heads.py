@@ -20,17 +20,24 @@ PASSING: Final = "passing"
 
 
 class DescriptorSets:
-    """Files handed to QEMU for as long as this is open."""
+    """Files handed to QEMU for as long as this is open.
+
+    We close them last. What was written to a file that was made empty first, ext4 puts on its way to the disk when somebody
+    closes it for good (auto_da_alloc, ext4(5)). Of a guest's memory that takes long, and QEMU would hold up the guest meanwhile.
+    """
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
         self._sets: list[int] = []
+        self._files = contextlib.ExitStack()
 
     def open(self, path: Path, *accesses: int) -> str:
         """QEMU's name for the file at ``path``, open with each of ``accesses``."""
         number: int | None = None
         for access in accesses:
-            number = add_descriptor(self._monitor, path, access, number, PASSING)
+            descriptor = os.open(path, access | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            self._files.callback(os.close, descriptor)
+            number = _add(self._monitor, descriptor, number, PASSING)
         assert number is not None
         self._sets.append(number)
         return f"/dev/fdset/{number}"
@@ -39,17 +46,22 @@ class DescriptorSets:
         while self._sets:
             with contextlib.suppress(Refused, MachineEnded):
                 self._monitor.execute("remove-fd", {"fdset-id": self._sets.pop()})
+        self._files.close()
 
 
 def add_descriptor(monitor: Monitor, path: Path, access: int, number: int | None, opaque: str = "") -> int:
     descriptor = os.open(path, access | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        arguments: dict[str, object] = {"opaque": opaque} if opaque else {}
-        if number is not None:
-            arguments["fdset-id"] = number
-        return int(monitor.execute("add-fd", arguments, [descriptor])["fdset-id"])
+        return _add(monitor, descriptor, number, opaque)
     finally:
         os.close(descriptor)
+
+
+def _add(monitor: Monitor, descriptor: int, number: int | None, opaque: str) -> int:
+    arguments: dict[str, object] = {"opaque": opaque} if opaque else {}
+    if number is not None:
+        arguments["fdset-id"] = number
+    return int(monitor.execute("add-fd", arguments, [descriptor])["fdset-id"])
 
 
 def take_back(monitor: Monitor, opaque: str) -> None:

@@ -57,7 +57,8 @@ WAYS: Final[frozenset[Method]] = frozenset({"changed-pages", "mapped-ram", "back
 # Boards on which memory and devices written apart were proved to load as one; others stream.
 _PROVED: Final = "pc-q35-"
 _CAPABILITIES: Final = ("mapped-ram", "multifd")
-_CHANNELS: Final = 2
+# Threads that write the memory: they leave a CPU of the host to the guest, where it can. A second one makes its pause no shorter.
+_CHANNELS: Final = max(1, min(2, (os.cpu_count() or 1) - 1))
 # Milliseconds the guest may stand while the last pages are written: first the wish, then, for a guest that dirties its memory
 # faster than that allows, whatever it takes.
 _PAUSE: Final = 20
