@@ -204,6 +204,13 @@ _ALL = (
         _at_most(rewind.run_beside_podman),
     ),
     Bar(
+        "run-podman-spare",
+        "`insula run debian -- true` with a spare / `podman run --rm` of a Debian image, `true`",
+        1.0,
+        10,
+        _at_most(rewind.run_beside_podman_with_spare),
+    ),
+    Bar(
         "fork", "fork of a snapshot until its first command ended / the same state loaded by hand", 1.3, 20, _at_most(rewind.fork)
     ),
     Bar("fork-running", "fork of a running machine until its first command ended / by hand", 1.3, 12, _running),

@@ -3,6 +3,7 @@ keeper, no record, no identity. And the best way to take such a state by hand.""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -19,6 +20,7 @@ from insula.engines.base import LoadPlan, NicPlan
 from insula.engines.qemu.board import JAIL_INITRD, JAIL_KERNEL, JAIL_MEMORY, build_board
 from insula.engines.qemu.cmdline import build_argv
 from insula.engines.qemu.descriptors import Descriptors, open_for_qemu
+from insula.engines.qemu.heads import DescriptorSets
 from insula.engines.qemu.memory import MAIN, block_pages, find_main, read_blocks
 from insula.engines.qemu.migrate import load
 from insula.engines.qemu.monitor import resume
@@ -99,7 +101,10 @@ class HandGuest(AgentClient):
                 words = [word.replace(inside, outside) for word in words]
             self._kept = [os.dup(number) for name, number in descriptors.keeper.items() if name != "agent"]
             super().__init__(socket.socket(fileno=os.dup(descriptors.keeper["agent"])))
-            self._qemu = subprocess.Popen(words, pass_fds=list(descriptors.qemu.values()), stdin=subprocess.DEVNULL)
+            with (folder / "words").open("wb") as said:
+                self._qemu = subprocess.Popen(
+                    words, pass_fds=list(descriptors.qemu.values()), stdin=subprocess.DEVNULL, stdout=said, stderr=said
+                )
         try:
             if state is not None:
                 load(self._qmp, state.state)
@@ -141,11 +146,11 @@ class HandGuest(AgentClient):
         memory, state, head = (self._folder / f"{what}-{self._taken}" for what in ("memory", "state", "head"))
         depth = len(self._chain)
         _make_overlay(head, self._record.disks[0].size)
-        with Monitor(self._qmp, _PATIENCE) as monitor:
+        with Monitor(self._qmp, _PATIENCE) as monitor, contextlib.closing(DescriptorSets(monitor)) as sets:
             file = {"driver": "file", "filename": str(head)}
             overlay = {"driver": "qcow2", "node-name": f"disk0-{depth}", "file": file, "backing": None}
             monitor.execute("blockdev-add", overlay | {"discard": "unmap", "detect-zeroes": "unmap"})
-            _write_memory(monitor, memory)
+            _write_memory(monitor, sets.open(memory, os.O_CREAT | os.O_EXCL | os.O_RDWR, os.O_WRONLY))
             snapshot = {"node": f"disk0-{depth - 1}", "overlay": f"disk0-{depth}"}
             monitor.execute("transaction", {"actions": [{"type": "blockdev-snapshot", "data": snapshot}]})
             monitor.execute("xen-save-devices-state", {"filename": str(state), "live": False})
@@ -191,8 +196,9 @@ def _make_overlay(path: Path, size: int) -> None:
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(size)], check=True)
 
 
-def _write_memory(monitor: Monitor, path: Path) -> None:
-    """On return the guest stands, and QEMU has put away what it wrote with."""
+def _write_memory(monitor: Monitor, path: str) -> None:
+    """To a file that we have open, too: a QEMU that is the last to close it is held up by ext4. On return the guest stands, and
+    QEMU has put away what it wrote with."""
     _allow(monitor, True)
     monitor.execute("migrate-set-parameters", {"max-bandwidth": 1 << 40, "downtime-limit": _PAUSE, "multifd-channels": 2})
     monitor.execute("migrate", {"uri": f"file:{path}"})

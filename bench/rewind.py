@@ -15,6 +15,7 @@ from bench.hand_fork import restore as restore_by_hand
 from bench.hand_fork import state_of
 from bench.pairs import Pairs, interleave
 from bench.world import INSULA, World, run_quietly, scratch
+from insula.store import names
 
 _numbers = itertools.count(1)
 _SNAPSHOT = "bench"
@@ -24,13 +25,8 @@ _CONTAINER = "localhost/insula-bench"
 def run_warm(world: World, n: int) -> Pairs:
     """`run` of a warm state beside `run --cold`, shell prompt to shell prompt."""
     world.image("debian")
-    run_quietly(INSULA, "run", "--quiet", "debian", "--", "true")
-    return interleave(
-        lambda: run_quietly(INSULA, "run", "--quiet", "debian", "--", "true"),
-        lambda: run_quietly(INSULA, "run", "--quiet", "--cold", "debian", "--", "true"),
-        n,
-        warm=0,
-    )
+    _run_debian(world)  # the state is made
+    return interleave(lambda: _run_debian(world), lambda: _run_debian(world, "--cold"), n, warm=0)
 
 
 def run_beside_podman(world: World, n: int) -> Pairs | None:
@@ -39,9 +35,35 @@ def run_beside_podman(world: World, n: int) -> Pairs | None:
     if container is None:
         return None
     world.image("debian")
-    return interleave(
-        lambda: run_quietly(INSULA, "run", "--quiet", "debian", "--", "true"), lambda: run_quietly(*container, "true"), n
-    )
+    return interleave(lambda: _run_debian(world), lambda: run_quietly(*container, "true"), n)
+
+
+def run_beside_podman_with_spare(world: World, n: int) -> Pairs | None:
+    """The same with a spare, which is made anew before the next run."""
+    container = _container() if shutil.which("podman") else None
+    if container is None:
+        return None
+    world.image("debian")
+
+    def ours() -> float:
+        run_quietly(INSULA, "spare", "set", "--quiet", "1", "debian")
+        return _run_debian(world, others=True)
+
+    try:
+        return interleave(ours, lambda: run_quietly(*container, "true"), n)
+    finally:
+        run_quietly(INSULA, "spare", "set", "--quiet", "0", "debian")
+
+
+def _run_debian(world: World, *options: str, others: bool = False) -> float:
+    """Seconds from shell prompt to shell prompt. What is done behind it has ended on return, so that it is in nobody's way; with
+    ``others`` their cards keep the fabric, which is not waited for."""
+    started = time.perf_counter()
+    run_quietly(INSULA, "run", "--quiet", *options, "debian", "--", "true")
+    took = time.perf_counter() - started
+    while not others and (world.home.fabric / names.FABRIC_STATE).exists():
+        time.sleep(0.02)
+    return took
 
 
 def _container() -> tuple[str, ...] | None:

@@ -1,4 +1,5 @@
-"""Stamps what comes by a connection: when, by this computer's clock, each piece was read. Run, never imported.
+"""Stamps what a program in a guest writes, by a connection to its agent: when, by this computer's clock, each byte was read.
+Several may come at once. Run, never imported.
 
 python -I stamp.py DESCRIPTOR
 
@@ -10,8 +11,21 @@ import array
 import contextlib
 import os
 import select
+import struct
 import sys
 import time
+
+_HEADER = struct.Struct("<2sBBII")  # docs/wire.md: magic, type, stream, channel, length
+_DATA = 2
+
+
+def _bytes_in(held: bytearray) -> int:
+    """How many bytes the program wrote in the whole frames of ``held``, which are taken out."""
+    found = 0
+    while len(held) >= _HEADER.size and len(held) >= _HEADER.size + (length := _HEADER.unpack_from(held)[4]):
+        found += length if _HEADER.unpack_from(held)[1] == _DATA else 0
+        del held[: _HEADER.size + length]
+    return found
 
 
 def main(descriptor: int) -> None:
@@ -21,10 +35,14 @@ def main(descriptor: int) -> None:
     poller = select.poll()
     poller.register(descriptor, select.POLLIN)
     poller.register(0, select.POLLIN | select.POLLHUP)
+    held = bytearray()
     while all(ready != 0 for ready, _ in poller.poll()):
-        if not os.read(descriptor, 65_536):
+        data = os.read(descriptor, 65_536)
+        if not data:
             break
-        stamps.append(time.monotonic())
+        now = time.monotonic()
+        held += data
+        stamps.extend([now] * _bytes_in(held))
     sys.stdout.buffer.write(stamps.tobytes())
 
 
