@@ -85,7 +85,9 @@ int rewrite_file(const char *path, const void *bytes, size_t length, mode_t mode
     int fd = open(path, O_WRONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0)
         return replace_file(path, bytes, length, mode);
-    int error = write_all(fd, bytes, length) && ftruncate(fd, (off_t)length) == 0 ? 0 : errno;
+    struct stat status;
+    bool longer = fstat(fd, &status) < 0 || status.st_size > (off_t)length; /* to cut a file off takes a disk's journal a while */
+    int error = write_all(fd, bytes, length) && (!longer || ftruncate(fd, (off_t)length) == 0) ? 0 : errno;
     close(fd);
     return error;
 }

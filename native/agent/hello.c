@@ -53,23 +53,25 @@ static void find_os(char *to, size_t size)
 
 size_t hello_write(uint8_t *at, size_t size, uint16_t version)
 {
+    /* Neither changes while we run, and to read them anew takes a guest that has just been loaded a while. */
+    static char boot_id[64], os[64];
     struct wire_writer fields;
     struct utsname name = { 0 };
-    char text[256];
     uname(&name);
+    if (!os[0])
+        find_os(os, sizeof os);
     wire_writer_init(&fields, at, size);
     wire_put_u64(&fields, TAG_VERSION, version);
     wire_put_text(&fields, TAG_BUILD, INSULA_BUILD);
     wire_put_text(&fields, TAG_ARCH, ARCH);
     for (size_t i = 0; verbs[i].name; i++)
         wire_put_text(&fields, TAG_FEATURES, verbs[i].name);
-    if (read_line("/proc/sys/kernel/random/boot_id", text, sizeof text))
-        wire_put_text(&fields, TAG_BOOT_ID, text);
+    if (boot_id[0] || read_line("/proc/sys/kernel/random/boot_id", boot_id, sizeof boot_id))
+        wire_put_text(&fields, TAG_BOOT_ID, boot_id);
     wire_put_u64(&fields, TAG_PID1, getpid() == 1);
     wire_put_text(&fields, TAG_KERNEL, name.release);
-    find_os(text, sizeof text);
-    if (text[0])
-        wire_put_text(&fields, TAG_OS, text);
+    if (os[0])
+        wire_put_text(&fields, TAG_OS, os);
     wire_put_text(&fields, TAG_HOSTNAME, name.nodename);
     return fields.length;
 }

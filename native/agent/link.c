@@ -10,6 +10,7 @@
 #include "hello.h"
 #include "loop.h"
 #include "port.h"
+#include "urgency.h"
 
 enum {
     SLACK = 32768, /* always kept free for small frames: two CREDITs for each of 256 channels are 8 KiB */
@@ -164,6 +165,7 @@ static void begin_life(const struct wire_sync *sync)
     uint16_t version = wire_choose_version(sync);
     bool known = alive && memcmp(nonce, sync->nonce, WIRE_NONCE) == 0;
     if (!known) {
+        urgency_begin(URGENT_NOW);
         out_begin = out_end = 0; /* what was under way belongs to nobody: the host drops all before our mark */
         listener->new_life();
     }

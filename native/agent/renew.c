@@ -27,6 +27,7 @@
 #include "sever.h"
 #include "task.h"
 #include "timers.h"
+#include "urgency.h"
 
 enum { HOOKS_TIME = 30000, A_MOMENT = 1000, SEED_MAX = 4096, KEYS_MAX = 1024 };
 
@@ -233,12 +234,24 @@ static void hooks_job(const struct request *request, struct wire_writer *fields)
         done(fields, "hooks");
 }
 
+/* What a renewal would have to ask others for is asked now: see timers.h. */
+void prepare_run(const struct request *request)
+{
+    int error = timers_exist() ? timers_look_ahead() : 0;
+    urgency_begin(URGENT_SOON);
+    if (error)
+        answer_errno(request, error, NULL);
+    else
+        answer_done(request);
+}
+
 void renew_run(const struct request *request)
 {
     uint64_t since = monotonic();
     struct wire_writer fields;
     char former[65];
     bool copy = wire_find_text(request->fields, request->length, TAG_FORMER, former, sizeof former);
+    urgency_begin(URGENT_NOW);
     wire_writer_init(&fields, answer_bytes, sizeof answer_bytes);
     files_flush_at_once(false);
     renew_entropy(request, &fields);

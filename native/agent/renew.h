@@ -6,6 +6,9 @@
 
 void renew_run(const struct request *request);
 
+/* A state is about to be taken that others will go on from. */
+void prepare_run(const struct request *request);
+
 /* Parts of it that are verbs of their own, too. 0 or an errno. */
 int clock_set(uint64_t now);
 int generator_reseed(const uint8_t *bytes, size_t length);

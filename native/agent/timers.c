@@ -20,17 +20,20 @@ enum {
     TIMERS_MAX = 128, NAME_SIZE = 256, PATH_SIZE = 512,
     REQUEST_MAX = 2048, REPLY_MAX = 262144,
     PATIENCE = 3000, /* milliseconds for all of it: a systemd that is busy with something else is not waited for */
+    FRESH = 60000,   /* milliseconds for which it is believed what systemd said of its timers before */
     CALL = 1, RETURN = 2, REFUSED = 3, REPLY_SERIAL = 5,
 };
 
 struct timer_unit {
     char name[NAME_SIZE], path[PATH_SIZE];
+    uint64_t elapses; /* by the clock on the wall, in microseconds since 1970; 0 or all ones: never */
 };
 
 static const char place_of_systemd[] = "/run/systemd/private";
 
-static struct timer_unit late[TIMERS_MAX];
-static size_t late_count;
+static struct timer_unit known[TIMERS_MAX], late[TIMERS_MAX];
+static size_t known_count, late_count;
+static uint64_t known_until; /* of the monotonic clock, which stands while a machine is a state on a disk; 0: nothing is known */
 
 /* ---- writing a message ---- */
 
@@ -306,15 +309,14 @@ static int get_property(const char *path, const char *interface, const char *nam
     return error;
 }
 
-/* When it elapses next by the clock on the wall, in microseconds since 1970; 0 or all ones: never. */
-static int next_elapse(const struct timer_unit *unit, uint64_t *when)
+static int ask_when(struct timer_unit *unit)
 {
     size_t at, end;
     int error = get_property(unit->path, "org.freedesktop.systemd1.Timer", "NextElapseUSecRealtime", &at, &end);
     at = (at + 7) & ~(size_t)7;
     if (error == 0 && (end < 8 || at > end - 8))
         error = EPROTO;
-    *when = error ? 0 : wire_get_u64(reply + at);
+    unit->elapses = error ? 0 : wire_get_u64(reply + at);
     return error;
 }
 
@@ -359,22 +361,39 @@ bool timers_exist(void)
     return access(place_of_systemd, F_OK) == 0;
 }
 
-int timers_stop_late(uint64_t now)
+/* Ask systemd for all its timers; the connection stays. */
+static int look(void)
 {
-    static struct timer_unit all[TIMERS_MAX];
-    size_t count = 0;
-    size_t former = late_count; /* stopped already, by a renewal a moment ago */
-    uint64_t when;
+    known_until = 0;
     int error = connect_systemd();
     if (error == 0)
-        error = list_timers(all, TIMERS_MAX, &count);
-    for (size_t i = 0; error == 0 && i < count; i++) {
-        error = next_elapse(&all[i], &when);
-        if (error == 0 && when > 0 && when <= now / 1000 && late_count < TIMERS_MAX)
-            late[late_count++] = all[i];
-    }
-    if (error)
-        late_count = former;
+        error = list_timers(known, TIMERS_MAX, &known_count);
+    for (size_t i = 0; error == 0 && i < known_count; i++)
+        error = ask_when(&known[i]);
+    if (error == 0)
+        known_until = now_ms() + FRESH;
+    return error;
+}
+
+int timers_look_ahead(void)
+{
+    int error = look();
+    disconnect_systemd();
+    return error;
+}
+
+int timers_stop_late(uint64_t now)
+{
+    size_t former = late_count; /* stopped already, by a renewal a moment ago */
+    int error = now_ms() < known_until ? 0 : look();
+    for (size_t i = 0; error == 0 && i < known_count && late_count < TIMERS_MAX; i++)
+        if (known[i].elapses > 0 && known[i].elapses <= now / 1000)
+            late[late_count++] = known[i];
+    if (error || late_count == former)
+        return error;
+    known_until = 0; /* they will have other times */
+    if (systemd.fd < 0)
+        error = connect_systemd();
     for (size_t i = former; error == 0 && i < late_count; i++)
         error = order(&late[i], "StopUnit");
     for (size_t i = former; error == 0 && i < late_count; i++)

@@ -70,6 +70,7 @@ const struct verb verbs[] = {
     { "reseed", reseed_run },
     { "identity", identity_run },
     { "renew", renew_run },
+    { "prepare", prepare_run },
     { "addresses", addresses_run },
     { "freeze", freeze_run },
     { "thaw", thaw_run },

@@ -16,6 +16,7 @@ import pytest
 
 import insula
 from insula.errors import InsulaError
+from insula.guest.agent import prepare
 from insula.guest.link import Link, open_link
 from insula.store.machines import read_machine
 from tests.framework.outside import Outside, outside
@@ -190,6 +191,23 @@ def test_a_child_reaches_the_world(family: Family) -> None:
     connection.close()
 
 
+@pytest.mark.full
+def test_the_agent_goes_first_for_a_moment_and_what_it_runs_does_not(family: Family) -> None:
+    policies = "cut -d' ' -f41 /proc/1/stat /proc/self/stat"  # proc(5): 0 is ordinary, 2 before all ordinary ones
+    seen = set()
+    for number in range(5):
+        (child,) = family.parent.fork(1, name=f"urgent-{number}")
+        with contextlib.ExitStack() as gone:
+            gone.callback(child.delete, force=True)
+            agent, own = out(child, policies).split()
+            assert own == "0"
+            seen.add(agent)
+            out(child, "until [ $(cut -d' ' -f41 /proc/1/stat) = 0 ]; do sleep 0.2; done")
+        if "2" in seen:
+            return
+    pytest.fail(f"the agent was never urgent: {seen}")
+
+
 TIMERS = ("apt-daily", "apt-daily-upgrade", "dpkg-db-backup", "e2scrub_all", "fstrim")
 
 
@@ -203,7 +221,10 @@ def debians(home: Path, debian: str) -> Iterator[list[insula.Machine]]:
             made[0],
             "ssh-keyscan -t ed25519 127.0.0.1 >/dev/null 2>&1; timedatectl set-ntp false 2>/dev/null; date -s '3 days ago'",
         )
-        made += made[0].fork(2, name="new-{n}")
+        made += made[0].fork(1, name="new-1")
+        with open_link(home / "machines" / "old" / "run") as link:
+            prepare(link)  # the second fork need not ask what its timers wait for: it knows it from its former life
+        made += made[0].fork(1, name="new-2")
         yield made
     finally:
         for machine in made:

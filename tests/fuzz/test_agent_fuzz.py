@@ -32,6 +32,7 @@ _VERBS = (
     "reseed",
     "identity",
     "renew",
+    "prepare",
     "addresses",
     "freeze",
     "thaw",

@@ -147,6 +147,14 @@ def sync(link: Link, *, timeout: float | None = 300.0) -> None:
     link.call("sync", timeout=timeout)
 
 
+def prepare(link: Link) -> None:
+    """Do ahead what every `renew` of the next minute would have to do: a state is about to be taken that others will go on from.
+
+    An agent of before refuses.
+    """
+    link.call("prepare", timeout=_PATIENCE)
+
+
 def shutdown(link: Link, how: str = "poweroff", *, timeout: float | None = _PATIENCE) -> None:
     """Ask the guest to go down (``poweroff``) or to start anew (``reboot``). Returns when it agreed, not when it is done."""
     link.call("shutdown", how=how, timeout=timeout)

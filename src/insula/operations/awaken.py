@@ -19,6 +19,7 @@ from insula.operations.addressing import asks_elsewhere, tell_clients
 from insula.operations.cabling import cabled, plug_cables
 from insula.operations.context import Context
 from insula.operations.identify import KEY_TYPE, guest_identity
+from insula.operations.idle import wait_idle
 from insula.operations.start import launch_plan
 from insula.store import names
 from insula.store.due import clear_due, read_due
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from insula.guest.wire import Fields
 
 _HOOKS_TIME: Final = 30.0
+_ONCE: Final = 8.0  # seconds for a program that takes milliseconds
+_REST: Final = 5.0  # and for a guest to come to rest; one that is busy for longer is busy by itself
 _NAMELESS: Final = "spare"
 # What a fork should have new; see model/identity.py.
 _PARTS: Final = ("entropy", "connections", "clock", "timers", "machine-id", "hostname", "network")
@@ -115,15 +118,16 @@ def awaken_due(context: Context, folder: Path, record: MachineRecord, timeout: f
 
 
 def rehearse(context: Context, folder: Path, record: MachineRecord, timeout: float, former: Identity) -> None:
-    """Let a loaded fork come to itself and stand again, before it has a name: when it gets one, what remains to be done was done
-    once before, so that an emulated guest's code for it is translated and in its caches. Hooks are left for then.
+    """Let a loaded fork come to itself, come to rest and stand again, before it has a name: when it gets one, what remains to be
+    done was done once before, so that an emulated guest's code for it is translated and in its caches. Hooks are left for then,
+    and the cables stay out.
 
     Raises as `awaken`.
     """
     if record.boot.agent:
         _become(context, folder, record, timeout, former, rehearsal=True)
+        wait_idle(folder, record.id, _REST)
         context.engine.pause(folder / names.RUN)
-        context.engine.set_links(folder / names.RUN, False)
 
 
 def _with(record: MachineRecord, renewal: Renewal) -> MachineRecord:
@@ -197,11 +201,20 @@ def _become(
         identity = guest_identity(context, _NAMELESS if rehearsal else folder.name, record, former, key)
         hooks = 0.0 if rehearsal else min(deadline - time.monotonic(), _HOOKS_TIME)
         renewed = _renew(link, hello, identity, hello.text("hostname"), hooks)
-        kept_lease = "" if rehearsal else tell_clients(link, record, "leave")
-        plug_cables(context, run, record)
-        if not rehearsal:
+        kept_lease = ""
+        if rehearsal:
+            _run_once(link)
+        else:
+            kept_lease = tell_clients(link, record, "leave")
+            plug_cables(context, run, record)
             kept_lease = kept_lease or tell_clients(link, record, "begin")
     return _complete(folder, record, renewed, kept_lease)
+
+
+def _run_once(link: Link) -> None:
+    """Let a program run in a spare. One without that program has not lost anything."""
+    with contextlib.suppress(GuestError):
+        link.open("exec", argv=("true",)).finish(timeout=_ONCE)
 
 
 def _wait(link: Link, name: str, timeout: float) -> Fields:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -377,14 +377,19 @@ def _check_passt(home: Home, nic: Nic) -> None:
 def uncable(home: Home, record: MachineRecord) -> None:
     """Take the machine's cards off their networks, also those of a verb that died over it; its published ports end with them.
     Doing it twice does nothing."""
+    uncable_all(home, record.id, {nic.key for nic in record.nics})
+
+
+def uncable_all(home: Home, machine_id: str, keys: Collection[str] = ()) -> None:
+    """As `uncable`, for the machine with this id, of which there may be nothing else any more. ``keys``: of cards it had."""
     if not home.fabric.exists():
         return
     from insula.networks.ground import attached_cards
 
-    keys = {nic.key for nic in record.nics}
+    found = set(keys)
     with contextlib.suppress(InsulaError, OSError):
-        keys |= {key for key, card in attached_cards(home).items() if card.machine_id == record.id}
-    for key in sorted(keys):
+        found |= {key for key, card in attached_cards(home).items() if card.machine_id == machine_id}
+    for key in sorted(found):
         _detach(home, key)
 
 

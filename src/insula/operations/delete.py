@@ -18,8 +18,11 @@ from insula.store.machines import machine_folder, remove_machine_folder
 _AFTER_PLUG = 15.0
 
 
-def delete(context: Context, request: DeleteMachine, operation: Operation) -> MachineStatus:
+def delete(context: Context, request: DeleteMachine, operation: Operation, *, cards_behind: bool = False) -> MachineStatus:
     """Delete a stopped machine; with ``force`` also a running one, a busy one and one whose record is damaged.
+
+    ``cards_behind``: to take its cards off their networks is left to what its keeper calls at the end of a running machine.
+    Nobody can send or be sent anything by them any more.
 
     Returns the machine's last status. Raises NotFound, Busy or WrongState, and then nothing was changed.
     """
@@ -38,7 +41,7 @@ def delete(context: Context, request: DeleteMachine, operation: Operation) -> Ma
         with machine_lock(folder / names.LOCK, request.name, "delete", patience=_AFTER_PLUG if request.force else 0.0):
             if request.force and is_alive(folder):
                 pull_plug(folder)
-            if not recover(context, folder):
+            if not recover(context, folder, keep_cards=cards_behind):
                 return status
             if not request.force:
                 status, _ = observe(folder)

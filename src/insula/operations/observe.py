@@ -18,7 +18,7 @@ from insula.store.machines import MachineRecord, read_machine
 from insula.store.tpm import is_served
 
 TPM_ENDED: Final = "its TPM has ended; restart it to have one again"
-_EXIT = 0.01  # seconds between a process closing one socket on its way out and closing the next
+_EXIT = 0.002  # seconds between a process closing one socket on its way out and closing the next
 _BUSY = 0.2  # seconds between two looks at a keeper that has no room for us
 # The verbs, as the journal has them, before whose end a machine is nobody's to resume.
 _COMING_UP: Final = frozenset({"create", "start", "fork", "wake"})

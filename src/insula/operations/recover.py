@@ -15,7 +15,7 @@ from insula.host.files import fsync_folder, is_temporary, remove_tree
 from insula.model.requests import SettleMachine
 from insula.model.status import State
 from insula.operations import journal
-from insula.operations.cabling import uncable
+from insula.operations.cabling import uncable, uncable_all
 from insula.operations.context import Context
 from insula.operations.observe import is_alive, observe
 from insula.operations.operation import Operation
@@ -38,17 +38,20 @@ _PLACES: Final = (names.SNAPSHOTS, names.DISKS, names.LAYERS, names.FIRMWARE, na
 
 
 def settle(context: Context, request: SettleMachine, operation: Operation) -> None:
-    """Settle the machine with this id, once the verb that ends it (if one does) has let go of it."""
-    folder = find_by_id(context.home, request.id)
-    if folder is None:
-        return
+    """Settle the machine with this id, once the verb that ends it (if one does) has let go of it. Of one that is deleted by then
+    the cards are taken off their networks: whoever deleted it may have left that to us."""
     operation.tell("clean up")
-    with contextlib.suppress(NotFound), machine_lock(folder / names.LOCK, folder.name, "settle", patience=_PATIENCE):
-        recover(context, folder)
+    folder = find_by_id(context.home, request.id)
+    if folder is not None:
+        with contextlib.suppress(NotFound), machine_lock(folder / names.LOCK, folder.name, "settle", patience=_PATIENCE):
+            recover(context, folder)
+            return
+    uncable_all(context.home, request.id)
 
 
-def recover(context: Context, folder: Path) -> bool:
-    """Bring the machine to a state some verb meant it to have. Returns whether it still exists.
+def recover(context: Context, folder: Path, *, keep_cards: bool = False) -> bool:
+    """Bring the machine to a state some verb meant it to have. Returns whether it still exists. ``keep_cards``: of one that has
+    ended, as `settle_locked`.
 
     A ``start`` that died before its machine ran leaves a run folder without a keeper: settled like any ended machine. One
     that died while the guest was booting leaves a running machine: it runs on, and what was not told to the guest is told
@@ -59,7 +62,7 @@ def recover(context: Context, folder: Path) -> bool:
     entry = journal.pending(folder)
     if entry is None:
         _end_next(folder)
-        if not settle_locked(context.home, folder):
+        if not settle_locked(context.home, folder, keep_cards=keep_cards):
             return False
         _sweep_scraps(folder)
         return True

@@ -175,5 +175,7 @@ def _drop(context: Context, request: RunMachine, name: str, lease: Lease | None)
     if lease is not None:
         lease.close()
     if request.ephemeral:
+        # What others may ask for at once must be free when we return; what nobody can know of need not.
+        behind = not request.published and not any(request.addresses)
         with contextlib.suppress(InsulaError):
-            delete(context, DeleteMachine(name=name, force=True), Operation("delete", name))
+            delete(context, DeleteMachine(name=name, force=True), Operation("delete", name), cards_behind=behind)

@@ -31,6 +31,7 @@ from insula.operations.capture import captured
 from insula.operations.context import Context
 from insula.operations.create import fill
 from insula.operations.hold import Held
+from insula.operations.idle import wait_idle
 from insula.operations.image import find_or_build
 from insula.operations.observe import observe
 from insula.operations.operation import Operation
@@ -48,16 +49,13 @@ from insula.store.warm import BOOTED, publish_warm, read_warm, remove_warm, warm
 if TYPE_CHECKING:
     from insula.images.record import Image
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 DAY: Final = 86400.0
 # A state's programs were started that long ago: what they read then (certificates, leases, time zones) grows old with them.
 MAX_AGE: Final = 30 * DAY
 REFRESH_AGE: Final = 7 * DAY  # it is made anew behind a command that used it
 _BOOT: Final = 300.0
-# A guest is idle when it took less than this share of a CPU for so long; one that never is, is taken as it is after a while.
-_IDLE_SHARE: Final = 0.2
-_IDLE_FOR: Final = 0.5
-_IDLE_WITHIN: Final = 20.0
+_IDLE_WITHIN: Final = 60.0  # seconds; a guest that never is, is taken as it is then
 
 
 def make(context: Context, request: WarmImage, operation: Operation) -> WarmStatus:
@@ -162,7 +160,10 @@ def _keep(context: Context, staged: Path, operation: Operation) -> None:
     try:
         boot(context, staged, read_machine(staged), operation, _BOOT, launched=attach, introduce=False)
         operation.tell("wait until it is idle")
-        wait_idle(staged, read_machine(staged).id)
+        # Those who fork it begin with their cables out: what a guest does about that, it has done then.
+        context.engine.set_links(staged / names.RUN, False)
+        prepare_guest(staged)
+        wait_idle(staged, read_machine(staged).id, _IDLE_WITHIN)
         status, record = observe(staged)
         assert record is not None
         with captured(context, Held(staged, record, status), operation, go_on=False) as state:
@@ -183,33 +184,14 @@ def _keep(context: Context, staged: Path, operation: Operation) -> None:
     journal.clear(staged)
 
 
-def wait_idle(folder: Path, machine_id: str) -> None:
-    """Wait until the guest's QEMU takes next to no CPU time, some seconds at most; the guest's file systems are flushed first."""
-    from insula.guest.agent import sync
+def prepare_guest(folder: Path) -> None:
+    """Let the guest do now what each fork of it would have to do first."""
+    from insula.guest.agent import prepare, sync
     from insula.guest.link import open_link
-    from insula.isolation.inhabitants import inhabitants
 
     with contextlib.suppress(InsulaError), open_link(folder / names.RUN) as link:
         sync(link)
-    pids = list(inhabitants(folder, machine_id))
-    deadline = time.monotonic() + _IDLE_WITHIN
-    while time.monotonic() < deadline:
-        before = _cpu_seconds(pids)
-        time.sleep(_IDLE_FOR)  # what is measured is how much it takes in that time
-        if _cpu_seconds(pids) - before < _IDLE_SHARE * _IDLE_FOR:
-            return
-
-
-def _cpu_seconds(pids: list[int]) -> float:
-    """CPU time these processes took so far (proc(5), stat: user and system time in clock ticks)."""
-    import os
-
-    ticks = 0
-    for pid in pids:
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+        prepare(link)
 
 
 def list_states(context: Context, request: ListWarmStates, operation: Operation) -> list[WarmStatus]:
