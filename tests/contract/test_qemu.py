@@ -98,7 +98,9 @@ def test_every_process_of_the_machine_is_jailed(bench: Bench) -> None:
         uid = status["Uid"].split()[0]
         if os.geteuid() == 0:
             assert int(uid) >= 10_000
-    assert status_of(processes["qemu"])["Seccomp"] == "2"
+    # The keeper is held to our list of calls where there is one, QEMU to its own -sandbox, too.
+    listed = os.uname().machine == "x86_64"
+    assert [int(status_of(processes[kind])["Seccomp_filters"]) for kind in ("keeper", "qemu")] == [listed, listed + 1]
     assert status_of(processes["keeper"])["NSpid"].split()[-1] == "1"
     mounts = (processes["qemu"] / "mountinfo").read_text().splitlines() if os.geteuid() == 0 else []
     for line in mounts:

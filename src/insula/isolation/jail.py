@@ -1,8 +1,8 @@
 """The jail around a machine's processes. Pure: what it is made of goes in, the words of a command come out.
 
-From outside in: an own user id (root's machines), limits, then bubblewrap's namespaces: user, mount, pid, ipc, uts, cgroup
-and an empty network. The root is a read-only copy of what QEMU needs (roots.py). There is no /proc, no /sys, no /tmp; of
-/dev there is /dev/null. No place can be written: disks, sockets and logs are handed in as open descriptors.
+From outside in: an own user id (for root), limits, then bubblewrap's namespaces (user, mount, pid, ipc, uts, cgroup, and an
+empty network), then a list of allowed system calls. The root is a read-only copy of what QEMU needs (roots.py). There is no
+/proc, no /sys, no /tmp; of /dev there is /dev/null. No place can be written: disks, sockets and logs are handed in open.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ _DESCRIPTORS: Final = 1024
 @dataclass(frozen=True, slots=True)
 class Jail:
     """``uid``: the host id inside (None: the caller's), ``groups``: further ones. ``shown``: files of the host and where they can
-    be read inside; ``devices``: device nodes, and where they can be opened inside."""
+    be read inside; ``devices``: device nodes, and where they can be opened inside. ``calls``: a descriptor of the filter that all
+    inside are held to (filters/)."""
 
     root: Path
     uid: int | None = None
     groups: tuple[int, ...] = ()
     shown: tuple[tuple[Path, str], ...] = ()
     devices: tuple[tuple[Path, str], ...] = ()
+    calls: int | None = None
 
 
 def jail_argv(jail: Jail, command: Sequence[str]) -> list[str]:
@@ -62,5 +64,7 @@ def _namespaces(jail: Jail) -> list[str]:
         words += ["--ro-bind", str(source), path]
     for source, path in jail.devices:
         words += ["--dev-bind", str(source), path]
+    if jail.calls is not None:
+        words += ["--seccomp", str(jail.calls)]
     # No --die-with-parent: the machine outlives the command that started it. Process 1 is our command, and the jail ends with it.
     return [*words, "--as-pid-1"]

@@ -36,6 +36,7 @@ from insula.errors import ChildFailed, DamagedRecord, HostLacks, InsulaError, Ma
 from insula.host.files import explain_os_error, remove_tree, write_atomic
 from insula.host.native import native_path
 from insula.host.process import require_program, run
+from insula.isolation.filters import open_filter
 from insula.isolation.jail import Jail, jail_argv
 from insula.isolation.roots import KEEPER_INSIDE, jail_root
 from insula.isolation.uids import jail_ids
@@ -234,14 +235,18 @@ def _start(plan: LaunchPlan, jail: Jail, porter: list[str], qemu: list[str], des
         inner += [f"--{name}", str(number)]
     inner += ["--keep", ",".join(str(number) for number in descriptors.qemu.values()), "--", *qemu]
     words = [*porter, *porter_words(speaking, plan.on_end)]
+    calls = open_filter("machine")
     try:
-        run([*words, "--", *jail_argv(jail, inner)], pass_fds=descriptors.numbers(), timeout=PATIENCE)
+        passed = [*descriptors.numbers(), *([] if calls is None else [calls])]
+        run([*words, "--", *jail_argv(replace(jail, calls=calls), inner)], pass_fds=passed, timeout=PATIENCE)
         descriptors.close()  # so that the pipe ends when the last who could speak on it has ended
         _hear(listening)
     except ChildFailed as cause:
         raise HostLacks(f"cannot start the keeper: {cause.message}", code="keeper_failed", hint=cause.hint) from cause
     finally:
         os.close(listening)
+        if calls is not None:
+            os.close(calls)
 
 
 def porter_words(speaking: int, on_end: tuple[str, ...]) -> list[str]:

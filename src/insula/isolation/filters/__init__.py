@@ -1,0 +1,21 @@
+"""What jailed processes may ask the kernel for: lists of system calls (``*.calls``), and what the kernel takes (``*.bpf``), which
+``packaging/calls.py`` makes of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from insula.model.architectures import debian_architecture
+
+_FOLDER: Final = Path(__file__).parent
+
+
+def open_filter(jailed: str) -> int | None:
+    """A descriptor for bubblewrap's ``--seccomp`` with the filter of ``jailed`` (``machine``); None where this computer's
+    architecture has no list."""
+    try:
+        return os.open(_FOLDER / f"{jailed}-{debian_architecture(os.uname().machine)}.bpf", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None

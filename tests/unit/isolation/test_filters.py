@@ -1,0 +1,130 @@
+"""What a machine's processes may ask the kernel for: the list means what it says, and what the kernel is given means the list."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import struct
+from collections.abc import Callable
+from typing import Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from insula.isolation import filters
+from tests.framework.project import ROOT
+
+_CALLS: Final = ROOT / "src/insula/isolation/filters/machine-amd64.calls"
+_PROGRAM: Final = _CALLS.with_suffix(".bpf").read_bytes()
+_AMD64, _I386 = 0xC000003E, 0x40000003
+_ALLOWED, _EPERM, _ENOTTY, _ENOSYS, _KILLED = 0x7FFF0000, 0x00050001, 0x00050019, 0x00050026, 0x80000000
+_X32 = 0x40000000
+
+
+def compiler() -> Callable[[str, str], bytes]:
+    made: Callable[[str, str], bytes] = runpy.run_path(str(ROOT / "packaging/calls.py"))["compile_calls"]
+    return made
+
+
+def numbers() -> dict[str, int]:
+    lines = [line.partition(":")[0].split() for line in _CALLS.read_text().splitlines() if line and not line.startswith("#")]
+    return {name: int(number) for number, name in lines}
+
+
+def verdict(number: int, *arguments: int, arch: int = _AMD64) -> int:
+    """What the program says, run as the kernel does (its classic BPF, as far as the compiler uses it)."""
+    data = struct.pack("=IIQ6Q", number, arch, 0, *[*arguments, 0, 0, 0, 0, 0, 0][:6])
+    at = accumulator = 0
+    while True:
+        operation, so, else_, value = struct.unpack_from("=HBBI", _PROGRAM, 8 * at)
+        at += 1
+        if operation == 0x20:
+            (accumulator,) = struct.unpack_from("=I", data, value)
+        elif operation == 0x54:
+            accumulator &= value
+        elif operation in (0x15, 0x35):
+            at += so if (accumulator == value if operation == 0x15 else accumulator >= value) else else_
+        else:
+            assert operation == 0x06, hex(operation)
+            return int(value)
+
+
+def test_what_is_committed_was_made_of_the_list() -> None:
+    assert compiler()(_CALLS.read_text(), "amd64") == _PROGRAM, "run: python packaging/calls.py"
+
+
+def test_the_names_are_those_of_the_numbers() -> None:
+    """As far as this computer knows them (linux-libc-dev)."""
+    try:
+        with open("/usr/include/x86_64-linux-gnu/asm/unistd_64.h") as stream:
+            known = dict(line.split()[1:3] for line in stream if line.startswith("#define __NR_"))
+    except FileNotFoundError:
+        pytest.skip("linux-libc-dev is not installed")
+    listed = numbers()
+    assert {name: int(known[f"__NR_{name}"]) for name in listed if f"__NR_{name}" in known} == listed
+    assert len(listed) > 100
+
+
+@given(st.integers(0, 0xFFFFFFFF))
+def test_any_number_gets_what_the_list_says(number: int) -> None:
+    listed = {at: name for name, at in numbers().items()}
+    expected = {None: {_EPERM}, "clone3": {_ENOSYS}, "ioctl": {_ENOTTY}}.get(listed.get(number), {_ALLOWED, _EPERM})
+    assert verdict(number) in expected
+    assert verdict(number, arch=_I386) == _KILLED
+    assert number >= _X32 or verdict(number | _X32) == _EPERM
+
+
+def test_every_call_without_a_condition_is_allowed() -> None:
+    conditional = {"socket", "socketpair", "clone", "clone3", "ioctl", "prctl"}
+    assert {name for name, number in numbers().items() if verdict(number) != _ALLOWED} <= conditional
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "allowed"),
+    [
+        ("socket", (1,), True),
+        ("socket", (2,), False),  # AF_INET
+        ("socket", (16,), False),  # AF_NETLINK
+        ("socket", (40,), False),  # AF_VSOCK
+        ("clone", (0x3D0F00,), True),  # a thread
+        ("clone", (0x1200011,), True),  # a process
+        ("clone", (0x10000011,), False),  # CLONE_NEWUSER
+        ("clone", (0x40000011,), False),  # CLONE_NEWNET
+        ("clone", (0x80,), False),  # CLONE_NEWTIME
+        ("ioctl", (0, 0x400454D0), True),  # TUNSETOFFLOAD
+        ("ioctl", (0, 0x400454CA), False),  # TUNSETIFF
+        ("ioctl", (0, 0x5412), False),  # TIOCSTI
+        ("ioctl", (0, 0xFFFFFFFF00005412), False),
+        ("ioctl", (0, 0xAE80), True),  # KVM_RUN
+        ("prctl", (38,), True),  # PR_SET_NO_NEW_PRIVS
+        ("prctl", (24,), False),  # PR_CAPBSET_DROP
+    ],
+)
+def test_arguments_are_looked_at(name: str, arguments: tuple[int, ...], allowed: bool) -> None:
+    assert (verdict(numbers()[name], *arguments) == _ALLOWED) == allowed
+
+
+@pytest.mark.parametrize(
+    "name",
+    "ptrace process_vm_readv mount unshare setns bpf keyctl io_uring_setup userfaultfd perf_event_open init_module".split(),
+)
+def test_what_opens_doors_is_not_on_the_list(name: str) -> None:
+    assert name not in numbers()
+
+
+@pytest.mark.parametrize("text", ["read", "0 read: 9 = 1", "0 read: 0 = x | ", "0 read : 0 = 1", "x read"])
+def test_a_line_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not a"):
+        compiler()(text, "amd64")
+
+
+def test_a_filter_is_found_for_this_computer() -> None:
+    found = filters.open_filter("machine")
+    if os.uname().machine != "x86_64":
+        assert found is None
+        return
+    assert found is not None
+    with open(found, "rb") as stream:
+        assert stream.read() == _PROGRAM
+    assert filters.open_filter("nothing") is None
