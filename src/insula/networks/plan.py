@@ -51,7 +51,8 @@ class Uplink(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inner6: str
 
 
-_UPLINKS = "10.213.0.0/16"
+# The first where there is room: with some VPNs all of a private range is elsewhere.
+_UPLINKS = ("10.213.0.0/16", "172.23.0.0/16", "192.168.213.0/24")
 
 
 def choose_uplink(home: str, taken: Iterable[str]) -> Uplink:
@@ -60,16 +61,17 @@ def choose_uplink(home: str, taken: Iterable[str]) -> Uplink:
     from ipaddress import IPv4Network, IPv6Address, ip_network
 
     used = [each for each in map(ip_network, taken) if isinstance(each, IPv4Network) and each.prefixlen > 0]
-    room = IPv4Network(_UPLINKS)
-    count = room.num_addresses // 4
-    begin = int(home, 16) % count
-    for step in range(count):
-        base = room[(begin + step) % count * 4]
-        small = IPv4Network(f"{base}/30")
-        if not any(small.overlaps(each) for each in used):
-            low = int(IPv6Address(f"fd1d:{home[:4]}:{home[4:]}:ffff::"))
-            return Uplink(str(small[1]), str(small[2]), str(IPv6Address(low + 1)), str(IPv6Address(low + 2)))
-    raise ValueError(f"no free subnet is left in {_UPLINKS}")
+    for room in map(IPv4Network, _UPLINKS):
+        if any(room.subnet_of(each) for each in used):
+            continue
+        count = room.num_addresses // 4
+        begin = int(home, 16) % count
+        for step in range(count):
+            small = IPv4Network((int(room[(begin + step) % count * 4]), 30))
+            if not any(small.overlaps(each) for each in used):
+                low = int(IPv6Address(f"fd1d:{home[:4]}:{home[4:]}:ffff::"))
+                return Uplink(str(small[1]), str(small[2]), str(IPv6Address(low + 1)), str(IPv6Address(low + 2)))
+    raise ValueError(f"no free subnet is left in {', '.join(_UPLINKS)}")
 
 
 def host_links(home: str, uplink: Uplink, netns: str) -> list[str]:

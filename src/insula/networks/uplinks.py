@@ -46,6 +46,7 @@ def raise_root(home_key: str, state: State, holder: Holder, networks: Iterable[N
     """The host's side as root: links and routes, rules, switches. What is there already is left or made right."""
     assert state.uplink is not None, "root's uplink is a pair of links"
     specs, made, spaces = list(networks), list[str](), holder.spaces
+    _refuse_taken(home_key, specs)
     nft.apply(rules.host_rules(home_key, specs, state.uplink))  # before there is a way by which anything could come
     if not links.exists(naming.host_link(home_key)):
         made = plan.host_links(home_key, state.uplink, f"/proc/self/fd/{spaces.net}")
@@ -58,8 +59,26 @@ def offer(home_key: str, state: State, networks: Iterable[NetworkSpec]) -> None:
     """As root: routes and rules of the host for the networks that are there."""
     specs = list(networks)
     if state.uplink is not None:
+        _refuse_taken(home_key, specs)
         links.apply("ip", _routes(home_key, state.uplink, specs))
         nft.apply(rules.host_rules(home_key, specs, state.uplink))
+
+
+def _refuse_taken(home_key: str, networks: Iterable[NetworkSpec]) -> None:
+    """Raises HostLacks (``subnet_taken``) when packets for a network's machines, or some of them, go elsewhere by now."""
+    from ipaddress import ip_network
+
+    there = [ip_network(each) for each in links.routes(except_link=naming.host_link(home_key))]
+    for spec in networks:
+        for subnet in [ip_network(each) for each in (spec.ipv4, spec.ipv6) if each and spec.mode == "nat"]:
+            for other in there:
+                # A wider one, such as a VPN's, leaves ours alone.
+                if other.version == subnet.version and other.prefixlen >= subnet.prefixlen and other.overlaps(subnet):
+                    raise HostLacks(
+                        f"this host sends {other} elsewhere, and a network here has {subnet}",
+                        code="subnet_taken",
+                        hint=f"to see who has it: ip route show {other}; or use another network: insula network create NAME",
+                    )
 
 
 def _routes(home_key: str, uplink: plan.Uplink, networks: Iterable[NetworkSpec]) -> list[str]:

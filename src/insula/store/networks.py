@@ -10,8 +10,10 @@ import contextlib
 import os
 import secrets
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -25,6 +27,9 @@ from insula.store import names
 from insula.store.locks import folder_lock
 from insula.store.names import Home
 from insula.store.records import read_record, write_record
+
+# Where subnets of our own choice begin, as a number, and how many there are.
+_SUBNETS: Final = ((10 << 24 | 77 << 16, (128 - 77) * 256), (172 << 24 | 24 << 16, 8 * 256))
 
 RECORD_VERSION = 1
 _LAN = "lan-"  # with a card's key: the claim of a card whose address the LAN gives
@@ -127,7 +132,7 @@ def create_network(home: Home, name: str, spec: NetworkSpec, taken: Iterable[str
             hint = "choose another, or delete that network first"
             raise AlreadyExists(f"there is a network named '{name}' already", code="name_taken", hint=hint)
         others = {other: record.spec for other, record in list_networks(home)}
-        spec = check_network(_with_subnets(spec, others, [*taken]))
+        spec = check_network(_with_subnets(spec, others, [*taken], _first_place(home)))
         _refuse_overlap(spec, others, taken)
         record = NetworkRecord(RECORD_VERSION, _free_id(home), spec, time.time())
         staged = home.networks / f"{names.NEW_PREFIX}{secrets.token_hex(8)}"
@@ -156,11 +161,12 @@ def _free_id(home: Home) -> str:
     return one
 
 
-def _with_subnets(spec: NetworkSpec, others: dict[str, NetworkSpec], taken: list[str]) -> NetworkSpec:
+def _with_subnets(spec: NetworkSpec, others: dict[str, NetworkSpec], taken: list[str], begin: int) -> NetworkSpec:
     if spec.mode == "bridge":
         return spec
     if spec.ipv4 is None:
-        spec = msgspec.structs.replace(spec, ipv4=free_subnet([*taken, *[each.ipv4 for each in others.values() if each.ipv4]]))
+        used = [*taken, *[each.ipv4 for each in others.values() if each.ipv4]]
+        spec = msgspec.structs.replace(spec, ipv4=free_subnet(used, begin))
     if spec.ipv6 is None:
         spec = msgspec.structs.replace(spec, ipv6=_new_prefix())
     return spec
@@ -173,21 +179,27 @@ def _new_prefix() -> str:
     return str(IPv6Network((0xFD << 120 | secrets.randbits(40) << 80 | 1 << 64, 64)))
 
 
-def free_subnet(taken: Iterable[str]) -> str:
-    """Pure: the first /24 of 10.77.0.0 to 10.127.255.0 that touches none of ``taken``. Raises HostLacks (``no_subnet``).
+def _first_place(home: Home) -> int:
+    """Where a home begins to look for subnets: of two on one computer each sees what the other has only while that runs."""
+    return zlib.crc32(os.fsencode(os.path.realpath(home.root)))
+
+
+def free_subnet(taken: Iterable[str], begin: int = 0) -> str:
+    """Pure: the first /24 of 10.77.0.0 to 10.127.255.0, from the one with the number ``begin`` on and around, that touches none
+    of ``taken``; where others have all of these, of 172.24.0.0 to 172.31.255.0. Raises HostLacks (``no_subnet``).
 
     A default route touches nothing.
     """
     from ipaddress import IPv4Network, ip_network
 
     used = [each for each in map(ip_network, taken) if isinstance(each, IPv4Network) and each.prefixlen]
-    for second in range(77, 128):
-        for third in range(256):
-            subnet = IPv4Network((10 << 24 | second << 16 | third << 8, 24))
+    for first, count in _SUBNETS:
+        for step in range(count):
+            subnet = IPv4Network((first + ((begin + step) % count << 8), 24))
             if not any(subnet.overlaps(each) for each in used):
                 return str(subnet)
     raise HostLacks(
-        "no subnet is free from 10.77.0.0/24 to 10.127.255.0/24",
+        "no subnet is free from 10.77.0.0/24 to 10.127.255.0/24, and none from 172.24.0.0/24 to 172.31.255.0/24",
         code="no_subnet",
         hint="name one, e.g. --subnet 192.168.200.0/24",
     )

@@ -279,6 +279,23 @@ def test_a_host_without_a_way_out_has_networks_all_the_same(tmp_path: Path) -> N
 
 
 @pytest.mark.limit(30)
+def test_a_subnet_that_others_have_by_now_is_not_taken_from_them(lan: World) -> None:
+    """Another home's, or a VPN's that came after the network was made; a wider one does not matter."""
+    for theirs in ("10.77.0.0/24", "10.77.0.128/25"):
+        lan.root("ip", "route", "add", theirs, "via", OTHER4)
+        with pytest.raises(Failed, match=f"subnet_taken: this host sends {theirs} elsewhere"):
+            lan.host.attach("a", 10)
+        lan.root("ip", "route", "delete", theirs, "via", OTHER4)
+        assert lan.host.remains() == []
+    lan.root("ip", "route", "add", "10.0.0.0/8", "via", OTHER4)
+    lan.host.attach("a", 10)
+    lan.other.serve(80)
+    assert lan.machine("a").connect(OTHER4, 80) == "open"
+    lan.host.end("a")
+    lan.root("ip", "route", "delete", "10.0.0.0/8", "via", OTHER4)
+
+
+@pytest.mark.limit(30)
 @pytest.mark.parametrize("chain", ["policy drop;", "\nct state established accept\nreject with icmpx admin-prohibited\n"])
 def test_a_filter_of_others_that_drops_is_named_with_what_lets_us_through(lan: World, chain: str) -> None:
     """Machines are heard by their host all the same; nothing of others' is changed by us."""

@@ -153,7 +153,8 @@ def test_uplinks_touch_nothing() -> None:
     left = plan.choose_uplink(HOME, ["10.213.0.0/17"])
     assert not ip_network("10.213.0.0/17").overlaps(ip_network(f"{left.host4}/32"))
     with pytest.raises(ValueError, match="no free subnet"):
-        plan.choose_uplink(HOME, ["10.0.0.0/8"])
+        plan.choose_uplink(HOME, ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"])
+    assert plan.choose_uplink(HOME, ["10.0.0.0/8"]).host4.startswith("172.23.")
 
 
 def test_a_rule_that_names_a_machine_changes_with_nobody_else() -> None:
