@@ -40,7 +40,8 @@ def _measured(world: World, n: int, words: list[str]) -> dict[str, Pairs]:
         for number in range(n):
             kinds = list(networks)
             at = number % len(kinds)
-            for kind in [*kinds[at:], *kinds[:at]]:
+            turns = [*kinds[at:], *kinds[:at]]
+            for kind in turns if number % 2 else reversed(turns):  # what went is swept up by the kernel while the next one comes
                 seconds[kind].append(_until_address(networks[kind], words))
     return {kind: Pairs(tuple(seconds[kind]), tuple(seconds["none"])) for kind in KINDS}
 

@@ -240,11 +240,14 @@ def cabled(context: Context, folder: Path, record: MachineRecord, *, standby: bo
 
     Raises HostLacks (``no_fabric``, ``network_failed`` …), also on leaving.
     """
+    if not record.nics:
+        yield ()
+        return
     from insula.engines.base import NicPlan
     from insula.networks.fabric import stand_by
     from insula.operations.hanging import Hanging
 
-    fabric = bool(record.nics) and has_fabric(context)
+    fabric = has_fabric(context)
     with contextlib.ExitStack() as undo, contextlib.ExitStack() as opened:
         plans, coming = [], []
         for nic in record.nics:
