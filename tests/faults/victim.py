@@ -9,7 +9,7 @@ error, whose code is written to standard error, the status being 3: ``q`` and ``
 machine NAME, ``Q`` and ``K`` the youngest of any machine.
 
 In the environment: ``VICTIM_ID`` is the id of the machine, for verbs that want that; ``VICTIM_BOUND`` the number of layers beyond
-which they are merged.
+which they are merged; ``VICTIM_PORT`` a port of the host to be published.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from pathlib import Path
 from insula.client.local import LocalClient
 from insula.errors import InsulaError
 from insula.model import requests
+from insula.model.network import Publish, parse_rule
 from insula.model.spec import MachineSpec
 from insula.model.transfer import Transfer
 from insula.operations import merge
 from insula.operations.operation import Progress
 
 _SPEC = MachineSpec(memory=128 << 20, networks=())
+_NETWORK = "den"  # what is attached, detached and deleted
 
 
 def request_for(verb: str, name: str, machine_id: str = "") -> requests.Request:
@@ -63,6 +65,24 @@ def request_for(verb: str, name: str, machine_id: str = "") -> requests.Request:
         "clone-full": requests.CloneMachine(name=name, new_name=f"{name}-x1", full=True),
         "warm": requests.WarmImage(image="tiny", spec=_SPEC, refresh=True),
         "spare": requests.SetSpares(origin=f"{name}@base", count=1),
+    }
+    return made[verb] if verb in made else _network_request(verb, name)
+
+
+def _network_request(verb: str, name: str) -> requests.Request:
+    spec = MachineSpec(memory=128 << 20, networks=("nat", _NETWORK))
+    port = Publish(int(os.environ.get("VICTIM_PORT", "1")), 80)
+    made: dict[str, requests.Request] = {
+        "run-networked": requests.RunMachine(image="tiny", name=f"{name}-x1", spec=spec),
+        "attach": requests.AttachNetwork(name=name, network=_NETWORK),
+        "detach": requests.DetachNetwork(name=name, network=_NETWORK),
+        "publish": requests.PublishPorts(name=name, ports=(port,)),
+        "unpublish": requests.UnpublishPorts(name=name),
+        "firewall": requests.SetFirewall(name=name, add=(parse_rule("deny to any tcp 81"),)),
+        "limit": requests.LimitNetwork(name=name, up=10_000_000, down=10_000_000),
+        "unplug": requests.SetLink(name=name, network="nat", up=False),
+        "network-create": requests.CreateNetwork(name=_NETWORK, mode="private"),
+        "network-delete": requests.DeleteNetwork(name=_NETWORK),
     }
     return made[verb]
 

@@ -47,7 +47,7 @@ def host_state() -> HostState:
     """What there is now."""
     return HostState(
         links=frozenset(name for name in _listing(Path("/sys/class/net")) if name.startswith("ins") or _KEYED.search(name)),
-        tables=frozenset(_nft_tables()),
+        tables=frozenset(nft_tables()),
         cgroups=frozenset(str(path) for path in Path("/sys/fs/cgroup").rglob("insula*") if path.is_dir()),
         shared_memory=frozenset(name for name in _listing(Path("/dev/shm")) if "insula" in name),
         network_namespaces=frozenset(name for name in _listing(Path("/run/netns")) if name.startswith("ins")),
@@ -148,7 +148,7 @@ def _sockets(folder: Path) -> Iterator[str]:
             yield f"socket: {name}"
 
 
-def _nft_tables() -> list[str]:
+def nft_tables() -> list[str]:
     if os.geteuid() != 0 or shutil.which("nft") is None:
         return []
     answer = subprocess.run(["nft", "-j", "list", "tables"], capture_output=True, check=False)

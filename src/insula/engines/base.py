@@ -247,6 +247,10 @@ class Engine(Protocol):
         """Plug in a network card, which has a tap and a slot. After a failure there is none."""
         ...
 
+    def cards(self, run: Path) -> set[int]:
+        """The slots of the network cards that a running machine has."""
+        ...
+
     def pull(self, run: Path, slot: int) -> None:
         """Pull a network card out; one that is gone is fine. Raises GuestError (``card_in_use``): the guest holds it."""
         ...

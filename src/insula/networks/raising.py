@@ -10,7 +10,7 @@ import msgspec
 
 from insula.errors import DamagedRecord, HostLacks, InsulaError
 from insula.host import links, nft
-from insula.host.files import remove_tree
+from insula.host.files import is_temporary, remove_tree
 from insula.host.holder import Holder, start_holder
 from insula.model.network import NetworkSpec
 from insula.networks import forwarders, lan, lone, naming, plan, relay, rules, uplinks
@@ -158,9 +158,9 @@ def _mend_links(fabric: Fabric, present: Collection[str]) -> None:
         if spec.mode == "bridge":
             lan.join(network, spec, holder.spaces)
         batch += plan.network_links(network, spec)
-    for key, attached in fabric.cards.items():
-        batch += card_links(attached) if naming.tap_name(key) in present else []
     links.apply("ip", batch, holder.spaces, tolerated=links.THERE)
+    cards = [line for key, card in fabric.cards.items() if naming.tap_name(key) in present for line in card_links(card)]
+    links.apply("ip", cards, holder.spaces, tolerated=(*links.THERE, *links.GONE))  # a QEMU may be just ending
 
 
 def write_names(fabric: Fabric, network: str, spec: NetworkSpec) -> bool:
@@ -206,3 +206,7 @@ def end(home: names.Home, home_key: str, holder: Holder) -> None:
         remove_tree(home.fabric / name)
     for name in (names.HOLDER_SOCKET, names.FABRIC_STATE, names.FABRIC_LAID, names.PASTA_LOG):
         (home.fabric / name).unlink(missing_ok=True)
+    for folder in (home.fabric, home.fabric / names.FABRIC_NICS):
+        for entry in folder.iterdir():
+            if is_temporary(entry.name):  # of a command that was killed: we hold the lock it held
+                entry.unlink()

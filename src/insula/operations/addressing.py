@@ -7,14 +7,18 @@ networkd, dhclient or busybox's udhcpc, which is started where a guest without a
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from insula.errors import GuestError
+from insula.operations.identify import identify
+from insula.store import names
 from insula.store.machines import MachineRecord
 
 if TYPE_CHECKING:
     from insula.guest.link import Link
+    from insula.operations.context import Context
 
 # ``leave``: forget what a former self was given, while the cable is out; ``begin``: then ask, once it is in. ``renew``: ask
 # whether it still holds. ``ensure``: ask if nobody does.
@@ -24,6 +28,8 @@ _TIME: Final = (
     20.0  # seconds; of a server that is there the answer comes within four, and nobody waits longer for one that is not
 )
 _NOBODY: Final = 3
+_FOUND: Final = 20.0  # seconds for a guest to find a card; an emulated one takes half of one
+_LOOK: Final = 0.1
 
 # Words of a client that was ended are kept in /run, to begin it anew with. What is called with them is the guest's own.
 _SCRIPT: Final = r"""
@@ -103,6 +109,23 @@ def tell_clients(link: Link, record: MachineRecord, how: How) -> str:
     if code == _NOBODY:
         return "no DHCP client in the guest is known, so it may go on with an address that another has"
     return f"the guest's DHCP client refused (exit code {code})" if code else ""
+
+
+def introduce(context: Context, folder: Path, record: MachineRecord) -> None:
+    """Tell a guest who it is, also one into which a card was just plugged: as soon as it has found that.
+
+    Raises GuestError, AgentAbsent, MachineEnded.
+    """
+    deadline = time.monotonic() + _FOUND
+    while True:
+        try:
+            identify(context, folder, record)
+            ensure_addressed(folder / names.RUN, record)
+            return
+        except GuestError as failure:
+            if "ENODEV" not in failure.message or time.monotonic() > deadline:
+                raise
+        time.sleep(_LOOK)  # no event tells that a guest's driver has taken a card
 
 
 def ensure_addressed(run: Path, record: MachineRecord) -> None:

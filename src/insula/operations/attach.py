@@ -2,45 +2,34 @@
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Collection
-from pathlib import Path
-from typing import Final
-
 import msgspec
 
-from insula.errors import AlreadyExists, GuestError, HostLacks, NotFound, WrongState
+from insula.errors import AlreadyExists, HostLacks, NotFound, WrongState
 from insula.model.identity import new_mac
 from insula.model.network import Nic, Rates
 from insula.model.requests import AttachNetwork, DetachNetwork, LimitNetwork, SetLink
 from insula.model.spec import MOST_NETWORKS
 from insula.model.status import MachineStatus, State
-from insula.operations.addressing import ensure_addressed
+from insula.operations.addressing import introduce
 from insula.operations.cabling import (
     Card,
     change_cards,
     check_holds,
     free_slot,
-    hang,
     has_fabric,
     new_card,
     new_key,
-    plug_cables,
     take_off,
     with_nics,
 )
 from insula.operations.context import Context
-from insula.operations.hold import Held, hold_machine, status_of
-from insula.operations.identify import identify
+from insula.operations.hold import Held, hold_machine, noted, status_of
 from insula.operations.operation import Operation, Steps
+from insula.operations.rewire import plug
 from insula.store import names
 from insula.store.events import append_event
 from insula.store.machines import MachineRecord, write_machine
 from insula.store.networks import release_card
-
-_FOUND: Final = 20.0  # seconds for a guest to find a card; an emulated one takes half of one
-_LOOK: Final = 0.1
 
 
 def attach(context: Context, request: AttachNetwork, operation: Operation) -> MachineStatus:
@@ -56,65 +45,23 @@ def attach(context: Context, request: AttachNetwork, operation: Operation) -> Ma
         if not has_fabric(context):
             raise HostLacks("this host can make no network to attach to", code="no_fabric", hint="run: insula doctor")
         card = Card(new_key(), new_mac(), free_slot(record.nics))
-        nic = new_card(context, record.id, request.network, card, fabric=True, address=request.address)
-        after = _with(record, [*record.nics, nic], (*record.spec.networks, request.network))
-        check_holds(context, nic, record.firewall)
-        with Steps(operation) as steps:
-            steps.undo(lambda: release_card(context.home, request.network, nic.mac))
-            write_machine(held.folder, after)
-            steps.undo(lambda: write_machine(held.folder, record))
-            if held.status.state.has_process:
-                steps.begin("plug the card in")
-                steps.undo(lambda: take_off(context.home, nic))
-                steps.undo(lambda: context.engine.pull(held.folder / names.RUN, nic.slot))
-                _plug(context, held.folder, after, nic)
+        with noted(held, "attach", takes_back=True):
+            with Steps(operation) as steps:
+                steps.undo(lambda: release_card(context.home, request.network, card.mac))
+                nic = new_card(context, record.id, request.network, card, fabric=True, address=request.address)
+                check_holds(context, nic, record.firewall)
+                after = _with(record, [*record.nics, nic], (*record.spec.networks, request.network))
+                write_machine(held.folder, after)
+                steps.undo(lambda: write_machine(held.folder, record))
+                if held.status.state.has_process:
+                    steps.begin("plug the card in")
+                    steps.undo(lambda: take_off(context.home, nic))
+                    steps.undo(lambda: context.engine.pull(held.folder / names.RUN, nic.slot))
+                    plug(context, held.folder, after, nic)
+            if held.status.state is State.RUNNING and held.status.agent:
+                introduce(context, held.folder, after)
         append_event(held.folder, "attached", network=request.network)
-        if held.status.state is State.RUNNING and held.status.agent:
-            _introduce(context, held, after)
         return status_of(held.folder)
-
-
-def plug_anew(context: Context, name: str, keys: Collection[str]) -> None:
-    """Give a machine that runs new cards in the places of those with ``keys``, whose taps are gone. What the guest knows of them,
-    but for their addresses, it finds out again. Raises WrongState, Busy, GuestError (``card_in_use``), HostLacks."""
-    with hold_machine(context, name, "network repair") as held:
-        for nic in held.record.nics:
-            if nic.key in keys:
-                context.engine.pull(held.folder / names.RUN, nic.slot)
-                try:
-                    _plug(context, held.folder, held.record, nic)
-                except BaseException:
-                    take_off(context.home, nic)
-                    raise
-        plug_cables(context, held.folder / names.RUN, held.record)
-        append_event(held.folder, "cards-replaced")
-        if held.status.agent:
-            _introduce(context, held, held.record)
-
-
-def _plug(context: Context, folder: Path, record: MachineRecord, nic: Nic) -> None:
-    from insula.engines.base import NicPlan
-
-    assert record.board is not None
-    tap = hang(context.home, folder.name, record, nic)
-    try:
-        context.engine.plug(folder / names.RUN, NicPlan(nic.mac, tap, nic.slot), offloads=record.board.offloads)
-    finally:
-        os.close(tap)
-
-
-def _introduce(context: Context, held: Held, record: MachineRecord) -> None:
-    """Let the agent set up the card that was just plugged in, as soon as the guest has found it."""
-    deadline = time.monotonic() + _FOUND
-    while True:
-        try:
-            identify(context, held.folder, record)
-            ensure_addressed(held.folder / names.RUN, record)
-            return
-        except GuestError as failure:
-            if "ENODEV" not in failure.message or time.monotonic() > deadline:
-                raise
-        time.sleep(_LOOK)  # no event tells that a guest's driver has taken a card
 
 
 def detach(context: Context, request: DetachNetwork, operation: Operation) -> MachineStatus:
@@ -122,14 +69,15 @@ def detach(context: Context, request: DetachNetwork, operation: Operation) -> Ma
     with hold_machine(context, request.name, "network detach") as held:
         nic = _card_on(context, held, request.network)
         index = held.record.nics.index(nic)
-        if held.status.state.has_process:
-            operation.tell("pull the card out")
-            context.engine.pull(held.folder / names.RUN, nic.slot)
         kept = [each for each in held.record.nics if each is not nic]
         networks = tuple(name for place, name in enumerate(held.record.spec.networks) if place != index)
-        write_machine(held.folder, _with(held.record, kept, networks))
-        take_off(context.home, nic)
-        release_card(context.home, request.network, nic.mac)
+        with noted(held, "detach", takes_back=True):
+            if held.status.state.has_process:
+                operation.tell("pull the card out")
+                context.engine.pull(held.folder / names.RUN, nic.slot)
+            write_machine(held.folder, _with(held.record, kept, networks))
+            take_off(context.home, nic)
+            release_card(context.home, request.network, nic.mac)
         append_event(held.folder, "detached", network=request.network)
         return status_of(held.folder)
 
@@ -139,13 +87,14 @@ def set_link(context: Context, request: SetLink, operation: Operation) -> Machin
     del operation
     with hold_machine(context, request.name, "network link") as held:
         chosen = _cards(context, held, request.network)
-        after = _replace(
-            held, [msgspec.structs.replace(nic, up=request.up) if nic in chosen else nic for nic in held.record.nics]
-        )
-        if held.status.state.has_process:
-            for nic in chosen:
-                context.engine.set_link(held.folder / names.RUN, nic.slot, request.up)
-            change_cards(context, request.name, after)
+        with noted(held, "network link"):
+            after = _replace(
+                held, [msgspec.structs.replace(nic, up=request.up) if nic in chosen else nic for nic in held.record.nics]
+            )
+            if held.status.state.has_process:
+                for nic in chosen:
+                    context.engine.set_link(held.folder / names.RUN, nic.slot, request.up)
+                change_cards(context, request.name, after)
         return status_of(held.folder)
 
 
@@ -157,9 +106,10 @@ def limit(context: Context, request: LimitNetwork, operation: Operation) -> Mach
         limited = {nic.key: msgspec.structs.replace(nic, rates=_rates(nic.rates, request)) for nic in chosen}
         for nic in limited.values():
             check_holds(context, nic, held.record.firewall)
-        after = _replace(held, [limited.get(nic.key, nic) for nic in held.record.nics])
-        if held.status.state.has_process:
-            change_cards(context, request.name, after)
+        with noted(held, "network limit"):
+            after = _replace(held, [limited.get(nic.key, nic) for nic in held.record.nics])
+            if held.status.state.has_process:
+                change_cards(context, request.name, after)
         return status_of(held.folder)
 
 

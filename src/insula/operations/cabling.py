@@ -387,13 +387,19 @@ def uncable_all(home: Home, machine_id: str, keys: Collection[str] = ()) -> None
     """As `uncable`, for the machine with this id, of which there may be nothing else any more. ``keys``: of cards it had."""
     if not home.fabric.exists():
         return
-    from insula.networks.ground import attached_cards
-
     found = set(keys)
     with contextlib.suppress(InsulaError, OSError):
-        found |= {key for key, card in attached_cards(home).items() if card.machine_id == machine_id}
+        found |= hanging_keys(home, machine_id)
     for key in sorted(found):
         _detach(home, key)
+
+
+def hanging_keys(home: Home, machine_id: str) -> set[str]:
+    """The keys of cards that hang, or stand by, for a machine."""
+    from insula.networks.ground import attached_cards, standing_cards
+
+    there = (attached_cards(home), standing_cards(home))
+    return {key for cards in there for key, card in cards.items() if card.machine_id == machine_id}
 
 
 def take_off(home: Home, nic: Nic) -> None:

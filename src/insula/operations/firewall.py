@@ -12,7 +12,7 @@ from insula.model.network import MACHINE_PEER, Firewall, Rule, check_firewall, c
 from insula.model.requests import SetFirewall, ShowFirewall
 from insula.operations.cabling import change_cards, check_holds, network_of
 from insula.operations.context import Context
-from insula.operations.hold import Held, hold_machine
+from insula.operations.hold import Held, hold_machine, noted
 from insula.operations.operation import Operation
 from insula.store.events import append_event
 from insula.store.machines import machine_folder, machine_names, read_machine, write_machine
@@ -40,10 +40,18 @@ def change(context: Context, request: SetFirewall, operation: Operation) -> Fire
 
 
 def _load(context: Context, held: Held, firewall: Firewall) -> None:
-    after = msgspec.structs.replace(held.record, firewall=firewall)
-    if held.status.state.has_process:
-        change_cards(context, held.folder.name, after)
-    write_machine(held.folder, after)
+    """Let its cards obey. When one cannot, none does, and the machine has the firewall it had."""
+    with noted(held, "firewall"):
+        after = msgspec.structs.replace(held.record, firewall=firewall)
+        write_machine(held.folder, after)
+        try:
+            if held.status.state.has_process:
+                change_cards(context, held.folder.name, after)
+        except InsulaError:
+            write_machine(held.folder, held.record)
+            with contextlib.suppress(InsulaError):
+                change_cards(context, held.folder.name, held.record)
+            raise
     append_event(held.folder, "firewall", profile=firewall.profile, isolated=firewall.isolated, rules=_words(firewall))
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from insula.errors import NotFound
 from insula.model.lifecycle import check_transition, is_already
 from insula.model.status import MachineStatus, State
+from insula.operations import journal
 from insula.operations.context import Context
 from insula.operations.observe import observe
 from insula.operations.recover import recover, sweep
@@ -39,6 +40,13 @@ def hold_machine(context: Context, name: str, verb: str, *, patience: float = 0.
         check_transition(name, verb, status.state, status.problem)
         assert record is not None
         yield Held(folder, record, status, is_already(verb, status.state))
+
+
+def noted(held: Held, verb: str, *, takes_back: bool = False) -> contextlib.AbstractContextManager[None]:
+    """Note in the machine's journal that its cards, rules or ports are being changed; see `journal.noted`."""
+    return journal.noted(
+        held.folder, verb, "change its networks", stands=held.status.state is State.PAUSED, takes_back=takes_back
+    )
 
 
 def status_of(folder: Path) -> MachineStatus:

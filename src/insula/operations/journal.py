@@ -7,11 +7,12 @@ Whoever takes the machine's lock next finds the note of a dead verb and finishes
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-from insula.errors import DamagedRecord
+from insula.errors import DamagedRecord, InsulaError
 from insula.store import names
 from insula.store.records import read_record, write_record
 
@@ -33,6 +34,20 @@ def note(folder: Path, verb: str, step: str, *, stands: bool = False) -> None:
 def clear(folder: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         (folder / names.JOURNAL).unlink()
+
+
+@contextlib.contextmanager
+def noted(folder: Path, verb: str, step: str, *, stands: bool = False, takes_back: bool = False) -> Iterator[None]:
+    """For a verb of one step. When that fails the note stays, so that the next verb looks at what there is; not so if it
+    ``takes_back`` what it did."""
+    note(folder, verb, step, stands=stands)
+    try:
+        yield
+    except InsulaError:
+        if takes_back:
+            clear(folder)
+        raise
+    clear(folder)
 
 
 def pending(folder: Path) -> Entry | None:

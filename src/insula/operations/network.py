@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import msgspec
 
-from insula.errors import HostLacks, InsulaError, WrongState
+from insula.errors import Busy, HostLacks, InsulaError, NotFound, WrongState
 from insula.model.network import NetworkSpec, check_network, check_network_name
 from insula.model.requests import CreateNetwork, DeleteNetwork, ListNetworks, RepairNetworks, ShowNetwork
 from insula.model.status import NetworkDetails, NetworkMember, NetworkStatus
@@ -14,11 +15,12 @@ from insula.operations.cabling import has_fabric
 from insula.operations.context import Context
 from insula.operations.observe import is_alive, observe
 from insula.operations.operation import Operation
-from insula.operations.ports import reopen_ports
+from insula.operations.recover import recover
+from insula.operations.rewire import rewire
 from insula.store import names
-from insula.store.locks import folder_lock
+from insula.store.locks import folder_lock, machine_lock
 from insula.store.machines import MachineRecord, machine_names, read_machine
-from insula.store.networks import NetworkRecord
+from insula.store.networks import NetworkRecord, sweep_networks
 
 
 def create(context: Context, request: CreateNetwork, operation: Operation) -> NetworkStatus:
@@ -113,32 +115,30 @@ def repair(context: Context, request: RepairNetworks, operation: Operation) -> l
 
     operation.tell("look at links, rules and helpers")
     before = status(context.home)
-    lost: dict[str, list[str]] = {}
-    for key in make_so(context.home):
-        if key in before.cards:
-            lost.setdefault(before.cards[key].attached.machine, []).append(key)
-    told = [_plugged_anew(context, machine, keys) for machine, keys in lost.items()]
+    make_so(context.home)
+    told = [f"{program} had ended: started again" for program in before.missing]
     for name in machine_names(context.home):
-        folder = context.home.machine(name)
-        with contextlib.suppress(InsulaError, OSError):
-            if (record := read_machine(folder)).published and is_alive(folder):
-                reopen_ports(context, name, record)
-    return [
-        *(f"{program} had ended: started again" for program in before.missing),
-        *told,
-        *(_blocked(context) if before.running else []),
-    ]
+        told += _rewired(context, context.home.machine(name))
+    with contextlib.suppress(InsulaError, OSError):
+        _release_what_is_gone(context)
+    sweep_networks(context.home)
+    return [*told, *(_blocked(context) if before.running else [])]
 
 
-def _plugged_anew(context: Context, machine: str, keys: list[str]) -> str:
-    """Give a machine that lost its cards new ones; what came of it, in words."""
-    from insula.operations.attach import plug_anew
-
+def _rewired(context: Context, folder: Path) -> list[str]:
+    """Make right what hangs on networks for a machine; what came of it, in words."""
+    name = folder.name
     try:
-        plug_anew(context, machine, keys)
+        with machine_lock(folder / names.LOCK, name, "recover"):
+            if not recover(context, folder):
+                return []
+            return [f"{name} {line}" for line in rewire(context, folder, alive=is_alive(folder))]
+    except (Busy, NotFound):
+        return []  # its verb is at work, not dead
     except InsulaError as refusal:
-        return f"{machine} has lost its network card for good, and gets no new one now: restart it ({refusal.message})"
-    return f"{machine} had lost its network card: it has a new one"
+        return [f"{name} is not on its networks as it should be: restart it ({refusal.message})"]
+    except OSError:
+        return []
 
 
 def _fabric(context: Context) -> str:

@@ -13,9 +13,9 @@ from insula.model.requests import ListPorts, PublishPorts, UnpublishPorts
 from insula.model.status import PortStatus
 from insula.operations.cabling import attached, has_fabric
 from insula.operations.context import Context
-from insula.operations.hold import hold_machine
+from insula.operations.hold import hold_machine, noted
 from insula.operations.observe import is_alive
-from insula.operations.operation import Operation
+from insula.operations.operation import Operation, Steps
 from insula.store.events import append_event
 from insula.store.machines import MachineRecord, machine_folder, machine_names, read_machine, write_machine
 from insula.store.names import Home
@@ -23,7 +23,6 @@ from insula.store.names import Home
 
 def publish(context: Context, request: PublishPorts, operation: Operation) -> list[PortStatus]:
     """Publish ports of a machine; it need not run. Raises NotFound, AlreadyExists (``port_taken``: who holds it), HostLacks."""
-    del operation
     with hold_machine(context, request.name, "publish") as held:
         if not any(nic.ipv4 for nic in held.record.nics):
             raise HostLacks(
@@ -34,9 +33,12 @@ def publish(context: Context, request: PublishPorts, operation: Operation) -> li
         new = [port for port in request.ports if port not in held.record.published]
         check_free(context.home, request.name, new)
         after = msgspec.structs.replace(held.record, published=[*held.record.published, *new])
-        if held.status.state.has_process:
-            open_ports(context, request.name, after, list(request.ports))
-        write_machine(held.folder, after)
+        with noted(held, "publish", takes_back=True), Steps(operation) as steps:
+            write_machine(held.folder, after)
+            steps.undo(lambda: write_machine(held.folder, held.record))
+            if held.status.state.has_process:
+                open_ports(context, request.name, after, [port for port in request.ports if port not in new])
+                open_ports(context, request.name, after, new)
         append_event(held.folder, "published", ports=[format_publish(port) for port in new])
         return _status(context, held.folder, after)
 
@@ -52,9 +54,10 @@ def unpublish(context: Context, request: UnpublishPorts, operation: Operation) -
             if port not in held.record.published:
                 raise NotFound(f"{request.name} does not publish {format_publish(port)}", code="port_not_published")
         after = msgspec.structs.replace(held.record, published=[port for port in held.record.published if port not in gone])
-        write_machine(held.folder, after)
-        for port in gone:
-            close(context.home, port)
+        with noted(held, "unpublish"):
+            write_machine(held.folder, after)
+            for port in gone:
+                close(context.home, port)
         append_event(held.folder, "unpublished", ports=[format_publish(port) for port in gone])
         return _status(context, held.folder, after)
 

@@ -19,6 +19,7 @@ from insula.operations.cabling import uncable, uncable_all
 from insula.operations.context import Context
 from insula.operations.observe import is_alive, observe
 from insula.operations.operation import Operation
+from insula.operations.rewire import rewire
 from insula.operations.settle import end_by_force, find_by_id, is_ephemeral, settle_locked
 from insula.store import names
 from insula.store.due import read_due
@@ -32,6 +33,8 @@ from insula.store.warm import sweep_warm
 
 # Verbs that bring a machine to life: an ephemeral one whose verb died meanwhile is nobody's.
 _BIRTHS: Final = frozenset({"create", "start", "fork"})
+# After these the guest is told who it is: its name, its cards' addresses.
+_TOLD: Final = _BIRTHS | {"attach"}
 _PATIENCE: Final = 120.0
 _ANSWER: Final = 20.0  # seconds for a guest that was loaded to come to itself
 _PLACES: Final = (names.SNAPSHOTS, names.DISKS, names.LAYERS, names.FIRMWARE, names.TPM)
@@ -95,13 +98,15 @@ def _finish(context: Context, folder: Path, entry: journal.Entry) -> bool:
     if is_alive(folder):
         due = read_due(folder / names.RUN)
         stands = entry.stands or due is not None
-        done = _rejoin(context, folder, goes_on=not stands) and (entry.verb not in _BIRTHS or _finish_start(context, folder))
+        done = _rejoin(context, folder, goes_on=not stands) and _rewire(context, folder, alive=True)
+        done = done and (entry.verb not in _TOLD or _finish_start(context, folder))
         if due is not None and not due.stands and not entry.stands:
             _finish_due(context, folder)
     else:
         finish_publishing(folder, entry.verb, entry.step)
         with contextlib.suppress(InsulaError, OSError):
             uncable(context.home, read_machine(folder))  # of a verb that died before QEMU was there
+        _rewire(context, folder, alive=False)
     if done:
         _sweep_files(folder)
     return done
@@ -179,6 +184,15 @@ def _rejoin(context: Context, folder: Path, *, goes_on: bool) -> bool:
     return True
 
 
+def _rewire(context: Context, folder: Path, *, alive: bool) -> bool:
+    """Make what hangs on networks for the machine what its record says; whether that could be done."""
+    try:
+        rewire(context, folder, alive=alive)
+    except (InsulaError, OSError):
+        return False
+    return True
+
+
 def _sweep_files(folder: Path) -> None:
     remove_tree(folder / names.ORIGIN)
     _sweep_snapshots(folder)
@@ -219,8 +233,7 @@ def _finish_due(context: Context, folder: Path) -> None:
 
 def _finish_start(context: Context, folder: Path) -> bool:
     """Tell the guest of a running machine who it is; whether that is done, or need not be."""
-    from insula.operations.addressing import ensure_addressed
-    from insula.operations.identify import identify
+    from insula.operations.addressing import introduce
 
     status, record = observe(folder)
     if record is None or not record.boot.agent:
@@ -228,7 +241,6 @@ def _finish_start(context: Context, folder: Path) -> bool:
     if not status.agent or status.state is not State.RUNNING:
         return False
     with contextlib.suppress(InsulaError):
-        identify(context, folder, record)
-        ensure_addressed(folder / names.RUN, record)
+        introduce(context, folder, record)
         return True
     return False

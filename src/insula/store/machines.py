@@ -273,17 +273,19 @@ def _rename_exclusively(source: Path, target: Path, name: str) -> None:
 
 def remove_machine_folder(home: Home, folder: Path) -> None:
     """Delete a machine: out of sight at once, then its files. A crash in between leaves a folder that sweep() removes."""
-    from insula.store.networks import release_claims
-
-    machine_id = ""
-    with contextlib.suppress(InsulaError, OSError):
-        machine_id = read_machine(folder).id
     gone = home.machines / f"{names.GONE_PREFIX}{secrets.token_hex(8)}"
     folder.rename(gone)
     fsync_folder(home.machines)
+    _remove_gone(home, gone)
+
+
+def _remove_gone(home: Home, gone: Path) -> None:
+    """Give back its addresses first: afterwards nobody knows that they were its own."""
+    from insula.store.networks import release_claims
+
+    with contextlib.suppress(InsulaError, OSError):
+        release_claims(home, read_machine(gone).id)
     remove_tree(gone)
-    if machine_id:
-        release_claims(home, machine_id)
 
 
 def sweep_machines(home: Home, end: Callable[[Path], None]) -> list[str]:
@@ -298,7 +300,7 @@ def sweep_machines(home: Home, end: Callable[[Path], None]) -> list[str]:
             fsync_folder(home.machines)
         for entry in found:
             if entry.name.startswith(names.GONE_PREFIX):
-                remove_tree(Path(entry.path))
+                _remove_gone(home, Path(entry.path))
                 removed.append(entry.name)
             elif entry.name.startswith(names.NEW_PREFIX):
                 with held(Path(entry.path) / names.LOCK) as free:

@@ -147,6 +147,13 @@ def create_network(home: Home, name: str, spec: NetworkSpec, taken: Iterable[str
     return record
 
 
+def sweep_networks(home: Home) -> None:
+    """Remove what dead commands left half-made or half-deleted."""
+    if home.networks.is_dir():
+        with folder_lock(home.networks):
+            _sweep_folders(home)
+
+
 def _sweep_folders(home: Home) -> None:
     """Remove what dead commands left half-made or half-deleted; to be called by who holds the lock all others would need."""
     for folder in home.networks.glob(".*"):

@@ -88,6 +88,9 @@ class WriterEngine:
     def plug(self, run: Path, nic: NicPlan, *, offloads: bool) -> None:
         raise AssertionError("nobody gets a network card here")
 
+    def cards(self, run: Path) -> set[int]:
+        return set()
+
     def pull(self, run: Path, slot: int) -> None:
         raise AssertionError("nobody has a network card here")
 

@@ -138,6 +138,9 @@ class FakeEngine:
         assert nic.slot is not None
         self._running(run).cards[nic.slot] = (nic.mac, offloads)
 
+    def cards(self, run: Path) -> set[int]:
+        return set(self._running(run).cards)
+
     def pull(self, run: Path, slot: int) -> None:
         self._running(run).cards.pop(slot, None)
 

@@ -11,7 +11,7 @@ from insula.engines.qemu.board import nic_part
 from insula.engines.qemu.qmp import Event, Monitor, Refused
 from insula.errors import GuestError
 
-_PULLED: Final = 10.0  # seconds for a guest to let go of a card; Linux takes a tenth of one
+_PULLED: Final = 20.0  # seconds for a guest to let go of a card; Linux takes a tenth of one, on a busy host much more
 
 
 def plug(socket_path: Path, nic: NicPlan, *, offloads: bool) -> None:
@@ -20,6 +20,8 @@ def plug(socket_path: Path, nic: NicPlan, *, offloads: bool) -> None:
     assert nic.slot is not None
     name = f"net{nic.slot}"
     with Monitor(socket_path) as monitor:
+        with contextlib.suppress(Refused):  # of one that was only half plugged in
+            monitor.execute("netdev_del", {"id": name})
         monitor.execute("getfd", {"fdname": name}, [nic.tap])
         monitor.execute("netdev_add", {"type": "tap", "id": name, "fd": name, "vhost": False})
         part = nic_part(nic.slot, nic, offloads)
@@ -29,6 +31,13 @@ def plug(socket_path: Path, nic: NicPlan, *, offloads: bool) -> None:
             with contextlib.suppress(Refused):
                 monitor.execute("netdev_del", {"id": name})
             raise
+
+
+def slots(socket_path: Path) -> set[int]:
+    """See `Engine.cards`."""
+    with Monitor(socket_path) as monitor:
+        found = [str(card.get("name")) for card in monitor.execute("query-rx-filter")]
+    return {int(name.removeprefix("nic")) for name in found if name.removeprefix("nic").isdecimal()}
 
 
 def pull(socket_path: Path, slot: int) -> None:

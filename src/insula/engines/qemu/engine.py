@@ -106,6 +106,11 @@ class QemuEngine:
 
         cards.plug(run / names.QMP_SOCKET, nic, offloads=offloads)
 
+    def cards(self, run: Path) -> set[int]:
+        from insula.engines.qemu import cards
+
+        return cards.slots(run / names.QMP_SOCKET)
+
     def pull(self, run: Path, slot: int) -> None:
         from insula.engines.qemu import cards
 
