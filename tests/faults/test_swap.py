@@ -9,7 +9,7 @@ import pytest
 import insula
 from tests.faults.swap.host import run_in_a_host_that_swaps
 
-pytestmark = [pytest.mark.full, pytest.mark.guest, pytest.mark.limit(1200)]
+pytestmark = [pytest.mark.full, pytest.mark.guest, pytest.mark.limit(3600)]
 
 _BLOB = 12_000_000  # bytes that the machine inside has for itself
 
