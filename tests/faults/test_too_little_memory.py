@@ -42,7 +42,7 @@ def give(home: Path, monkeypatch: pytest.MonkeyPatch) -> Give:
     context = Context(Home(home))
 
     def change(left: int) -> None:
-        promised = Room(0, list(admit._claims(context).values())).promised
+        promised = Room(0, list(admit._claims(admit._alive(context)).values())).promised
         monkeypatch.setattr(admit, "available_bytes", lambda: promised + left)
 
     return change
@@ -68,10 +68,10 @@ def _ready(home: Path) -> list[int]:
 def test_what_a_machine_owns_is_seen(home: Path, machine: insula.Machine) -> None:
     """A guest that writes to 48 MiB of its memory makes them its machine's own, and no other's."""
     identity = machine.show().id
-    before = admit._claims(Context(Home(home)))
+    before = admit._claims(admit._alive(Context(Home(home))))
     assert before[identity].worst >= 192 * MIB
     machine.exec("sh", "-c", "head -c 50331648 /dev/zero >/root/much", check=True)
-    after = admit._claims(Context(Home(home)))
+    after = admit._claims(admit._alive(Context(Home(home))))
     assert after[identity].owned - before[identity].owned > 40 * MIB
     assert all(abs(after[other].owned - before[other].owned) < 40 * MIB for other in before if other != identity)
 

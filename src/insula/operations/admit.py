@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from insula.errors import HostLacks, InsulaError
@@ -37,13 +37,16 @@ def admit(
 
 def check_room(context: Context, memory: int, board: BoardRecord, *, count: int, whose: str, replaces: str = "") -> None:
     """As `admit`, but spares stay."""
-    available, running = available_bytes(), _claims(context)
-    if replaces in running:
-        available += running.pop(replaces).owned
-    room = Room(available, list(running.values()), overcommit())
-    each = room.counted(worst_case(memory, board.accelerator))
-    if count * each > room.left:
-        raise _refusal(room, each, count, f"{count} {whose}" if count > 1 else whose)
+    alive = _alive(context)
+    # What they own makes more room, never less: with enough of it nobody need look through all processes.
+    for owned in (dict.fromkeys(alive, 0), None):
+        running = _claims(alive, owned)
+        available = available_bytes() + (running.pop(replaces).owned if replaces in running else 0)
+        room = Room(available, list(running.values()), overcommit())
+        each = room.counted(worst_case(memory, board.accelerator))
+        if count * each <= room.left:
+            return
+    raise _refusal(room, each, count, f"{count} {whose}" if count > 1 else whose)
 
 
 def board_of(context: Context, record: MachineRecord | SnapshotRecord) -> BoardRecord:
@@ -67,7 +70,7 @@ def _refusal(room: Room, each: int, count: int, whose: str) -> HostLacks:
     )
 
 
-def _claims(context: Context) -> dict[str, Claim]:
+def _alive(context: Context) -> dict[str, MachineRecord]:
     """The machines and spares that run, by their ids."""
     alive = {}
     for folder in _folders(context):
@@ -75,12 +78,16 @@ def _claims(context: Context) -> dict[str, Claim]:
             if is_alive(folder):
                 record = read_machine(folder)
                 alive[record.id] = record
-    pids = all_inhabitants(alive) if alive else {}
+    return alive
+
+
+def _claims(alive: Mapping[str, MachineRecord], owned: Mapping[str, int] | None = None) -> dict[str, Claim]:
+    """What they claim, by their ids. ``owned``: bytes that each has already, where that is not to be found out."""
+    if owned is None:
+        pids = all_inhabitants(alive) if alive else {}
+        owned = {key: sum(private_bytes(pid) for pid in pids.get(key, ())) for key in alive}
     return {
-        key: Claim(
-            worst_case(record.spec.memory, record.board.accelerator if record.board else ""),
-            sum(private_bytes(pid) for pid in pids.get(key, ())),
-        )
+        key: Claim(worst_case(record.spec.memory, record.board.accelerator if record.board else ""), owned[key])
         for key, record in alive.items()
     }
 
