@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 
 from bench.bars import BARS
 from bench.report import host, now, table, write
@@ -11,7 +12,7 @@ from bench.world import World
 
 
 def main() -> int:
-    """Returns 1 when a bar was missed."""
+    """Returns 1 when a bar was missed, or could not be measured."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure Insula against the same work by hand.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to measure (default: all): {', '.join(BARS)}")
     parser.add_argument("--n", type=int, default=0, metavar="N", help="pairs of each (default: what each says)")
@@ -25,12 +26,17 @@ def main() -> int:
     for name in given.names or BARS:
         bar = BARS[name]
         print(f"measuring {name} …", file=sys.stderr, flush=True)
-        for row in bar.measure(bar, world, given.n or bar.n):
-            lines.append(row.line(now()))
-            missed += not row.met
+        try:
+            rows = bar.measure(bar, world, given.n or bar.n)
+        except Exception:  # noqa: BLE001 (told, and counted as missed: what else there is to measure takes half an hour)
+            traceback.print_exc()
+            missed += 1
+            continue
+        lines += [row.line(now()) for row in rows]
+        missed += sum(not row.met for row in rows)
+        if given.write:
+            write(about, lines)
     print(about, table(lines), sep="\n\n")
-    if given.write:
-        write(about, lines)
     return 1 if missed else 0
 
 

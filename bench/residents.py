@@ -12,12 +12,15 @@ from bench.world import World
 
 _PR_SET_CHILD_SUBREAPER = 36
 _KEEPER = "insula-keeper"
-_EXPECTED = ("qemu-system", "passt")
+_EXPECTED = ("qemu-system",)
+# Who serves its network: dnsmasq, one for all machines there, or a passt of its own where there can be no networks.
+_NETWORK = ("dnsmasq", "passt")
 
 
 @dataclass(frozen=True)
 class Residents:
-    """``keeper``: PSS in bytes of all its processes. ``others``: names of what is neither keeper, nor QEMU, nor passt."""
+    """``keeper``: PSS in bytes of all its processes, those that hold the networks among them. ``others``: names of what is
+    neither keeper, nor QEMU, nor serves its network."""
 
     keeper: int
     others: tuple[str, ...]
@@ -33,9 +36,9 @@ def look(world: World) -> Residents:
         keeper = sum(pss(pid) for name, pid in found if name == _KEEPER)
     reap()
     names = [name for name, _ in found]
-    assert names.count(_KEEPER) == 2, f"not the two halves of a keeper: {names}"
-    assert all(any(name.startswith(program) for name in names) for program in _EXPECTED), names
-    return Residents(keeper, tuple(name for name in names if name != _KEEPER and not name.startswith(_EXPECTED)))
+    assert names.count(_KEEPER) in (2, 4), f"not the two halves of a keeper, and of what holds the networks: {names}"
+    assert any(name.startswith(_EXPECTED) for name in names), names
+    return Residents(keeper, tuple(name for name in names if name != _KEEPER and not name.startswith(_EXPECTED + _NETWORK)))
 
 
 def adopt_orphans() -> None:
