@@ -3,6 +3,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <limits.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,9 +13,13 @@
 
 #include "files.h"
 #include "hostkeys.h"
+#include "loop.h"
 #include "netlink.h"
 
-enum { HOSTS_MAX = 65536, RESOLV_MAX = 2048 };
+enum {
+    HOSTS_MAX = 65536, RESOLV_MAX = 2048,
+    CABLE_OUT = 2000, /* milliseconds for networkd to see that; it takes a hundredth of it, unless it hangs */
+};
 
 /* Everything is tried whatever went wrong: a half new identity is worse than a message. */
 static void note(struct outcome *outcome, int error, const char *path)
@@ -117,7 +122,7 @@ static void set_host_name(const char *name, struct outcome *outcome)
 
 /* The NIC that the fields at hand are about. */
 struct nic {
-    bool known;
+    bool known, unplugged; /* its cable is out: the host pulls those of a copy */
     struct link_info link;
     int flushed[2]; /* families whose old addresses are gone */
 };
@@ -125,7 +130,7 @@ struct nic {
 static void choose_nic(struct nic *nic, const char *text, struct outcome *outcome)
 {
     uint8_t mac[MAC_BYTES];
-    memset(nic, 0, sizeof *nic);
+    *nic = (struct nic){ .unplugged = nic->unplugged };
     int error = mac_parse(text, mac) ? link_find(mac, &nic->link) : EINVAL;
     nic->known = error == 0;
     note(outcome, error, text);
@@ -151,6 +156,18 @@ static void renew_link_local(const struct nic *nic, const uint8_t mac[MAC_BYTES]
         address_add(&new);
 }
 
+/* networkd, where it looks after this card, must have seen that the cable is out before it sees another address: of one that is
+ * used it would start its DHCPv6 client anew, fail at that, and give the card up (systemd 257). It writes down what it knows of a
+ * card. */
+static void let_networkd_see(int index)
+{
+    char path[64], text[4096];
+    snprintf(path, sizeof path, "/run/systemd/netif/links/%d", index);
+    for (uint64_t until = now_ms() + CABLE_OUT; now_ms() < until; poll(NULL, 0, 2))
+        if (read_text(path, text, sizeof text) <= 0 || !strstr(text, "CARRIER_STATE=carrier"))
+            return;
+}
+
 static void set_mac(struct nic *nic, const char *text, struct outcome *outcome)
 {
     uint8_t mac[MAC_BYTES];
@@ -158,6 +175,8 @@ static void set_mac(struct nic *nic, const char *text, struct outcome *outcome)
         note(outcome, EINVAL, text);
         return;
     }
+    if (nic->unplugged)
+        let_networkd_see(nic->link.index);
     /* A card that is taken down loses its routes, and who set them may not be there to set them again. */
     if (link_set_mac(nic->link.index, mac) == 0) {
         renew_link_local(nic, mac);
@@ -291,9 +310,9 @@ static void apply(const struct wire_field *field, struct nic *nic, char *dns, st
 void identity_apply(const struct request *request, struct outcome *outcome)
 {
     static char dns[RESOLV_MAX];
-    struct nic nic = { 0 };
     struct wire_cursor cursor;
     struct wire_field field;
+    struct nic nic = { .unplugged = wire_find(request->fields, request->length, TAG_FORMER, &field) };
     dns[0] = 0;
     wire_cursor_init(&cursor, request->fields, request->length);
     while (wire_field_next(&cursor, &field) == WIRE_GOT)
