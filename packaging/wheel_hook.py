@@ -14,7 +14,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-PARTS = ("agent", "keeper")
+PARTS = ("agent", "keeper", "probe")
 
 
 class WheelHook(BuildHookInterface):  # type: ignore[type-arg]  # hatchling's own configuration type is of no use here

@@ -25,11 +25,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { KEPT_MAX = 256, FAREWELL = 1000, SPARE_FOR = 200 };
+enum { KEPT_MAX = 256, FAREWELL = 1000, SPARE_FOR = 200, THREADS = 512 };
 
 static struct keeper keeper_of_this_process;
 
@@ -320,6 +321,16 @@ static void close_strangers(const struct arguments *arguments)
     close_others(ours, count);
 }
 
+/*
+ * QEMU has a thread for each CPU and at most 64 for disk requests. In a user namespace of its own, as a jail is, only what is in
+ * there counts (setrlimit(2), RLIMIT_NPROC), so this holds where machines share their owner's user, too.
+ */
+static void bound_threads(void)
+{
+    const struct rlimit most = {THREADS, THREADS};
+    setrlimit(RLIMIT_NPROC, &most);
+}
+
 int inner_main(int argc, char **argv)
 {
     struct keeper *keeper = &keeper_of_this_process;
@@ -329,6 +340,7 @@ int inner_main(int argc, char **argv)
     close_strangers(&arguments);
     prctl(PR_SET_DUMPABLE, 0);
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    bound_threads();
     int signals = prepare_signals();
     if (signals < 0) {
         perror("insula-keeper inner: signalfd");

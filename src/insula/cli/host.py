@@ -14,11 +14,14 @@ _MARKS = {"ok": "✓", "limited": "!", "missing": "✗"}
 
 @click.command(epilog="Example: insula doctor --fix")
 @click.option("--fix", is_flag=True, help="Install what is missing and build what has to be built.")
+@click.option("--probe", is_flag=True, help="Try to get out of a machine's jail instead; the exit code is 1 if one can.")
 @quiet_option
 @json_option
 @click.pass_context
-def doctor(ctx: click.Context, fix: bool, quiet: bool, as_json: bool) -> int:
+def doctor(ctx: click.Context, fix: bool, probe: bool, quiet: bool, as_json: bool) -> int:
     """Find out what this host can do by doing it; for each shortfall, what it costs and the command that mends it."""
+    if probe:
+        return _probe(fix, quiet, as_json)
     from insula.cli.packages import consent
     from insula.model.requests import ExamineHost
 
@@ -28,6 +31,21 @@ def doctor(ctx: click.Context, fix: bool, quiet: bool, as_json: bool) -> int:
     else:
         _print_report(report)
     return 0 if report.usable else 1
+
+
+def _probe(fix: bool, quiet: bool, as_json: bool) -> int:
+    from insula.model.requests import ProbeJail
+
+    if fix:
+        raise click.UsageError("--probe changes nothing: leave --fix away")
+    attempts = perform(ProbeJail(), quiet or as_json)
+    if as_json:
+        print_json(attempts)
+    else:
+        for each in attempts:
+            mark = _MARKS["ok" if each.result == "blocked" else "missing"]
+            click.echo(f"{mark} {each.name}: {each.result} ({each.detail})")
+    return 0 if all(attempt.result == "blocked" for attempt in attempts) else 1
 
 
 def _print_report(report: Any) -> None:

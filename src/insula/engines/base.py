@@ -194,6 +194,11 @@ class Engine(Protocol):
         """
         ...
 
+    def try_jail(self, plan: LaunchPlan, program: Path, words: tuple[str, ...]) -> bytes:
+        """Run a program, a static one, where ``plan`` would have the process that runs the guest: as the same user, in the same
+        jail, handed the same. Returns what it wrote until it ended. Raises HostLacks, DamagedRecord."""
+        ...
+
     def fingerprint(self, board: BoardRecord) -> str:
         """Changes with whatever a saved state of a machine on ``board`` depends on: this program's build, the CPU it shows the
         guest, and where the accelerator shows the host's own, that and its microcode."""

@@ -26,6 +26,7 @@ from insula.store import names
 from insula.store.locks import folder_lock
 
 KEEPER_INSIDE: Final = "/usr/bin/insula-keeper"
+PROBE_INSIDE: Final = "/usr/bin/insula-probe"
 _LAYOUT: Final = "3"
 _EMPTY_FILES: Final = ("dev/null", "dev/userfaultfd", "boot/kernel", "boot/initrd", "boot/memory")
 _ELF: Final = b"\x7fELF"
@@ -34,11 +35,13 @@ _LDD_LINE: Final = re.compile(r"^\s+(?:\S+ => )?(/\S+) \(0x[0-9a-f]+\)$", re.MUL
 
 @dataclass(frozen=True, slots=True)
 class RootPlan:
-    """What goes in: programs and modules (with the libraries they load), whole folders, and the keeper at its place."""
+    """What goes in: programs and modules (with the libraries they load), whole folders, the keeper at its place, and ``probe`` if
+    the jail is to be tried."""
 
     programs: tuple[Path, ...]
     folders: tuple[Path, ...]
     keeper: Path
+    probe: Path | None = None
 
 
 def roots_folder() -> Path:
@@ -74,11 +77,16 @@ def _sweep(folder: Path) -> None:
 def _digest(plan: RootPlan) -> str:
     """Of every source's path, size and time; the loader's cache stands for the libraries."""
     digest = hashlib.sha256(_LAYOUT.encode())
-    for path in (Path("/etc/ld.so.cache"), *plan.programs, *_inside(plan.folders), plan.keeper):
+    for path in (Path("/etc/ld.so.cache"), *plan.programs, *_inside(plan.folders), *_own(plan)):
         with contextlib.suppress(FileNotFoundError):
             status = path.stat()
             digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:32]
+
+
+def _own(plan: RootPlan) -> dict[Path, str]:
+    """What is ours of it, and its place."""
+    return {plan.keeper: KEEPER_INSIDE} | ({} if plan.probe is None else {plan.probe: PROBE_INSIDE})
 
 
 def _inside(folders: Sequence[Path]) -> list[Path]:
@@ -90,7 +98,8 @@ def _build(plan: RootPlan, root: Path) -> None:
     try:
         for path in [*plan.programs, *_libraries(plan.programs), *_inside(plan.folders)]:
             _place(path, staged / path.relative_to("/"))
-        _place(plan.keeper, staged / KEEPER_INSIDE.lstrip("/"))
+        for path, inside in _own(plan).items():
+            _place(path, staged / inside.lstrip("/"))
         for name in _EMPTY_FILES:
             (staged / name).parent.mkdir(parents=True, exist_ok=True)
             (staged / name).touch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 import msgspec
 
@@ -27,6 +28,15 @@ class Fact(msgspec.Struct, frozen=True):
     detail: str
     costs: str = ""
     fix: str = ""
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """Something that was tried to get out of a machine's jail: ``blocked``, ``open``, or ``untried`` when it could not even be
+    begun; ``detail`` says by what."""
+
+    name: str
+    result: Literal["blocked", "open", "untried"]
+    detail: str
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -301,6 +301,10 @@ class ExamineHost(Request, frozen=True):
     fix: bool = False
 
 
+class ProbeJail(Request, frozen=True):
+    """Try to get out of the jail that a machine's processes are in."""
+
+
 class DeleteImage(Request, frozen=True):
     image: str
     dry_run: bool = False

@@ -76,6 +76,7 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "PruneImages": ("image", "prune", "image prune"),
     "ShowDiskUsage": ("usage", "usage", "disk usage"),
     "ExamineHost": ("doctor", "doctor", "doctor"),
+    "ProbeJail": ("probe", "probe", "doctor"),
     "SettleMachine": ("recover", "settle", "settle"),
 }
 

@@ -53,6 +53,9 @@ class WriterEngine:
     def choose_board(self, arch: str, former: BoardRecord | None = None) -> BoardRecord:
         return former or self._board
 
+    def try_jail(self, plan: LaunchPlan, program: Path, words: tuple[str, ...]) -> bytes:
+        raise NotImplementedError
+
     def fingerprint(self, board: BoardRecord) -> str:
         return repr(board)
 

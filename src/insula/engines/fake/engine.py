@@ -62,6 +62,9 @@ class FakeEngine:
             raise HostLacks(f"machines of architecture {arch} cannot be run yet", code="arch_unsupported")
         return former or BoardRecord("pc-fake-1.0", "fake", "1.0", "tcg")
 
+    def try_jail(self, plan: LaunchPlan, program: Path, words: tuple[str, ...]) -> bytes:
+        raise HostLacks(f"{plan.name} is only played and has no jail for {program} {words}", code="no_jail")
+
     def fingerprint(self, board: BoardRecord) -> str:
         return repr(board)
 

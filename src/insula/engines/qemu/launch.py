@@ -15,7 +15,7 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -38,7 +38,7 @@ from insula.host.native import native_path
 from insula.host.process import require_program, run
 from insula.isolation.filters import open_filter
 from insula.isolation.jail import Jail, jail_argv
-from insula.isolation.roots import KEEPER_INSIDE, jail_root
+from insula.isolation.roots import KEEPER_INSIDE, PROBE_INSIDE, jail_root
 from insula.isolation.uids import jail_ids
 from insula.model.text import clean
 from insula.store import names
@@ -51,9 +51,17 @@ _LONGEST_LINE: Final = 16384
 TRACKING: Final = Path("/dev/userfaultfd")
 
 
-def launch(plan: LaunchPlan, build: Build, *, tracks: bool = False) -> None:
+@dataclass(frozen=True, slots=True)
+class Instead:
+    """The probe, to be run in QEMU's place with all that QEMU would be handed, and its words."""
+
+    program: Path
+    words: tuple[str, ...]
+
+
+def launch(plan: LaunchPlan, build: Build, *, tracks: bool = False, instead: Instead | None = None) -> None:
     """Start ``plan`` on ``build``; on return QEMU answers its monitor and the keeper serves its socket. ``tracks``: QEMU may use
-    the host's userfaultfd, if there is one.
+    the host's userfaultfd, if there is one. ``instead``: what is run in QEMU's place.
 
     Raises HostLacks (a program, memory or disk space is missing, the jail was refused), DamagedRecord (a file of the
     machine is missing), MachineEnded (``failed_to_start``: QEMU ended at once; its last words are in the message).
@@ -62,7 +70,7 @@ def launch(plan: LaunchPlan, build: Build, *, tracks: bool = False) -> None:
         require_program(program)
     _prepare_firmware(plan)
     keeper = native_path("insula-keeper")
-    root = jail_root(root_plan(build, keeper))
+    root = jail_root(root_plan(build, keeper, instead.program if instead else None))
     ids = jail_ids(plan.uuid)
     board = build_board(plan)
     with _run_folder(plan.run_folder), Descriptors() as descriptors, ExitStack() as watch, ExitStack() as undo:
@@ -77,7 +85,7 @@ def launch(plan: LaunchPlan, build: Build, *, tracks: bool = False) -> None:
         undo.callback(_end, plan)
         undo.callback(descriptors.close)  # before it: while we hold the listening socket ourselves, connecting proves nothing
         with tpm:
-            argv = build_argv(board, descriptors.qemu, str(build.binary))
+            argv = [PROBE_INSIDE, *instead.words] if instead else build_argv(board, descriptors.qemu, str(build.binary))
             _start(plan, jail, [str(keeper), "porter", *shown], argv, descriptors)
         _check_helpers(helpers, ids.network)
         if plan.load is not None:

@@ -158,8 +158,8 @@ def _host_cpu(cpuinfo: str) -> list[str]:
     return [line for line in first if line.startswith(("vendor_id", "model", "cpu family", "stepping", "microcode", "flags"))]
 
 
-def root_plan(build: Build, keeper: Path) -> RootPlan:
-    """What the jail of ``build`` must hold."""
+def root_plan(build: Build, keeper: Path, probe: Path | None = None) -> RootPlan:
+    """What the jail of ``build`` must hold, and ``probe`` if that is to try it."""
     modules = tuple(Path(path) for path in sorted(glob.glob(_MODULES)))
     folders = tuple(Path(path) for path in _DATA_FOLDERS if Path(path).is_dir())
-    return RootPlan((Path(build.binary), *modules), folders, keeper)
+    return RootPlan((Path(build.binary), *modules), folders, keeper, probe)

@@ -1,0 +1,58 @@
+"""The probe in a jail that lacks a layer: `python -m tests.security.weakened HOME LAYER`; prints what is open, a line each."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from insula.client.local import LocalClient
+from insula.engines.qemu import launch
+from insula.isolation.jail import Jail, jail_argv
+from insula.model.requests import ProbeJail
+
+# What is left out of the words that make the jail. A word that ends in `+` goes with the one after it, one in `=` with its value.
+LAYERS = {
+    "none": (),
+    "calls": ("--seccomp+",),
+    "network": ("--unshare-net",),
+    "processes": ("--unshare-pid", "--as-pid-1"),
+    "namespaces": ("--seccomp+", "--disable-userns"),
+    "read-only": ("--ro-bind",),
+    "user": ("--reuid=", "--regid=", "--clear-groups", "--bounding-set="),
+    "locks": ("--memlock=",),
+}
+
+
+def without(words: Sequence[str], missing: Sequence[str]) -> list[str]:
+    left, skip = [], False
+    for word in words:
+        if skip:
+            skip = False
+        elif f"{word}+" in missing:
+            skip = True
+        elif word == "--ro-bind" and word in missing:
+            left.append("--bind")
+        elif word not in missing and f"{word.partition('=')[0]}=" not in missing:
+            left.append(word)
+    return left
+
+
+def main() -> None:
+    home, layer = Path(sys.argv[1]), sys.argv[2]
+
+    def weaker(jail: Jail, command: Sequence[str]) -> list[str]:
+        words = jail_argv(jail, command)
+        end = words.index("--as-pid-1") + 1
+        weakened = without(words[:end], LAYERS[layer])
+        assert layer == "none" or weakened != words[:end]
+        return weakened + words[end:]
+
+    vars(launch)["jail_argv"] = weaker
+    for attempt in LocalClient(home).do(ProbeJail()):
+        if attempt.result != "blocked":
+            print(attempt.name)
+
+
+if __name__ == "__main__":
+    main()
