@@ -82,3 +82,22 @@ def test_a_system_with_a_client_of_its_own_asks_anew_when_it_is_forked(
     assert other != own
     assert has(child, other)
     assert own not in child.exec("ip", "-4", "address").stdout.replace("/", " ").split()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("network", ["bridge"], indirect=True)
+def test_a_client_of_another_make_is_begun_anew_with_its_own_words(
+    home: Path, tiny: str, network: str, name: str, forget: Callable[[str], None]
+) -> None:
+    """A fork's has no address of its parent's before it asks. (The client is a script of the name of one that is known.)"""
+    machine = insula.connect(home).run(tiny, name=name, memory="128M", network=network)
+    client = "echo $(cat /sys/class/net/eth0/address) \"$@\" $(ip -4 address show dev eth0 | grep -c inet) >> /tmp/asked; sleep 9999"
+    begin = f"killall udhcpc; printf '%s\\n' '#!/bin/sh' '{client}' > /bin/dhclient; chmod +x /bin/dhclient; dhclient -v eth0 &"
+    machine.exec("sh", "-c", begin, check=True)
+    waits = "until [ $(wc -l < /tmp/asked) -ge $1 ]; do sleep 0.1; done; cat /tmp/asked"
+    assert machine.exec("sh", "-c", waits, "sh", "1").stdout.split() == [mac(machine), "-v", "eth0", "1"]
+    child = machine.fork(name=f"{name[:50]}-child")[0]
+    forget(child.name)
+    asked = child.exec("sh", "-c", waits, "sh", "2").stdout.splitlines()
+    assert asked[1].split() == [mac(child), "-v", "eth0", "0"]
+    assert len(asked) == 2
