@@ -91,7 +91,9 @@ def test_a_client_of_another_make_is_begun_anew_with_its_own_words(
 ) -> None:
     """A fork's has no address of its parent's before it asks. (The client is a script of the name of one that is known.)"""
     machine = insula.connect(home).run(tiny, name=name, memory="128M", network=network)
-    client = "echo $(cat /sys/class/net/eth0/address) \"$@\" $(ip -4 address show dev eth0 | grep -c inet) >> /tmp/asked; sleep 9999"
+    client = (
+        'echo $(cat /sys/class/net/eth0/address) "$@" $(ip -4 address show dev eth0 | grep -c inet) >> /tmp/asked; sleep 9999'
+    )
     begin = f"killall udhcpc; printf '%s\\n' '#!/bin/sh' '{client}' > /bin/dhclient; chmod +x /bin/dhclient; dhclient -v eth0 &"
     machine.exec("sh", "-c", begin, check=True)
     waits = "until [ $(wc -l < /tmp/asked) -ge $1 ]; do sleep 0.1; done; cat /tmp/asked"

@@ -49,9 +49,16 @@ end() {
         while [ -e "/proc/$client/cmdline" ] && [ -n "$(tr '\0' x <"/proc/$client/cmdline")" ]; do :; done
     done
 }
-again() {  # the words that a client was ended with
-    [ ! -e "/run/insula-dhcp.$1" ] || xargs -0 sh -c '"$0" "$@"' <"/run/insula-dhcp.$1" >/dev/null 2>&1
+again() { # with the words it was ended with, in the foreground or not; a server's answer takes a moment
+    [ -e "/run/insula-dhcp.$1" ] || return 0
+    exec 9<"/run/insula-dhcp.$1"
     rm -f "/run/insula-dhcp.$1"
+    setsid xargs -0 sh -c 'exec "$0" "$@"' <&9 >/dev/null 2>&1 9<&- &
+    exec 9<&-
+    for moment in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+        ip -4 address show dev "$1" | grep -q inet && return 0
+        sleep 0.2
+    done
 }
 leave() {
     end "$1"
