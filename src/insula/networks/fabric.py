@@ -17,6 +17,7 @@ import msgspec
 
 from insula.errors import InsulaError, NotFound
 from insula.host import links, nft
+from insula.host.together import together
 from insula.model.network import NetworkSpec
 from insula.networks import forwarders, lan, lone, naming, plan, relay, rules, uplinks
 from insula.networks import names as dnsmasq
@@ -30,7 +31,6 @@ from insula.networks.ground import (
     opened,
     standing_cards,
     standing_file,
-    together,
 )
 from insula.networks.plan import Attached
 from insula.networks.raising import card_links, end, lay, mend, raised, shape, started, write_names

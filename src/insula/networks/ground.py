@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -134,23 +133,3 @@ def expected(fabric: Fabric) -> set[str]:
         servers |= relay.children(fabric.state.addresses)
     # Where the host itself has no way out pasta does not start, and need not.
     return servers if fabric.state.uplink is not None or not uplinks.world_is_there() else servers | {uplinks.PASTA}
-
-
-def together(*works: Callable[[], None]) -> None:
-    """Side by side: each mostly waits for a program. The first error is raised when all have ended."""
-    errors: list[BaseException] = []
-
-    def attempt(work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001 (raised by who waits for all)
-            errors.append(error)
-
-    threads = [threading.Thread(target=attempt, args=(work,)) for work in works[1:]]
-    for thread in threads:
-        thread.start()
-    attempt(works[0])
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]

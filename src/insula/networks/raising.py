@@ -12,10 +12,11 @@ from insula.errors import DamagedRecord, HostLacks, InsulaError
 from insula.host import links, nft
 from insula.host.files import is_temporary, remove_tree
 from insula.host.holder import Holder, start_holder
+from insula.host.together import together
 from insula.model.network import NetworkSpec
 from insula.networks import forwarders, lan, lone, naming, plan, relay, rules, uplinks
 from insula.networks import names as dnsmasq
-from insula.networks.ground import Fabric, attached_cards, cards_inside, expected, opened, together
+from insula.networks.ground import Fabric, attached_cards, cards_inside, expected, opened
 from insula.networks.plan import Attached
 from insula.store import names
 from insula.store.records import read_record, write_record

@@ -12,6 +12,7 @@ from insula.errors import HostLacks
 from insula.host import links, nft
 from insula.host.holder import Holder, Program
 from insula.host.process import require_program
+from insula.host.together import together
 from insula.model.network import NetworkSpec
 from insula.networks import naming, plan, rules, switches
 
@@ -47,12 +48,14 @@ def raise_root(home_key: str, state: State, holder: Holder, networks: Iterable[N
     assert state.uplink is not None, "root's uplink is a pair of links"
     specs, made, spaces = list(networks), list[str](), holder.spaces
     _refuse_taken(home_key, specs)
-    nft.apply(rules.host_rules(home_key, specs, state.uplink))  # before there is a way by which anything could come
     if not links.exists(naming.host_link(home_key)):
         made = plan.host_links(home_key, state.uplink, f"/proc/self/fd/{spaces.net}")
     made += _routes(home_key, state.uplink, specs)
-    links.apply("ip", made, pass_fds=spaces.descriptors())
-    switches.turn_on()
+    together(
+        lambda: nft.apply(rules.host_rules(home_key, specs, state.uplink)),
+        lambda: links.apply("ip", made, pass_fds=spaces.descriptors()),
+    )
+    switches.turn_on()  # the last; and the other end of our link is still down
 
 
 def offer(home_key: str, state: State, networks: Iterable[NetworkSpec]) -> None:
@@ -60,8 +63,8 @@ def offer(home_key: str, state: State, networks: Iterable[NetworkSpec]) -> None:
     specs = list(networks)
     if state.uplink is not None:
         _refuse_taken(home_key, specs)
-        links.apply("ip", _routes(home_key, state.uplink, specs))
-        nft.apply(rules.host_rules(home_key, specs, state.uplink))
+        lines, commands = _routes(home_key, state.uplink, specs), rules.host_rules(home_key, specs, state.uplink)
+        together(lambda: links.apply("ip", lines), lambda: nft.apply(commands))
 
 
 def _refuse_taken(home_key: str, networks: Iterable[NetworkSpec]) -> None:
