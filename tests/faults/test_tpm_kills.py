@@ -70,7 +70,7 @@ def _is_left(place: Path) -> bool:
 @pytest.mark.parametrize("verb", ["start", "restore-discard", "fork", "suspend", "clone"])
 def test_a_command_that_is_killed_leaves_no_tpm_alone(home: Path, secured: insula.Machine, points: Points, verb: str) -> None:
     kind = "c" if verb == "start" else ""  # what starts a process is looked at closely
-    points.each(lambda step: _strike(home, secured, verb, f"{kind}{step}"), rounds=6 if kind else 3, least=2)
+    points.each(lambda step: _strike(home, secured, verb, f"{kind}{step}"), rounds=6 if kind else 3, least=1)
     assert read(secured.start()) == b"former.."
 
 
