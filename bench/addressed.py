@@ -15,6 +15,7 @@ from bench.world import INSULA, World
 from insula.errors import NotFound
 
 KINDS: Final = ("nat", "private")
+_REST: Final = 0.5  # seconds in which the kernel sweeps up the networks of whoever ran before
 _NETWORK: Final = f"bench-{os.getpid()}"
 # The shell alone: until the table of routes has a line of this card. Without a card it is the table's head that is looked for.
 _UNTIL: Final = "until while read -r card _; do [ $card = %s ] && break; done </proc/net/route; do sleep 0.01; done; echo here"
@@ -40,8 +41,8 @@ def _measured(world: World, n: int, words: list[str]) -> dict[str, Pairs]:
         for number in range(n):
             kinds = list(networks)
             at = number % len(kinds)
-            turns = [*kinds[at:], *kinds[:at]]
-            for kind in turns if number % 2 else reversed(turns):  # what went is swept up by the kernel while the next one comes
+            for kind in [*kinds[at:], *kinds[:at]]:
+                time.sleep(_REST)
                 seconds[kind].append(_until_address(networks[kind], words))
     return {kind: Pairs(tuple(seconds[kind]), tuple(seconds["none"])) for kind in KINDS}
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from insula.errors import AgentAbsent, ChildFailed, GuestError, InsulaError
 from insula.model.identity import Identity, Renewal
 from insula.operations.addressing import asks_elsewhere, tell_clients
-from insula.operations.cabling import cabled, plug_cables
+from insula.operations.cabling import await_cards, cabled, plug_cables
 from insula.operations.context import Context
 from insula.operations.identify import KEY_TYPE, guest_identity
 from insula.operations.idle import wait_idle
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from insula.guest.agent import GuestIdentity, Renewed
     from insula.guest.link import Link
     from insula.guest.wire import Fields
+    from insula.operations.hanging import Hanging
 
 _HOOKS_TIME: Final = 30.0
 _ONCE: Final = 8.0  # seconds for a program that takes milliseconds
@@ -49,9 +50,11 @@ def loaded(
     run: str = names.RUN,
     *,
     beside: bool = False,
+    later: list[Hanging] | None = None,
 ) -> Iterator[None]:
     """Start a QEMU for the machine in ``folder`` that has loaded the state in the folder ``origin``; the guest stands. Within the
-    context its keeper ends it when we die. ``beside``: another QEMU of the machine runs, so the cards stand by.
+    context its keeper ends it when we die. ``beside``: another QEMU of the machine runs, so the cards stand by. ``later``: as for
+    `cabled`.
 
     Raises as `Engine.launch`, and MachineEnded (``load_failed``).
     """
@@ -64,7 +67,7 @@ def loaded(
     with contextlib.ExitStack() as held:
         link: Link | None = None
         try:
-            with cabled(context, folder, record, standby=beside) as nics:
+            with cabled(context, folder, record, standby=beside, later=later) as nics:
                 context.engine.launch(launch_plan(folder, record, nics, plan, run))
                 link = held.enter_context(open_link(folder / run))
                 held.enter_context(hold(link, "quit"))
@@ -87,19 +90,20 @@ def awaken(
     *,
     on_drop: str = "quit",
     moved: bool = False,
+    coming: Sequence[Hanging] = (),
 ) -> None:
     """Let the loaded guest go on and tell it the time and, if it is a fork of a machine with the identity ``former``, who it is.
 
     Until that is done its agent answers nobody else, and when we die meanwhile a fork is ended (``on_drop``), any other machine
     goes on. What was made new in a fork is noted in its record. A guest without an agent just goes on. ``moved``: its cards have
-    other addresses than it believes.
+    other addresses than it believes. ``coming``: a fork's cards that may not hang yet.
 
     Raises MachineEnded, GuestError, AgentAbsent (no answer within ``timeout`` seconds).
     """
     if former is None:
         _go_on(context, folder, record, timeout, moved=moved)
         return
-    renewal = _become(context, folder, record, timeout, former, on_drop)
+    renewal = _become(context, folder, record, timeout, former, on_drop, coming=coming)
     write_machine(folder, _with(record, renewal))
 
 
@@ -187,6 +191,7 @@ def _become(
     on_drop: str = "quit",
     *,
     rehearsal: bool = False,
+    coming: Sequence[Hanging] = (),
 ) -> Renewal:
     run = folder / names.RUN
     deadline = time.monotonic() + timeout
@@ -194,6 +199,7 @@ def _become(
         context.engine.set_links(run, False)
         context.engine.resume(run)
         if not record.boot.agent:
+            await_cards(coming)
             plug_cables(context, run, record)
             return Renewal(["generation"], dict.fromkeys(_PARTS, "the guest has no agent"))
         key = _host_key(folder, record, KEY_TYPE)  # while the guest comes to itself
@@ -206,6 +212,7 @@ def _become(
             _run_once(link)
         else:
             kept_lease = tell_clients(link, record, "leave")
+            await_cards(coming)
             plug_cables(context, run, record)
             kept_lease = kept_lease or tell_clients(link, record, "begin")
     return _complete(folder, record, renewed, kept_lease)

@@ -234,9 +234,12 @@ def _taken_up_again(context: Context, machine_id: str, name: str, card: Card, ad
 
 
 @contextlib.contextmanager
-def cabled(context: Context, folder: Path, record: MachineRecord, *, standby: bool = False) -> Iterator[tuple[NicPlan, ...]]:
-    """The cards as the engine is to make them, on their way onto the fabric: on leaving the context they hang there. Taken off
-    again when this fails. With ``standby`` nothing passes them until `replace_cards`.
+def cabled(
+    context: Context, folder: Path, record: MachineRecord, *, standby: bool = False, later: list[Hanging] | None = None
+) -> Iterator[tuple[NicPlan, ...]]:
+    """The cards as the engine is to make them, on their way onto the fabric: on leaving the context they hang there, or are put
+    into ``later``, to be waited for before their cables are plugged in. Taken off again when this fails. With ``standby`` nothing
+    passes them until `replace_cards`.
 
     Raises HostLacks (``no_fabric``, ``network_failed`` …), also on leaving.
     """
@@ -268,13 +271,17 @@ def cabled(context: Context, folder: Path, record: MachineRecord, *, standby: bo
         try:
             yield tuple(plans)
         except InsulaError:
-            _await(coming)  # a tap that went again is why QEMU did not start with it: that is to be told
+            await_cards(coming)  # a tap that went again is why QEMU did not start with it: that is to be told
             raise
-        _await(coming)
+        if later is None:
+            await_cards(coming)
+        else:
+            later += coming
         undo.pop_all()
 
 
-def _await(coming: Sequence[Hanging]) -> None:
+def await_cards(coming: Sequence[Hanging]) -> None:
+    """Return when they hang. Raises as `cabled`."""
     for each in coming:
         each.wait()
 

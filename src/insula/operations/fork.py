@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -24,7 +24,7 @@ from insula.model.status import MachineStatus
 from insula.operations import journal
 from insula.operations.admit import admit, board_of
 from insula.operations.awaken import awaken, loaded
-from insula.operations.cabling import change_cards, like_before, slots_of, with_cards, with_inner
+from insula.operations.cabling import await_cards, change_cards, like_before, slots_of, with_cards, with_inner
 from insula.operations.capture import captured
 from insula.operations.context import Context
 from insula.operations.delete import delete
@@ -49,6 +49,9 @@ from insula.store.machines import (
     write_machine,
 )
 from insula.store.snapshots import SnapshotRecord
+
+if TYPE_CHECKING:
+    from insula.operations.hanging import Hanging
 
 MOST_AT_ONCE: Final = 1000
 
@@ -212,12 +215,13 @@ def _set_going(context: Context, folder: Path, origin: Origin, operation: Operat
     """Load a fork's state, and let it go on as somebody else; a spare is loaded, and somebody else, already: it is ``ready``."""
     record, state = read_machine(folder), origin.record
     assert state.memory is not None
+    coming: list[Hanging] = []
     append_event(folder, "forked", origin=_title(context, origin), snapshot=state.id)
     with Steps(operation) as steps:
         steps.undo(lambda: _end(context, folder))
         if not ready:
             steps.begin("load its state")
-            with loaded(context, folder, record, folder / names.ORIGIN, state.memory):
+            with loaded(context, folder, record, folder / names.ORIGIN, state.memory, later=coming):
                 lease = take_lease(folder)
             remove_tree(folder / names.ORIGIN)  # QEMU has mapped what it needs
         else:
@@ -225,9 +229,11 @@ def _set_going(context: Context, folder: Path, origin: Origin, operation: Operat
         append_event(folder, "started", way="fork")
         if ready:
             change_cards(context, folder.name, record)  # under its name, and behind its own firewall
-        open_ports(context, folder.name, record, record.published)
+        if record.published:
+            await_cards(coming)
+            open_ports(context, folder.name, record, record.published)
         steps.begin("tell the guest who it is")
-        awaken(context, folder, record, timeout, record.identity if ready else state.identity)
+        awaken(context, folder, record, timeout, record.identity if ready else state.identity, coming=coming)
     journal.clear(folder)
     return lease
 
