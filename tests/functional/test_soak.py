@@ -79,6 +79,7 @@ def test_lives_leave_nothing_that_adds_up(home: Path, running: str, tmp_path: Pa
     rounds = points.many(10, 60)
     machine, folder = insula.connect(home).get(running), home / "machines" / running
     (tmp_path / "file").write_bytes(b"content")
+    machine.stop().start()  # the first life was no boot, and is not like the others
     first: dict[str, int] = {}
     files: set[str] = set()
     for number in range(rounds):
@@ -100,5 +101,5 @@ def test_lives_leave_nothing_that_adds_up(home: Path, running: str, tmp_path: Pa
     assert machine.exec("cat", "/root/file").stdout == "content"
     assert _event_bytes(folder) <= 2 * events.MOST_BYTES
     told = [event["event"] for event in machine.events()]
-    assert told.count("started") == rounds + 1, "every life is told"
+    assert told.count("started") == rounds + 2, "every life is told"
     assert (home / "machines" / running / "console.log").stat().st_size < 1 << 20
