@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import shutil
@@ -61,8 +62,10 @@ def scratch() -> Iterator[Path]:
 
 
 def built(name: str) -> Path:
-    """``NAME.c`` of this folder as a program that runs in every guest of this computer's kind, and here."""
-    target = Path(tempfile.mkdtemp(prefix=f"insula-bench-{name}-")) / name
+    """``NAME.c`` of this folder as a program that runs in every guest of this computer's kind, and here; until we end."""
+    folder = tempfile.mkdtemp(prefix=f"insula-bench-{name}-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    target = Path(folder) / name
     compiler = "musl-gcc" if shutil.which("musl-gcc") else "cc"
     subprocess.run([compiler, "-O2", "-static", "-Wall", "-Wextra", "-o", target, ROOT / "bench" / f"{name}.c"], check=True)
     return target
