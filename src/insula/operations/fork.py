@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from insula.errors import AlreadyExists, InsulaError, UsageError
+from insula.errors import AlreadyExists, InsulaError, MachineEnded, UsageError
 from insula.host.files import fleeting, remove_tree
 from insula.model.names import check_machine_name
 from insula.model.requests import DeleteMachine, ForkMachine
@@ -179,8 +179,12 @@ def brought_up(
     """A new machine that goes on from ``origin``; a spare is taken when there is one. It lives by a lease, so that none ever goes
     on as its own twin because a verb died. When it cannot be set going there is none."""
     with fleeting(ephemeral), taken(context, origin, name, ephemeral=ephemeral, wishes=wishes) as spare:
+        lease: Lease | None = None
         if spare is not None:
-            yield Newborn(spare, _set_going(context, spare, origin, operation, timeout, ready=True))
+            with contextlib.suppress(MachineEnded):  # it died after it was looked at: as if there had been none
+                lease = _set_going(context, spare, origin, operation, timeout, ready=True)
+        if spare is not None and lease is not None:
+            yield Newborn(spare, lease)
             return
         with _forked(context, origin, name, operation, ephemeral, wishes) as folder:
             yield Newborn(folder, _set_going(context, folder, origin, operation, timeout, ready=False))
