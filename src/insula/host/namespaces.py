@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from insula.host.process import run, spawn
 IDS: Final = 65536
 # For root: a range above what distributions hand out by /etc/subuid (100 000 + n · 65 536 for the first 13 000 users).
 ROOT_BASE: Final = 900_000_000
+_PATIENCE: Final = 10.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +146,18 @@ def hand_over(folder: Path) -> None:
 
 
 def remove_handed_over(folder: Path) -> None:
-    """Delete ``folder`` and all in it, whoever of ours or of the namespace's ids owns it; nothing when it is not there."""
-    if folder.exists():
-        run_as_owner(["rm", "-rf", "--one-file-system", "--", folder.name], cwd=folder.parent)
+    """Delete ``folder`` and all in it, whoever of ours or of the namespace's ids owns it; nothing when it is not there.
+
+    What a killed builder had started may still be making files: it ends as it finds its builder gone, and is waited for by trying
+    anew. Raises ChildFailed when that takes long.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while folder.exists():
+        try:
+            run_as_owner(["rm", "-rf", "--one-file-system", "--", folder.name], cwd=folder.parent)
+        except ChildFailed:
+            if time.monotonic() > deadline:
+                raise
 
 
 # The stage runs in the work folder as root of the namespace, builds a root of the few things needed, moves into it and becomes
