@@ -461,7 +461,7 @@ def test_one_who_asks_without_end_and_never_reads(rig: Rig) -> None:
     frame = wire.encode_frame(Frame(wire.OPEN, 1, wire.encode_fields([("verb", "keeper.status")])))
     send_until_full(client, itertools.repeat(frame * 500, 10_000))
     assert keeper.status(rig.link()).state == "running"
-    assert resident(rig) < 6000
+    assert resident(rig) < 16_000  # answers to what was read at once before reading stopped; all of them would be hundreds of MiB
     client.socket.close()
     assert keeper.status(rig.link()).state == "running"
     comes_to_rest(rig)
