@@ -6,13 +6,11 @@ from typing import Any
 
 import pytest
 from xdist.scheduler import LoadFileScheduling
-from xdist.workermanage import NodeManager, WorkerController
+from xdist.workermanage import WorkerController
 
 _FOUND = "insula-left-behind"
 # They share an image that takes a while to build.
 _DEBIAN = frozenset(f"tests/functional/test_{name}.py" for name in ("debian", "readme", "twins"))
-
-NodeManager.EXIT_TIMEOUT = 120  # seconds: after Ctrl-C a worker ends its machines before it is ended itself
 
 
 class _Scheduling(LoadFileScheduling):
