@@ -25,6 +25,8 @@ pytest_plugins = ["tests.framework.guests", "tests.framework.points"]
 _LIMIT = 180.0  # seconds for a test, so that one that hangs is told on a busy machine, too; marked ones may take longer
 _EVERY_LIMIT = 12 * 3600.0  # for one that tries all of its points, with --every
 _FIXTURE_LIMIT = 1800.0  # a fixture may build an image
+_TEARDOWN_LIMIT = 600.0  # what a test leaves is taken down
+_AGAIN = 20.0  # seconds until an alarm rings again: what it interrupted may wait anew while it is left
 
 _folder = pytest.StashKey[Path]()
 _before = pytest.StashKey[leaks.HostState | None]()
@@ -90,6 +92,12 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         return (yield)
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown() -> Iterator[None]:
+    with _time_limit(_TEARDOWN_LIMIT, "taking down"):
+        return (yield)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Look for what was left behind; it counts as an error of the run. All fixtures are down by now."""
@@ -134,10 +142,10 @@ class _time_limit:  # noqa: N801 - used like a function
 
     def __enter__(self) -> None:
         self._handler = signal.signal(signal.SIGALRM, self._ring)
-        self._outer = signal.setitimer(signal.ITIMER_REAL, self._seconds)[0]
+        self._outer = signal.setitimer(signal.ITIMER_REAL, self._seconds, _AGAIN)[0]
 
     def __exit__(self, *_: object) -> None:
-        signal.setitimer(signal.ITIMER_REAL, self._outer)
+        signal.setitimer(signal.ITIMER_REAL, self._outer, _AGAIN)
         signal.signal(signal.SIGALRM, self._handler)
 
     def _ring(self, *_: object) -> NoReturn:

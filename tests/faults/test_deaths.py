@@ -15,6 +15,7 @@ import pytest
 import insula
 from insula.errors import AgentAbsent, AlreadyExists, DamagedRecord, HostLacks, InsulaError, MachineEnded
 from insula.store import names
+from tests.framework.consoles import wait_said
 from tests.framework.doors import popen_cli, run_cli
 from tests.framework.processes import kill_and_wait, processes_of, wait_settled
 
@@ -59,14 +60,8 @@ def test_a_guest_without_agent_has_a_console_and_exec_says_why_not(home: Path, t
     assert error.value.hint == f"use its console: insula console {name}"
     with popen_cli(home, "console", name, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
         assert child.stdin is not None
-        assert child.stdout is not None
-        child.stdin.write(b"echo con$((40+2))sole\n")
-        child.stdin.flush()
-        for line in child.stdout:
-            if b"con42sole" in line:
-                break
-        else:
-            pytest.fail("the console did not answer")
+        typed = child.stdin.fileno()
+        wait_said(child, b"con1sole", lambda: os.write(typed, b"echo con$$sole\n"))
         child.kill()
 
 

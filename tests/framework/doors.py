@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -176,10 +177,19 @@ def run_cli(home: Path, *words: str, data: bytes | None = None, timeout: float =
     )
 
 
+class _Child(subprocess.Popen[bytes]):
+    """Killed when a test fails around it: leaving would wait for its end without end."""
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, value, trace)
+
+
 def popen_cli(home: Path, *words: str, **options: Any) -> subprocess.Popen[bytes]:
     """Start `insula WORDS`, its output on a pipe."""
     options.setdefault("stdin", subprocess.DEVNULL)
-    return subprocess.Popen(cli_command(*words), env=cli_environment(home), stdout=subprocess.PIPE, **options)
+    return _Child(cli_command(*words), env=cli_environment(home), stdout=subprocess.PIPE, **options)
 
 
 class CliDoor:

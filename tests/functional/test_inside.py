@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from insula.cli.inside import console_words
+from tests.framework.consoles import wait_said
 from tests.framework.doors import CliDoor, Door, Refused, cli_command, cli_environment, popen_cli, run_cli
 
 pytestmark = pytest.mark.limit(120)
@@ -204,14 +205,7 @@ def test_events_tell_the_life(door: Door, shared: str) -> None:
 
 def test_the_console_works_both_ways(shared: str, home: Path) -> None:
     with popen_cli(home, "console", shared, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
-        assert child.stdin is not None
-        assert child.stdout is not None
-        run_cli(home, "exec", shared, "--", "sh", "-c", "echo seen-live > /dev/console")
-        for line in child.stdout:
-            if b"seen-live" in line:
-                break
-        else:
-            pytest.fail("the console ended")
+        wait_said(child, b"seen-live", lambda: run_cli(home, "exec", shared, "--", "sh", "-c", "echo seen-live > /dev/console"))
         child.kill()
 
 
