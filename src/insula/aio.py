@@ -32,6 +32,7 @@ from insula.model.status import (
 )
 
 if TYPE_CHECKING:
+    from insula.model.security import Security
     from insula.operations.image import ImageStatus
     from insula.operations.operation import Progress
 
@@ -95,6 +96,9 @@ class Machine(_Forkable):
 
     async def show(self) -> MachineDetails:
         return await _in_thread(self.sync.show)
+
+    async def security(self) -> Security:
+        return await _in_thread(self.sync.security)
 
     async def status(self) -> MachineStatus:
         """How it is right now."""

@@ -35,6 +35,7 @@ from insula.model.requests import (
     ResumeMachine,
     RunMachine,
     ShowMachine,
+    ShowSecurity,
     StartMachine,
     StopMachine,
     SuspendMachine,
@@ -166,18 +167,19 @@ def list_(as_json: bool) -> None:
 
 
 @click.command(epilog="Example: insula show web")
+@click.option("--security", is_flag=True, help="Show which layers of the jail around running machines hold instead.")
 @json_option
 @_NAMES
-def show(names: tuple[str, ...], as_json: bool) -> None:
+def show(names: tuple[str, ...], security: bool, as_json: bool) -> None:
     """Show all that is known of machines."""
-    details = [perform(ShowMachine(name=name)) for name in names]
+    details = [perform(ShowSecurity(name=name) if security else ShowMachine(name=name)) for name in names]
     if as_json:
         print_json(details)
         return
     for index, detail in enumerate(details):
         if index:
             click.echo()
-        _print_details(detail)
+        (_print_security if security else _print_details)(detail)
 
 
 def _state(machine: Any) -> str:
@@ -196,6 +198,11 @@ def _firewall(firewall: Any) -> str:
     words = [] if firewall.profile == "open" else [firewall.profile]
     words += ["isolated"] if firewall.isolated else []
     return "; ".join([*words, *(format_rule(rule) for rule in firewall.rules)])
+
+
+def _print_security(security: Any) -> None:
+    print_pairs([("name", security.name), ("QEMU", security.qemu)])
+    print_table(("LAYER", "STATE", "SEEN"), ((layer.name, str(layer.state), layer.detail) for layer in security.layers))
 
 
 def _print_details(detail: Any) -> None:

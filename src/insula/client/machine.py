@@ -14,6 +14,7 @@ from insula.model import requests
 
 if TYPE_CHECKING:
     from insula.model.network import Firewall, Profile
+    from insula.model.security import Security
     from insula.model.status import (
         MachineDetails,
         MachineStatus,
@@ -92,6 +93,11 @@ class Machine:
         """All that is known of it."""
         details: MachineDetails = self._client.do(requests.ShowMachine(name=self.name))
         return details
+
+    def security(self) -> Security:
+        """Which layers of its jail hold, looked at while it runs. Raises WrongState, MachineEnded, HostLacks."""
+        found: Security = self._client.do(requests.ShowSecurity(name=self.name))
+        return found
 
     def start(self, timeout: float = 300.0, *, cold: bool = False) -> Machine:
         """Boot it and wait until its agent answers, ``timeout`` seconds at most.

@@ -37,6 +37,7 @@ _ALLOWED: Final[dict[str, frozenset[State]]] = {
     "unpublish": frozenset({State.STOPPED, State.SUSPENDED, State.RUNNING, State.PAUSED}),
     "firewall": frozenset({State.STOPPED, State.SUSPENDED, State.RUNNING, State.PAUSED}),
     "capture": frozenset({State.STARTING, State.RUNNING, State.PAUSED}),
+    "show security": frozenset({State.STARTING, State.RUNNING, State.PAUSED}),
 }
 
 # What is asked for is so already: as with docker and podman that is no error, so that a script may ask without looking first.
@@ -53,6 +54,7 @@ _DOING: Final = {
     "exec": "run a command in it",
     "copy": "copy files of it",
     "console": "attach to its console",
+    "show security": "look at its jail",
     "network attach": "attach a network to it",
     "network detach": "detach a network from it",
     "network link": "plug or pull its cable",
@@ -90,6 +92,8 @@ _HINTS: Final[dict[tuple[str, State], str]] = {
     ("fork", State.SUSPENDED): "to let it go on: insula start {name}",
     ("clone", State.SUSPENDED): "to let it go on: insula start {name}",
     ("capture", State.STOPPED): "to start it: insula start {name}",
+    ("show security", State.STOPPED): "to start it: insula start {name}",
+    ("show security", State.SUSPENDED): "to let it go on: insula start {name}",
     ("network attach", State.SUSPENDED): "its memory knows the cards it has: let it go on first: insula start {name}",
     ("network detach", State.PAUSED): "its guest must let go of the card: insula resume {name}",
     ("network detach", State.SUSPENDED): "its memory knows the cards it has: let it go on first: insula start {name}",

@@ -142,6 +142,12 @@ class ShowMachine(Request, frozen=True):
     name: str
 
 
+class ShowSecurity(Request, frozen=True):
+    """Which layers of its jail hold for a running machine."""
+
+    name: str
+
+
 # -- inside -------------------------------------------------------------------------------------------------------------
 class ExecMachine(Execution, frozen=True):
     """Run a program in the guest. ``wait`` seconds are granted to an agent that does not answer yet."""

@@ -63,6 +63,7 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "ShowTraffic": ("traffic", "show", "stats"),
     "ListMachines": ("look", "list_machines", "list"),
     "ShowMachine": ("look", "show_machine", "show"),
+    "ShowSecurity": ("security", "show_security", "show"),
     "ExecMachine": ("execute", "execute", "exec"),
     "OpenConsole": ("console", "console", "console"),
     "CopyIn": ("copy", "copy_in", "copy"),

@@ -16,6 +16,15 @@ def open_filter(jailed: str) -> int | None:
     """A descriptor for bubblewrap's ``--seccomp`` with the filter of ``jailed`` (``machine``); None where this computer's
     architecture has no list."""
     try:
-        return os.open(_FOLDER / f"{jailed}-{debian_architecture(os.uname().machine)}.bpf", os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(_path(jailed), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
+
+
+def has_filter(jailed: str) -> bool:
+    """Whether there is one for this computer's architecture."""
+    return _path(jailed).exists()
+
+
+def _path(jailed: str) -> Path:
+    return _FOLDER / f"{jailed}-{debian_architecture(os.uname().machine)}.bpf"
