@@ -1,9 +1,9 @@
-"""Hosts on which networks have it hard: several homes and users, a reboot. The machines are real,
+"""Hosts on which networks have it hard: several homes and users, a reboot, a card that vanishes. The machines are real,
 the host is one of their own (tests/framework/island.py)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -34,9 +34,9 @@ def _address(user: User, name: str) -> str:
     return address
 
 
-def _delete(user: User, *names: str) -> None:
+def _delete(user: User, *names: str, left: Sequence[str] = ()) -> None:
     user.insula("delete", "--force", *names)
-    assert user.told("list") == []
+    assert [machine["name"] for machine in user.told("list")] == list(left)
 
 
 def test_homes_and_users_are_not_in_each_others_way(there: Island) -> None:
@@ -71,3 +71,51 @@ def test_a_host_that_was_rebooted_has_its_networks_again(there: Island, uid: int
     user.insula("exec", "db", "--", "ping", "-c1", "-W20", "web.insula")
     assert [port["listening"] for port in user.told("ports")] == [True]
     _delete(user, "web", "db")
+
+
+_LAN = {
+    "bridge": ("link add lan0 type bridge stp_state 0 forward_delay 0", "address add 192.0.2.1/24 dev lan0"),
+    "card": ("link add lan0 type veth peer name lan1", "link set lan1 up", "address add 192.0.2.1/24 dev lan1"),
+}
+# In a guest: the card with that hardware address, whatever it is called by now, is on the LAN.
+_ON_LAN = """
+for each in /sys/class/net/*; do
+    [ "$(cat $each/address)" != "$1" ] || card=${each##*/}
+done
+ip address replace 192.0.2.2/24 dev $card && ip link set $card up && ping -c1 -W20 192.0.2.1
+"""
+
+
+def _plug_lan(there: Island, kind: str) -> None:
+    for line in (*_LAN[kind], "link set lan0 up"):
+        there.root("ip", *line.split())
+
+
+@pytest.mark.parametrize("kind", _LAN)
+def test_a_link_of_the_host_that_vanishes_and_comes_back(there: Island, kind: str) -> None:
+    """Its machines go on and say what they lost, others notice nothing, and a repair finds it again."""
+    user = there.user("owner", 0)
+    _plug_lan(there, kind)
+    user.insula("network", "create", "street", "--mode", "bridge", "--parent", "lan0")
+    _run(user, "web", "--network", "nat", "--network", "street")
+    _run(user, "db")
+    mac = user.told("show", "web")[0]["nics"][1]["mac"]
+    user.insula("exec", "web", "--", "sh", "-c", _ON_LAN, "sh", mac)
+    assert [machine["problem"] for machine in user.told("list")] == [None, None]
+    there.root("ip", "link", "delete", "lan0")
+    assert "insula network repair" in user.told("show", "web")[0]["problem"]
+    assert [machine["name"] for machine in user.told("list") if machine["problem"]] == ["web"]
+    assert "this host has no link 'lan0'" in user.refused("run", *_MACHINE, "--name", "late", "--network", "street", "tiny")
+    assert "street is on 'lan0', which this host does not have any more" in user.insula("network", "repair").stdout
+    assert "which this host does not have any more" in user.told("network", "show", "street")["blocked"][0]
+    user.insula("exec", "db", "--", "ping", "-c1", "-W20", "web.insula")
+    user.insula("exec", "web", "--", "ping", "-c1", "-W20", "db.insula")
+    _run(user, "late")
+    _delete(user, "late", left=["db", "web"])
+    _plug_lan(there, kind)
+    user.insula("network", "repair")
+    assert [machine["problem"] for machine in user.told("list")] == [None, None]
+    user.insula("exec", "web", "--", "sh", "-c", _ON_LAN, "sh", mac)
+    assert user.told("network", "show", "street")["blocked"] == []
+    _delete(user, "web", "db")
+    there.root("ip", "link", "delete", "lan0")

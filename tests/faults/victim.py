@@ -9,7 +9,7 @@ error, whose code is written to standard error, the status being 3: ``q`` and ``
 machine NAME, ``Q`` and ``K`` the youngest of any machine.
 
 In the environment: ``VICTIM_ID`` is the id of the machine, for verbs that want that; ``VICTIM_BOUND`` the number of layers beyond
-which they are merged; ``VICTIM_PORT`` a port of the host to be published.
+which they are merged; ``VICTIM_PORT`` a port of the host to be published; ``VICTIM_SPARED`` a machine whose QEMU and keeper live.
 """
 
 from __future__ import annotations
@@ -119,9 +119,10 @@ def _fatal(letter: str, home: Path, name: str) -> Callable[[], None]:
         return lambda: os.kill(os.getpid(), number)
     program = "qemu" if letter in "qQ" else "keeper"
     folder, oldest = (home, False) if letter in "QK" else (home / "machines" / name, True)
+    spared = home / "machines" / os.environ.get("VICTIM_SPARED", "nobody")
 
     def kill() -> None:
-        found = sorted(_programs(program, folder))
+        found = sorted(set(_programs(program, folder)) - set(_programs(program, spared)))
         if found:
             pid = found[0 if oldest else -1][1]
             descriptor = os.pidfd_open(pid)

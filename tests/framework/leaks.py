@@ -2,13 +2,16 @@
 
 A run is known by a token in the environment of all it starts and by the one folder that holds all its files. Other
 programs on the same host, another run of these tests among them, are none of its business: a process counts only if it
-carries the token or holds on to the folder; links, tables, cgroups and shared memory count only if they bear Insula's
-name and were not there when the run began, those of a home's networks (named by its key) only if that home is in the folder,
-and those named by another process's pid only once that has ended.
+carries the token or holds on to the folder; links, cgroups and shared memory count only if they bear Insula's name and were not
+there when the run began. Tables of rules and named network namespaces count whatever they are called, and a switch of the
+network (sysctl) if it was there before with another value. Those of a home's networks (named by its key) count only if that home
+is in the folder, those named by another process's pid only once that has ended; and while any home is joined to the host its
+switches are not as they will be.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -41,6 +44,7 @@ class HostState:
     default_homes: frozenset[str]
     devices: frozenset[str]
     switches: frozenset[str]
+    sysctls: frozenset[str]  # NAME=VALUE; none while any home is joined
 
 
 def host_state() -> HostState:
@@ -50,10 +54,11 @@ def host_state() -> HostState:
         tables=frozenset(nft_tables()),
         cgroups=frozenset(str(path) for path in Path("/sys/fs/cgroup").rglob("insula*") if path.is_dir()),
         shared_memory=frozenset(name for name in _listing(Path("/dev/shm")) if "insula" in name),
-        network_namespaces=frozenset(name for name in _listing(Path("/run/netns")) if name.startswith("ins")),
+        network_namespaces=frozenset(name for name in _listing(Path("/run/netns"))),
         default_homes=frozenset(str(path) for path in _default_homes() if path.exists()),
         # Bound into every jail and room: if one of them could change these, all programs of this host would suffer.
         switches=frozenset(_switches()),
+        sysctls=frozenset() if _is_joined() else frozenset(f"{name}={value}" for name, value in sysctls().items()),
         devices=frozenset(f"{path} {path.stat().st_mode:o}" for path in _DEVICES if path.exists()),
     )
 
@@ -83,7 +88,12 @@ def new_names(folder: Path, before: HostState | None, now: HostState) -> list[st
     """What is there now and was not before, but for the networks of homes that are not in ``folder``; see `left_behind`."""
     ours, found = {home_key(Path(place)) for place, below, _ in os.walk(folder) if "fabric" in below}, []
     for field in fields(HostState):
-        for name in sorted(getattr(now, field.name) - (getattr(before, field.name) if before else frozenset())):
+        former = getattr(before, field.name) if before else frozenset()
+        came = getattr(now, field.name) - former
+        if field.name == "sysctls":
+            known = {name.partition("=")[0] for name in former}
+            came = {name for name in came if name.partition("=")[0] in known}
+        for name in sorted(came):
             key = _KEYED.search(name)
             if key[1] in ours if key else before and not _is_in_use(name):
                 found.append(f"{field.name.replace('_', ' ')}: {name}")
@@ -92,7 +102,7 @@ def new_names(folder: Path, before: HostState | None, now: HostState) -> list[st
 
 def _is_in_use(name: str) -> bool:
     """Whether it was made by another process, which still runs; by the end of a run all of its own have ended."""
-    pid = _MADE_BY.search(name)
+    pid = _MADE_BY.search(name.rpartition(" ")[2])
     return pid is not None and int(pid[1]) != os.getpid() and Path("/proc", pid[1]).exists()
 
 
@@ -155,13 +165,26 @@ def nft_tables() -> list[str]:
     if answer.returncode != 0:
         return []  # this kernel has no nftables, so nobody made a table
     tables = (item.get("table", {}) for item in json.loads(answer.stdout)["nftables"])
-    return [f"{table['family']} {table['name']}" for table in tables if table.get("name", "").startswith("ins")]
+    return [f"{table['family']} {table['name']}" for table in tables if table]
+
+
+def _is_joined() -> bool:
+    return any(_KEYED.search(name) for name in _listing(Path("/sys/class/net")))
 
 
 def _switches() -> list[str]:
     """What says that the host's switches are turned, though no network of any home is joined to it."""
-    joined = any(_KEYED.search(name) for name in _listing(Path("/sys/class/net")))
-    return [] if joined else [f"/run/insula/{name}" for name in _listing(Path("/run/insula"))]
+    return [] if _is_joined() else [f"/run/insula/{name}" for name in _listing(Path("/run/insula"))]
+
+
+def sysctls() -> dict[str, str]:
+    """Switches of this network, those of each link too, by their names below /proc/sys/net."""
+    root, found = Path("/proc/sys/net"), {}
+    for pattern in ("ipv4/ip*", "ipv?/conf/*/*", "ipv?/icmp*", "bridge/*"):
+        for path in root.glob(pattern):
+            with contextlib.suppress(OSError):  # some can only be written, and links go
+                found[str(path.relative_to(root))] = path.read_text().strip()
+    return found
 
 
 def _default_homes() -> list[Path]:

@@ -416,7 +416,10 @@ def claimed(home: Path) -> list[bytes]:
 def test_a_machine_whose_card_was_lost_gets_a_new_one_at_a_repair(home: Path, lab: Lab) -> None:
     """Both halves of what keeps the networks die at once: QEMU lives, and what its card hung on is gone."""
     was = [nic.ipv4 for nic in lab.one.show().nics]
+    assert lab.one.show().problem is None
     kill_holder(home)
+    assert "insula network repair" in str(lab.one.show().problem)
+    assert {status.name for status in insula.connect(home).list() if status.problem} == {"net-one", "net-two", "net-hermit"}
     told = insula.connect(home).repair_networks()
     assert {f"{name} had lost its network card: it has a new one" for name in ("net-one", "net-two", "net-hermit")} <= set(told)
     assert [nic.ipv4 for nic in lab.one.show().nics] == was
@@ -424,6 +427,7 @@ def test_a_machine_whose_card_was_lost_gets_a_new_one_at_a_repair(home: Path, la
     assert works(lab.one, f"ping -c1 -W5 {address(lab.two, 1)}")
     assert works(lab.one, "ping -c1 -W5 net-two.insula")
     assert insula.connect(home).repair_networks() == []
+    assert [status.problem for status in insula.connect(home).list() if status.problem] == []
 
 
 def kill_holder(home: Path) -> None:

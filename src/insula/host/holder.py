@@ -199,6 +199,17 @@ def connect_holder(path: Path) -> Holder | None:
     return Holder(connection, int(kind[1]))
 
 
+def is_held(path: Path) -> bool:
+    """Whether the namespaces of the holder at ``path`` are there: it answers, or what it left inside when it died."""
+    found = _connect(path)
+    if found is None:
+        return False
+    found[0].close()
+    for descriptor in found[2]:
+        os.close(descriptor)
+    return True
+
+
 def start_holder(path: Path, *, own_user: bool, owner: int | None = None) -> tuple[Holder, bool]:
     """Start a holder; nobody else may be at it (hold a lock). Second: whether it goes on with the namespaces of one that died.
 

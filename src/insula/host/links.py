@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import socket
 import struct
@@ -83,9 +84,11 @@ def counters(spaces: Spaces | None = None) -> dict[str, Counted]:
 
 
 # -- reading: format rtnetlink(7), netlink(7) ------------------------------------------------------------------------------------
-_GETADDR, _GETROUTE = 22, 26
+_GETLINK, _GETADDR, _GETROUTE = 18, 22, 26
 _REQUEST_DUMP: Final = 0x301  # NLM_F_REQUEST | NLM_F_DUMP
 _ERROR, _DONE = 2, 3
+_NAME, _MASK = 3, 29  # IFLA_IFNAME, IFLA_EXT_MASK
+_WITHOUT_COUNTERS: Final = 1 << 3  # RTEXT_FILTER_SKIP_STATS
 _ADDRESS, _LOCAL = 1, 2  # IFA_ADDRESS, IFA_LOCAL
 _DESTINATION, _OUT = 1, 4  # RTA_DST, RTA_OIF
 _MAIN, _UNICAST, _BY_ROUTERS = 254, 1, 9  # RT_TABLE_MAIN, RTN_UNICAST, RTPROT_RA
@@ -119,6 +122,14 @@ def _attributes(data: bytes) -> dict[int, bytes]:
         found[kind] = data[4:length]
         data = data[max(4, (length + 3) & ~3) :]
     return found
+
+
+def names(netlink: socket.socket) -> set[str]:
+    """The links of the network that a rtnetlink socket is of."""
+    # nlmsghdr; struct ifinfomsg, all zero; struct rtattr: length, type; a mask of what else is to be told
+    netlink.send(struct.pack("=IHHII16xHHI", 40, _GETLINK, _REQUEST_DUMP, 1, 0, 8, _MASK, _WITHOUT_COUNTERS))
+    told = (_attributes(message[16:]) for message in _messages(netlink))
+    return {os.fsdecode(each[_NAME].rstrip(b"\0")) for each in told if _NAME in each}
 
 
 def addresses(*, except_link: str = "") -> list[str]:

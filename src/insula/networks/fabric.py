@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from insula.errors import InsulaError, NotFound
+from insula.errors import HostLacks, InsulaError, MachineEnded, NotFound
 from insula.host import links, nft
 from insula.host.together import together
 from insula.model.network import NetworkSpec
@@ -83,8 +83,10 @@ def _connect(fabric: Fabric, attached: Attached) -> None:
     key, network, spec = attached.nic.key, attached.nic.network, attached.network
     former = fabric.cards.get(key)
     known = network in fabric.networks()
+    if not known:
+        uplinks.refuse_taken(fabric.key, fabric.state, spec)
     fabric.cards[key] = attached
-    if not known and spec.mode == "bridge":
+    if spec.mode == "bridge" and not (known and lan.is_joined(network)):
         lan.join(network, spec, fabric.holder.spaces)
     folder = fabric.network_folder(network)
     changed = False
@@ -99,7 +101,7 @@ def _connect(fabric: Fabric, attached: Attached) -> None:
         together(
             lambda: links.apply("ip", batch, fabric.holder.spaces, tolerated=links.THERE),
             lambda: nft.apply(commands, fabric.holder.spaces),
-            lambda: None if known else uplinks.offer(fabric.key, fabric.state, fabric.networks().values()),
+            lambda: None if known else _offer(fabric, network, spec),
         )
     if attached.nic.rates.up or attached.nic.rates.down:
         shape(fabric, attached)
@@ -110,6 +112,10 @@ def _connect(fabric: Fabric, attached: Attached) -> None:
         if changed or not running:
             dnsmasq.start(fabric.holder, folder, network, running=running)
         _tell_neighbours(fabric, attached)
+
+
+def _offer(fabric: Fabric, network: str, spec: NetworkSpec) -> None:
+    uplinks.offer(fabric.key, fabric.state, spec, [there for name, there in fabric.networks().items() if name != network])
 
 
 def _tell_neighbours(fabric: Fabric, attached: Attached) -> None:
@@ -146,7 +152,10 @@ def _open_tap(fabric: Fabric, attached: Attached) -> int:
 
 
 def replace(home: names.Home, former: str, attached: Attached) -> None:
-    """Hang a card that stood by in the place of the card with the key ``former``, which goes. Raises HostLacks, NotFound."""
+    """Hang a card that stood by in the place of the card with the key ``former``, which goes.
+
+    Raises HostLacks, NotFound, MachineEnded when the QEMU that has its tap did.
+    """
     with locked(home):
         there = attached_cards(home).get(former)
         standing_file(home, attached.nic.key).unlink(missing_ok=True)
@@ -164,7 +173,12 @@ def replace(home: names.Home, former: str, attached: Attached) -> None:
                 _detach(fabric, there)
                 del fabric.cards[attached.nic.key]
             write_record(card_file(home, attached.nic.key), attached)
-            _connect(fabric, attached)
+            try:
+                _connect(fabric, attached)
+            except HostLacks:
+                if naming.tap_name(attached.nic.key) in links.counters(fabric.holder.spaces):
+                    raise
+                raise MachineEnded("the machine ended before its card hung", code="machine_ended") from None
 
 
 def detach(home: names.Home, key: str) -> None:
@@ -303,17 +317,26 @@ def repair(home: names.Home) -> list[str]:
     if not home.fabric.exists():
         return []
     with locked(home):
+        lost = _drop_direct(home)
         wanted = cards_inside(home)
         if not wanted:
-            return []
+            return lost
         with opened(home) as fabric:
             if fabric is not None:
-                return _mend_and_drop(fabric)
+                return lost + _mend_and_drop(fabric)
         with started(home) as (fabric, went_on):
             if went_on:
-                return _mend_and_drop(fabric)
+                return lost + _mend_and_drop(fabric)
             end(home, fabric.key, fabric.holder)
-            return sorted(wanted)
+            return lost + sorted(wanted)
+
+
+def _drop_direct(home: names.Home) -> list[str]:
+    """Forget cards on a card of the host that vanished, and theirs with it, once that is there again; their keys."""
+    lost = [key for key, card in attached_cards(home).items() if lan.is_direct(card) and lan.is_cut_off(card)]
+    for key in lost:
+        card_file(home, key).unlink(missing_ok=True)
+    return lost
 
 
 def _mend_and_drop(fabric: Fabric) -> list[str]:

@@ -34,12 +34,19 @@ _FLAGS: Final = 0x0002 | 0x1000 | 0x4000
 
 def is_direct(attached: Attached) -> bool:
     """Whether a card hangs on a network card of the host, without the fabric."""
-    return is_bare(attached.network)
+    return is_bare(attached.nic.network, attached.network)
 
 
-def is_bare(spec: NetworkSpec) -> bool:
-    """Whether the network is on a network card of the host, where there are no guards, rules and rates of ours."""
-    return spec.mode == "bridge" and not (_CLASS / str(spec.parent) / "bridge").is_dir()
+def is_bare(network: str, spec: NetworkSpec) -> bool:
+    """Whether a network is on a network card of the host, where there are no guards, rules and rates of ours.
+
+    Of a parent that has vanished our end of the pair tells, which was a bridge's.
+    """
+    if spec.mode != "bridge":
+        return False
+    if links.exists(str(spec.parent)):
+        return not (_CLASS / str(spec.parent) / "bridge").is_dir()
+    return not links.exists(naming.lan_host_link(network))
 
 
 def check_parent(spec: NetworkSpec) -> None:
@@ -73,10 +80,19 @@ def _check_tags() -> None:
 def join(network: str, spec: NetworkSpec, spaces: Spaces) -> None:
     """Connect the fabric to the LAN's bridge, unless that was done. Raises as `check_parent`, and HostLacks."""
     check_parent(spec)
-    if not links.exists(naming.lan_host_link(network)):
-        links.apply("ip", plan.lan_links(network, spec, f"/proc/self/fd/{spaces.net}"), pass_fds=spaces.descriptors())
-        if spec.vlan is not None and _filters_tags(spec):
-            links.apply("bridge", plan.lan_tags(network, spec))
+    if is_joined(network):
+        return
+    made = plan.lan_links(network, spec, f"/proc/self/fd/{spaces.net}")
+    if links.exists(naming.lan_host_link(network)):  # its bridge vanished, and is there again
+        made = made[1:]
+    links.apply("ip", made, pass_fds=spaces.descriptors())
+    if spec.vlan is not None and _filters_tags(spec):
+        links.apply("bridge", plan.lan_tags(network, spec))
+
+
+def is_joined(network: str) -> bool:
+    """Whether the pair of a bridged network's hangs in a bridge of the host's; False where there is no pair."""
+    return (_CLASS / naming.lan_host_link(network) / "master").exists()
 
 
 def _filters_tags(spec: NetworkSpec) -> bool:
@@ -120,6 +136,11 @@ def open_macvtap(attached: Attached, *, stands_by: bool = False) -> int:
             node.unlink()
     fcntl.ioctl(descriptor, _SET_INTERFACE, struct.pack("16sH22x", link.encode(), _FLAGS))
     return descriptor
+
+
+def is_cut_off(attached: Attached) -> bool:
+    """Whether the link of `open_macvtap` has vanished, with the card it was on, and that card is there again."""
+    return links.exists(str(attached.network.parent)) and not links.exists(naming.macvtap_name(attached.nic.key))
 
 
 def take_part(attached: Attached) -> None:

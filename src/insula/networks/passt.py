@@ -16,6 +16,7 @@ from typing import Final
 
 from insula.errors import ChildFailed, HostLacks
 from insula.host.process import find_program, run, spawn
+from insula.model.network import Nic
 
 ADDRESS: Final = "10.0.2.15"
 PREFIX: Final = 24
@@ -23,6 +24,11 @@ GATEWAY: Final = "10.0.2.2"
 RESOLVER: Final = "10.0.2.3"
 
 _PATIENCE: Final = 3.0
+
+
+def is_on_passt(nic: Nic) -> bool:
+    """Whether the card's address is the one that all guests behind a passt have; on our networks it has an IPv6 one as well."""
+    return nic.ipv4 == ADDRESS and nic.ipv6 is None
 
 
 def passt_argv(descriptor: int, resolvers: Sequence[str], uid: int | None) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import msgspec
 
-from insula.errors import DamagedRecord, HostLacks, InsulaError
+from insula.errors import DamagedRecord, HostLacks, InsulaError, NotFound
 from insula.host import links, nft
 from insula.host.files import is_temporary, remove_tree
 from insula.host.holder import Holder, start_holder
@@ -157,7 +157,10 @@ def _mend_links(fabric: Fabric, present: Collection[str]) -> None:
     batch = list(plan.fabric_links(state.uplink))
     for network, spec in fabric.networks().items():
         if spec.mode == "bridge":
-            lan.join(network, spec, holder.spaces)
+            with contextlib.suppress(NotFound):  # its bridge vanished: machines of it and of other networks go on
+                lan.join(network, spec, holder.spaces)
+            if not links.exists(naming.lan_host_link(network)):
+                continue
         batch += plan.network_links(network, spec)
     links.apply("ip", batch, holder.spaces, tolerated=links.THERE)
     cards = [line for key, card in fabric.cards.items() if naming.tap_name(key) in present for line in card_links(card)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -15,6 +15,11 @@ from insula.host.process import require_program
 from insula.host.together import together
 from insula.model.network import NetworkSpec
 from insula.networks import naming, plan, rules, switches
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network, IPv6Network
+
+    Subnet = IPv4Network | IPv6Network
 
 PASTA: Final = "pasta"
 
@@ -44,10 +49,13 @@ def host_addresses(home_key: str) -> tuple[str, ...]:
 
 
 def raise_root(home_key: str, state: State, holder: Holder, networks: Iterable[NetworkSpec]) -> None:
-    """The host's side as root: links and routes, rules, switches. What is there already is left or made right."""
+    """The host's side as root: links and routes, rules, switches. What is there already is left or made right.
+
+    A network whose subnet is somebody else's by now is offered no way: see `taken`.
+    """
     assert state.uplink is not None, "root's uplink is a pair of links"
-    specs, made, spaces = list(networks), list[str](), holder.spaces
-    _refuse_taken(home_key, specs)
+    made, spaces = list[str](), holder.spaces
+    specs = _free(home_key, networks)
     if not links.exists(naming.host_link(home_key)):
         made = plan.host_links(home_key, state.uplink, f"/proc/self/fd/{spaces.net}")
     made += _routes(home_key, state.uplink, specs)
@@ -58,30 +66,55 @@ def raise_root(home_key: str, state: State, holder: Holder, networks: Iterable[N
     switches.turn_on()  # the last; and the other end of our link is still down
 
 
-def offer(home_key: str, state: State, networks: Iterable[NetworkSpec]) -> None:
-    """As root: routes and rules of the host for the networks that are there."""
-    specs = list(networks)
+def offer(home_key: str, state: State, spec: NetworkSpec, others: Iterable[NetworkSpec]) -> None:
+    """As root: the route of a network that comes, and rules of the host for it and ``others``, which are there."""
     if state.uplink is not None:
-        _refuse_taken(home_key, specs)
-        lines, commands = _routes(home_key, state.uplink, specs), rules.host_rules(home_key, specs, state.uplink)
+        lines = plan.host_routes(home_key, state.uplink, spec)
+        commands = rules.host_rules(home_key, [spec, *_free(home_key, others)], state.uplink)
         together(lambda: links.apply("ip", lines), lambda: nft.apply(commands))
 
 
-def _refuse_taken(home_key: str, networks: Iterable[NetworkSpec]) -> None:
-    """Raises HostLacks (``subnet_taken``) when packets for a network's machines, or some of them, go elsewhere by now."""
+def refuse_taken(home_key: str, state: State, spec: NetworkSpec) -> None:
+    """Raises HostLacks (``subnet_taken``) when no machine can be put on a network, as `taken` says."""
+    if state.uplink is not None and (other := _clash(_others(home_key), spec)) is not None:
+        raise HostLacks(
+            f"this host sends {other} elsewhere, and the network has {spec.ipv4 if other.version == 4 else spec.ipv6}",
+            code="subnet_taken",
+            hint=f"to see who has it: ip route show {other}; or use another network: insula network create NAME",
+        )
+
+
+def taken(home_key: str, spec: NetworkSpec) -> str:
+    """The subnet that the host sends elsewhere by now, though machines of a network have addresses of it; empty if none is."""
+    return str(_clash(_others(home_key), spec) or "")
+
+
+def _free(home_key: str, networks: Iterable[NetworkSpec]) -> list[NetworkSpec]:
+    """The networks whose subnets are nobody else's."""
+    there = _others(home_key)
+    return [spec for spec in networks if _clash(there, spec) is None]
+
+
+def _others(home_key: str) -> list[Subnet]:
+    """What the host sends elsewhere than to us."""
     from ipaddress import ip_network
 
-    there = [ip_network(each) for each in links.routes(except_link=naming.host_link(home_key))]
-    for spec in networks:
-        for subnet in [ip_network(each) for each in (spec.ipv4, spec.ipv6) if each and spec.mode == "nat"]:
-            for other in there:
-                # A wider one, such as a VPN's, leaves ours alone.
-                if other.version == subnet.version and other.prefixlen >= subnet.prefixlen and other.overlaps(subnet):
-                    raise HostLacks(
-                        f"this host sends {other} elsewhere, and a network here has {subnet}",
-                        code="subnet_taken",
-                        hint=f"to see who has it: ip route show {other}; or use another network: insula network create NAME",
-                    )
+    return [ip_network(each) for each in links.routes(except_link=naming.host_link(home_key))]
+
+
+def _clash(there: Iterable[Subnet], spec: NetworkSpec) -> Subnet | None:
+    """Pure: which of the subnets ``there`` takes packets for a network's machines, or some of them."""
+    from ipaddress import ip_network
+
+    if spec.mode != "nat":
+        return None
+    subnets = [ip_network(each) for each in (spec.ipv4, spec.ipv6) if each]
+    for other in there:
+        for subnet in subnets:
+            # A wider one, such as a VPN's, leaves ours alone.
+            if other.version == subnet.version and other.prefixlen >= subnet.prefixlen and other.overlaps(subnet):
+                return other
+    return None
 
 
 def _routes(home_key: str, uplink: plan.Uplink, networks: Iterable[NetworkSpec]) -> list[str]:

@@ -64,11 +64,13 @@ def with_cards(
     """
     if not record.spec.networks:
         return msgspec.structs.replace(record, nics=[]) if record.nics else record
+    from insula.networks.passt import is_on_passt
+
     fabric = has_fabric(context)
     nics = record.nics[: len(record.spec.networks)]
     for index, name in enumerate(record.spec.networks):
         former = nics[index] if index < len(nics) else None
-        if former is None or _is_on_passt(former) is fabric:
+        if former is None or is_on_passt(former) is fabric:
             slot = former.slot if former else slots[index] if slots else free_slot(nics)
             mac = former.mac if former else record.identity.mac if index == 0 else new_mac()
             card = Card(former.key if former else new_key(), mac, slot)
@@ -90,6 +92,7 @@ def _inner(home: Home, former: Nic | None) -> Inner | None:
         return former.inner if former else None
     from insula.model.network import Inner
     from insula.networks.naming import bridge_mac
+    from insula.networks.passt import is_on_passt
     from insula.networks.plan import gateway4
 
     try:
@@ -97,7 +100,7 @@ def _inner(home: Home, former: Nic | None) -> Inner | None:
     except NotFound:
         return None
     gateway = gateway4(spec)
-    if former.ipv4 is None or gateway is None or spec.ipv4 is None or _is_on_passt(former):
+    if former.ipv4 is None or gateway is None or spec.ipv4 is None or is_on_passt(former):
         return None
     return Inner(f"{former.ipv4}/{spec.ipv4.rpartition('/')[2]}", gateway, former.mac, bridge_mac(former.network))
 
@@ -129,13 +132,6 @@ def with_nics(record: MachineRecord, nics: list[Nic]) -> MachineRecord:
 def free_slot(nics: Sequence[Nic]) -> int:
     """The first place for a card on the board that none of ``nics`` has."""
     return min(set(range(len(nics) + 1)) - {nic.slot for nic in nics})
-
-
-def _is_on_passt(nic: Nic) -> bool:
-    """Whether the card's address is the one that all guests behind a passt have; on our networks it has an IPv6 one as well."""
-    from insula.networks.passt import ADDRESS
-
-    return nic.ipv4 == ADDRESS and nic.ipv6 is None
 
 
 class Card(NamedTuple):
@@ -350,7 +346,7 @@ def check_holds(context: Context, nic: Nic, firewall: Firewall) -> None:
     if firewall == Firewall() and nic.rates == Rates():
         return
     spec = network_of(context.home, nic).spec
-    if not has_fabric(context) or is_bare(spec):
+    if not has_fabric(context) or is_bare(nic.network, spec):
         raise HostLacks(
             f"nobody would hold a machine to its firewall and limits on '{network_name(context.home, nic)}'",
             code="no_firewall",
@@ -435,9 +431,9 @@ def inner_addresses(home: Home, nic: Nic) -> tuple[tuple[str, ...], tuple[str, .
     addresses are not ours."""
     if nic.ipv4 is None:
         return (), (), ()
-    if _is_on_passt(nic):
-        from insula.networks.passt import ADDRESS, GATEWAY, PREFIX, RESOLVER
+    from insula.networks.passt import ADDRESS, GATEWAY, PREFIX, RESOLVER, is_on_passt
 
+    if is_on_passt(nic):
         return (f"{ADDRESS}/{PREFIX}",), (GATEWAY,), (RESOLVER,)
     from insula.networks.plan import gateway4
 

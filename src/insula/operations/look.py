@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -10,15 +11,17 @@ import msgspec
 from insula.errors import InsulaError
 from insula.host.files import disk_usage
 from insula.model.names import LONGEST_SHOWN
-from insula.model.network import Firewall
+from insula.model.network import Firewall, Nic
 from insula.model.requests import ListMachines, ShowMachine
-from insula.model.status import MachineDetails, MachineStatus
+from insula.model.status import MachineDetails, MachineStatus, State
+from insula.operations import journal
 from insula.operations.context import Context
 from insula.operations.observe import observe
 from insula.operations.operation import Operation
 from insula.store import names
 from insula.store.events import read_events
 from insula.store.machines import MachineRecord, machine_folder, machine_names
+from insula.store.names import Home
 
 # Not its host name: the agent tells these when its life begins, before it was told who it is.
 _HELLO_FIELDS = ("os", "kernel", "arch", "build")
@@ -31,8 +34,8 @@ def list_machines(context: Context, request: ListMachines, operation: Operation)
     found = []
     for name in machine_names(context.home):
         with contextlib.suppress(FileNotFoundError):  # deleted while we looked
-            found.append(observe(context.home.machine(name))[0])
-    return found
+            found.append(observe(context.home.machine(name)))
+    return with_losses(context.home, found)
 
 
 def show_machine(context: Context, request: ShowMachine, operation: Operation) -> MachineDetails:
@@ -42,6 +45,7 @@ def show_machine(context: Context, request: ShowMachine, operation: Operation) -
     status, record = observe(folder)
     if record is None:
         return _broken(folder, status)
+    status = with_losses(context.home, [(status, record)])[0]
     board = record.board
     return MachineDetails(
         **msgspec.structs.asdict(status),
@@ -65,6 +69,37 @@ def show_machine(context: Context, request: ShowMachine, operation: Operation) -
         guest=_guest(folder) if status.agent else {},
         process=_processes(folder, record.id) if status.state.has_process else {},
     )
+
+
+def with_losses(home: Home, found: Sequence[tuple[MachineStatus, MachineRecord | None]]) -> list[MachineStatus]:
+    """The states of machines, of those with a card that hangs on nothing with word of it."""
+    cards = _hanging(found)
+    lost = _lost(home, cards)
+    # A verb may have been at work between our two looks; one that still is knows what becomes of the card.
+    suspects = [name for name, nics in cards.items() if any(nic.key in lost for nic in nics)]
+    again = [observe(home.machine(name)) for name in suspects if journal.pending(home.machine(name)) is None]
+    cards = _hanging(again)
+    lost = _lost(home, cards)
+    words = {name: told[0] for name, nics in cards.items() if (told := [lost[nic.key] for nic in nics if nic.key in lost])}
+    return [
+        msgspec.structs.replace(status, problem=status.problem or words[status.name]) if status.name in words else status
+        for status, _ in found
+    ]
+
+
+def _hanging(found: Sequence[tuple[MachineStatus, MachineRecord | None]]) -> dict[str, list[Nic]]:
+    """By machine, the cards that hang now, if all is well."""
+    return {status.name: record.nics for status, record in found if record and status.state in (State.RUNNING, State.PAUSED)}
+
+
+def _lost(home: Home, cards: Mapping[str, list[Nic]]) -> dict[str, str]:
+    """By a card's key, what became of it. No cost where no machine with a card runs."""
+    nics = [nic for each in cards.values() for nic in each]
+    if not nics:
+        return {}
+    from insula.networks.lost import losses
+
+    return losses(home, nics)
 
 
 def _broken(folder: Path, status: MachineStatus) -> MachineDetails:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -67,9 +68,10 @@ def show(context: Context, request: ShowNetwork, operation: Operation) -> Networ
     name, record = find_network(context.home, request.name)
     members = _members(context)
     status = _status(name, record, members)
+    blocked = [*_cut_off(context, [(name, record)]), *(_blocked(context) if record.spec.mode == "nat" else [])]
     return NetworkDetails(
         **msgspec.structs.asdict(status), id=record.id, fabric=_fabric(context), resolver=_resolver(context, record),
-        members=members.get(record.id, []), blocked=_blocked(context) if record.spec.mode == "nat" else [],
+        members=members.get(record.id, []), blocked=blocked,
     )  # fmt: skip
 
 
@@ -112,6 +114,7 @@ def repair(context: Context, request: RepairNetworks, operation: Operation) -> l
     del request
     from insula.networks.fabric import repair as make_so
     from insula.networks.fabric import status
+    from insula.store.networks import list_networks as stored
 
     operation.tell("look at links, rules and helpers")
     before = status(context.home)
@@ -122,6 +125,8 @@ def repair(context: Context, request: RepairNetworks, operation: Operation) -> l
     with contextlib.suppress(InsulaError, OSError):
         _release_what_is_gone(context)
     sweep_networks(context.home)
+    used = {card.attached.nic.network for card in before.cards.values()}
+    told += _cut_off(context, [(name, record) for name, record in stored(context.home) if record.id in used])
     return [*told, *(_blocked(context) if before.running else [])]
 
 
@@ -168,6 +173,27 @@ def _blocked(context: Context) -> list[str]:
     if probe(context.home).kind != "root":
         return []
     return [f"{each.words()}; to let machines out: {each.fix}" for each in who_blocks(home_key(context.home.root))]
+
+
+def _cut_off(context: Context, networks: Iterable[tuple[str, NetworkRecord]]) -> list[str]:
+    """Networks that lead nowhere, because what they lead by is gone, or somebody else's by now, in words."""
+    from insula.host import links
+    from insula.networks.ability import probe
+    from insula.networks.naming import home_key
+    from insula.networks.uplinks import taken
+
+    found = []
+    for name, record in networks:
+        spec = record.spec
+        if spec.mode == "bridge" and not links.exists(str(spec.parent)):
+            found.append(
+                f"{name} is on '{spec.parent}', which this host does not have any more; to see what it has: ip -brief link"
+            )
+        elif spec.mode == "nat" and probe(context.home).kind == "root" and (other := taken(home_key(context.home.root), spec)):
+            found.append(
+                f"{name} has addresses of {other}, which this host sends elsewhere; to see who has it: ip route show {other}"
+            )
+    return found
 
 
 def _members(context: Context) -> dict[str, list[NetworkMember]]:

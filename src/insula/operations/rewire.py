@@ -15,7 +15,7 @@ from insula.errors import InsulaError
 from insula.model.network import Nic
 from insula.model.status import State
 from insula.operations.addressing import introduce
-from insula.operations.cabling import attached, change_cards, hang, hanging_keys, has_fabric, plug_cables, take_off
+from insula.operations.cabling import attached, change_cards, hang, hanging_keys, has_fabric, network_of, plug_cables, take_off
 from insula.operations.context import Context
 from insula.operations.observe import observe
 from insula.store import names
@@ -69,11 +69,14 @@ def _pull_strangers(context: Context, folder: Path, record: MachineRecord) -> li
 
 def _plug_missing(context: Context, folder: Path, record: MachineRecord) -> list[str]:
     """Plug in what the guest does not have, and what has lost what it hung on. The guest finds out again what it knew of it, but
-    for its addresses. Raises GuestError (``card_in_use``), HostLacks."""
+    for its addresses. Raises GuestError (``card_in_use``), HostLacks, NotFound (``parent_missing``)."""
+    from insula.networks.lan import check_parent
+
     run = folder / names.RUN
     there, hanging = context.engine.cards(run), hanging_keys(context.home, record.id)
     missing = [nic for nic in record.nics if nic.slot not in there or nic.key not in hanging]
     for nic in missing:
+        check_parent(network_of(context.home, nic).spec)
         take_off(context.home, nic)
         context.engine.pull(run, nic.slot)
         try:

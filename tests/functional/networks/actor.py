@@ -39,6 +39,7 @@ SPECS = {
     "4d000004": NetworkSpec("bridge", parent="eth0"),
     "5e000005": NetworkSpec("bridge", parent="lanbr", vlan=7),
     "6f000006": NetworkSpec("bridge", parent="eth0", vlan=7),
+    "70000007": NetworkSpec("nat", "10.79.0.0/24", "fd12:3456:789a:7::/64"),
 }
 
 

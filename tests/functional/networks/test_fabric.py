@@ -296,6 +296,41 @@ def test_a_subnet_that_others_have_by_now_is_not_taken_from_them(lan: World) -> 
 
 
 @pytest.mark.limit(30)
+def test_a_subnet_that_others_have_by_now_stands_in_no_other_networks_way(lan: World) -> None:
+    """Theirs came while a machine was on the network: it keeps what it has, others come, and a repair leaves theirs alone."""
+    theirs = "10.77.0.128/25"
+    lan.other.serve(80)
+    lan.host.attach("a", 10)
+    lan.root("ip", "route", "add", theirs, "via", OTHER4)
+    lan.host.attach("c", 12, "70000007")
+    assert lan.machine("c").connect(OTHER4, 80) == "open"
+    assert lan.host.repair() == []
+    assert lan.machine("a").ping("10.77.0.1")
+    lan.host.end("a")
+    with pytest.raises(Failed, match="subnet_taken"):
+        lan.host.attach("a", 10)
+    assert lan.machine("c").connect(OTHER4, 80) == "open"
+    lan.host.end("c")
+    lan.root("ip", "route", "delete", theirs, "via", OTHER4)
+    assert lan.host.remains() == []
+
+
+@pytest.mark.limit(30)
+def test_the_hosts_switches_are_afterwards_as_they_were(lan: World) -> None:
+    """Those of single links too, which the kernel turns along with the one for all."""
+    for turned in ("net.ipv4.conf.eth0.forwarding=1", "net.ipv6.conf.eth0.forwarding=1", "net.ipv4.conf.lo.forwarding=0"):
+        lan.root("sysctl", "-qw", turned)
+    before = lan.switches()
+    assert before["ipv4/conf/eth0/forwarding"] == "1"
+    assert before["ipv4/ip_forward"] == before["ipv6/conf/all/forwarding"] == before["ipv4/conf/lo/forwarding"] == "0"
+    lan.host.attach("a", 10)
+    during = lan.switches()
+    assert during["ipv4/ip_forward"] == during["ipv6/conf/all/forwarding"] == during["ipv4/conf/lo/forwarding"] == "1"
+    lan.host.end("a")
+    assert lan.switches() == before
+
+
+@pytest.mark.limit(30)
 @pytest.mark.parametrize("chain", ["policy drop;", "\nct state established accept\nreject with icmpx admin-prohibited\n"])
 def test_a_filter_of_others_that_drops_is_named_with_what_lets_us_through(lan: World, chain: str) -> None:
     """Machines are heard by their host all the same; nothing of others' is changed by us."""

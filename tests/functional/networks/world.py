@@ -19,6 +19,12 @@ from tests.functional.networks.lab import Failed, Node
 
 _CODE = (Path(__file__).parent / "node.py").read_text()
 PYTHON = ["/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "python3", "-c", _CODE]
+_SWITCHES = """
+import json, sys
+sys.path[:0] = sys.argv[1:]
+from tests.framework.leaks import sysctls
+print(json.dumps(sysctls()))
+"""
 OTHER4, HOST4 = "203.0.113.9", "203.0.113.1"
 
 # Arguments: a folder, whether for a user (who sees its home as /mnt), the mode of the tun device, then those of REACHABLE, "--"
@@ -106,6 +112,12 @@ class World:
     def root(self, *words: str) -> None:
         """Do something as root in the host's network."""
         subprocess.run(["nsenter", f"--net={self.host.path}", *words], check=True)
+
+    def switches(self) -> dict[str, str]:
+        """The host's (sysctls), by their names below /proc/sys/net."""
+        words = ["nsenter", f"--net={self.host.path}", sys.executable, "-c", _SWITCHES, f"{ROOT}/src", str(ROOT)]
+        told: dict[str, str] = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
+        return told
 
     def machine(self, name: str) -> Guest:
         return Guest(self.host, name)

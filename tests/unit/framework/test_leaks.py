@@ -97,6 +97,23 @@ def test_what_another_process_still_uses_is_no_leak(tmp_path: Path, sleeper: lis
     assert f"links: inso{pid}" in leaks.new_names(tmp_path, now, made)
 
 
+def test_what_is_changed_in_the_hosts_network_is_found_whatever_it_is_called(tmp_path: Path) -> None:
+    before = replace(leaks.host_state(), sysctls=frozenset({"ipv4/ip_forward=0", "ipv4/conf/eth0/forwarding=0"}))
+    turned = frozenset({"ipv4/ip_forward=0", "ipv4/conf/eth0/forwarding=1", "ipv4/conf/new0/forwarding=0"})
+    now = replace(before, sysctls=turned, tables=before.tables | {"ip theirs"}, network_namespaces=frozenset({"blue"}))
+    assert leaks.new_names(tmp_path, before, now) == [
+        "tables: ip theirs", "network namespaces: blue", "sysctls: ipv4/conf/eth0/forwarding=1",
+    ]  # fmt: skip
+    joined = replace(before, sysctls=frozenset())
+    assert leaks.new_names(tmp_path, joined, before) == []
+    assert leaks.new_names(tmp_path, before, joined) == []
+
+
+def test_switches_of_this_network_are_looked_at() -> None:
+    assert leaks.sysctls()["ipv4/ip_forward"] in ("0", "1")
+    assert leaks.sysctls()["ipv4/conf/lo/forwarding"] in ("0", "1")
+
+
 def test_what_was_there_before_is_no_leak_and_what_came_is(tmp_path: Path, quick: None) -> None:
     now = leaks.host_state()
     before = replace(now, links=now.links | {"ins0"})
