@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 from typing import Final
 
 from insula.engines.base import NicPlan
+from insula.engines.qemu.answers import card_names
 from insula.engines.qemu.board import nic_part
 from insula.engines.qemu.qmp import Event, Monitor, Refused
 from insula.errors import GuestError
@@ -36,8 +38,8 @@ def plug(socket_path: Path, nic: NicPlan, *, offloads: bool) -> None:
 def slots(socket_path: Path) -> set[int]:
     """See `Engine.cards`."""
     with Monitor(socket_path) as monitor:
-        found = [str(card.get("name")) for card in monitor.execute("query-rx-filter")]
-    return {int(name.removeprefix("nic")) for name in found if name.removeprefix("nic").isdecimal()}
+        found = card_names(monitor)
+    return {int(match[1]) for name in found if (match := re.fullmatch(r"nic(\d{1,4})", name, re.ASCII))}
 
 
 def pull(socket_path: Path, slot: int) -> None:
@@ -50,7 +52,7 @@ def pull(socket_path: Path, slot: int) -> None:
     with Monitor(socket_path) as monitor:
         with contextlib.suppress(Refused):  # it is gone, or the guest was asked already
             monitor.execute("device_del", {"id": device})
-        there = any(card.get("name") == device for card in monitor.execute("query-rx-filter"))
+        there = device in card_names(monitor)
         if there and monitor.wait_event(is_gone, _PULLED) is None:
             raise GuestError(
                 "the guest does not let go of the card", code="card_in_use", hint="stop the machine, then detach the network"

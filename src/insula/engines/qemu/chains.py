@@ -10,9 +10,10 @@ import contextlib
 import os
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from insula.engines.base import MergedLayer
+from insula.engines.qemu.answers import add_fd, block_nodes, fd_sets
 from insula.engines.qemu.qmp import Monitor, Refused
 
 _READ_ONLY: Final[dict[str, object]] = {"read-only": True, "auto-read-only": False}
@@ -37,7 +38,7 @@ def put_merged(socket_path: Path, merged: MergedLayer) -> None:
 def _add(monitor: Monitor, node: str, path: Path, below: str | None) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        number = monitor.execute("add-fd", {"opaque": node}, [descriptor])["fdset-id"]
+        number = add_fd(monitor, descriptor, {"opaque": node})
     finally:
         os.close(descriptor)
     file = {"driver": "file", "node-name": f"{node}-file", "filename": f"/dev/fdset/{number}", **_READ_ONLY}
@@ -52,8 +53,7 @@ def _former(monitor: Monitor, merged: MergedLayer, node: str) -> list[str]:
     """The nodes that are of no use any more, top to bottom: what lay between, also what a verb that died left there. Merged ones
     that still are of use are among them: QEMU does not let go of these."""
     numbered, others = [], []
-    for known in monitor.execute("query-named-block-nodes", {"flat": True}):
-        name = str(known["node-name"])
+    for name in (known.name for known in block_nodes(monitor)):
         if match := re.fullmatch(rf"{merged.disk}-(\d{{1,9}})", name):
             if merged.lowest <= int(match[1]) < merged.end:
                 numbered.append((int(match[1]), name))
@@ -79,8 +79,7 @@ def _remove(monitor: Monitor, nodes: list[str]) -> None:
     for node in gone:
         with contextlib.suppress(Refused):  # the file's node went along, unless it was there first
             monitor.execute("blockdev-del", {"node-name": f"{node}-file"})
-    sets: Any = monitor.execute("query-fdsets")
-    for known in sets:
-        if any(descriptor.get("opaque") in gone for descriptor in known["fds"]):
+    for known in fd_sets(monitor):
+        if any(known.holds(node) for node in gone):
             with contextlib.suppress(Refused):
-                monitor.execute("remove-fd", {"fdset-id": known["fdset-id"]})
+                monitor.execute("remove-fd", {"fdset-id": known.number})

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from insula.engines.base import SaveOrder
+from insula.engines.qemu.answers import add_fd, ask
 from insula.engines.qemu.heads import PASSING
 from insula.engines.qemu.memory import MAIN, PAGE, find_main, read_blocks
 from insula.engines.qemu.pagemap import Run, count_pages, own_runs, pages_of, read_memory
@@ -39,6 +40,7 @@ _READING: Final = 0.00075 / MIB
 _GROWTH: Final = 2
 # Of so many looks that take too long one may be quick enough: what a busy host took from a look says nothing about the next.
 _LOOKS: Final = 3
+_END: Final = 1 << 62  # well below what an offset can be (off_t)
 _MOST_OTHERS: Final = 64 * MIB
 _LINE: Final = re.compile(r"(\S+) +\d+ \S+ +0x[0-9a-f]+ +0x([0-9a-f]+) +0x[0-9a-f]+ +0x([0-9a-f]+) +r[ow]", re.ASCII)
 
@@ -152,7 +154,7 @@ def _find(monitor: Monitor, run: Path, order: SaveOrder, stack: contextlib.ExitS
     base = run / names.MEMORY
     if not base.exists() or os.sysconf("SC_PAGE_SIZE") != PAGE:
         return None
-    rams = parse_rams(str(monitor.execute("human-monitor-command", {"command-line": "info ramblock"})))
+    rams = _rams(monitor)
     main = [ram for ram in rams if ram.name == MAIN and ram.length == order.size]
     others = [ram for ram in rams if ram.name != MAIN]
     if len(main) != 1 or sum(ram.length for ram in others) > _MOST_OTHERS:
@@ -177,9 +179,13 @@ def read_ahead(monitor: Monitor, run: Path, order: SaveOrder) -> None:
         process = _process(monitor, run, order, stack)
         if process is not None:
             memory = _opened("mem", stack, process)
-            for ram in parse_rams(str(monitor.execute("human-monitor-command", {"command-line": "info ramblock"}))):
+            for ram in _rams(monitor):
                 for offset in range(0, ram.length, MIB):
                     os.preadv(memory, [memoryview(piece)[: min(MIB, ram.length - offset)]], ram.address + offset)
+
+
+def _rams(monitor: Monitor) -> list[Ram]:
+    return parse_rams(ask(monitor, str, "human-monitor-command", {"command-line": "info ramblock"}))
 
 
 def parse_rams(untrusted: str) -> list[Ram]:
@@ -193,7 +199,7 @@ def parse_rams(untrusted: str) -> list[Ram]:
         if match is None:
             return []
         ram = Ram(match[1], int(match[2], 16), int(match[3], 16))
-        if ram.length % PAGE or ram.address % PAGE or not ram.address:
+        if ram.length % PAGE or ram.address % PAGE or not ram.address or ram.address + ram.length > _END:
             return []
         found.append(ram)
     return found
@@ -226,7 +232,7 @@ def _process(monitor: Monitor, run: Path, order: SaveOrder, stack: contextlib.Ex
     proved: it holds a file that was just handed to it, and that nobody else has."""
     token = os.memfd_create("insula-which", os.MFD_CLOEXEC)
     try:
-        number = monitor.execute("add-fd", {"opaque": PASSING}, [token])["fdset-id"]
+        number = add_fd(monitor, token, {"opaque": PASSING})
         stack.callback(_take_back, monitor, number)
         for pid, name in inhabitants(run.parent, order.uuid).items():
             if name.startswith("qemu"):

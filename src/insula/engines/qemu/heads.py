@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from insula.engines.base import NewHead
+from insula.engines.qemu.answers import add_fd, block_nodes, fd_set_of, fd_sets
 from insula.engines.qemu.qmp import Monitor, Refused
 from insula.errors import InsulaError, MachineEnded
 
@@ -61,14 +62,14 @@ def _add(monitor: Monitor, descriptor: int, number: int | None, opaque: str) -> 
     arguments: dict[str, object] = {"opaque": opaque} if opaque else {}
     if number is not None:
         arguments["fdset-id"] = number
-    return int(monitor.execute("add-fd", arguments, [descriptor])["fdset-id"])
+    return add_fd(monitor, descriptor, arguments)
 
 
 def take_back(monitor: Monitor, opaque: str) -> None:
     """Take back all descriptors handed over under this name; QEMU keeps what it has opened by them."""
-    for one in monitor.execute("query-fdsets"):
-        if any(descriptor.get("opaque") == opaque for descriptor in one["fds"]):
-            monitor.execute("remove-fd", {"fdset-id": one["fdset-id"]})
+    for known in fd_sets(monitor):
+        if known.holds(opaque):
+            monitor.execute("remove-fd", {"fdset-id": known.number})
 
 
 def _node(head: NewHead) -> str:
@@ -78,7 +79,7 @@ def _node(head: NewHead) -> str:
 def add_head(monitor: Monitor, head: NewHead) -> None:
     """Open the overlay, joined to nothing yet. The same words as board.py's for a head."""
     node = _node(head)
-    there = {known["node-name"] for known in monitor.execute("query-named-block-nodes", {"flat": True})}
+    there = {known.name for known in block_nodes(monitor)}
     if node in there:
         return
     common = {"read-only": False, "auto-read-only": False, "discard": "unmap"}
@@ -116,18 +117,16 @@ def switch(monitor: Monitor, heads: tuple[NewHead, ...]) -> None:
 
 def is_current(monitor: Monitor, head: NewHead) -> bool:
     """Whether the guest writes to it: one that is only open is joined to nothing below it."""
-    nodes = monitor.execute("query-named-block-nodes", {"flat": True})
-    return head.depth == 0 or any("backing_file" in node for node in nodes if node["node-name"] == _node(head))
+    return head.depth == 0 or any(known.backing is not None for known in block_nodes(monitor) if known.name == _node(head))
 
 
 def is_frozen(monitor: Monitor, head: NewHead) -> bool:
     """Whether the former head below it is open for reading alone, or there is none."""
     node = f"{head.disk}-{head.depth - 1}"
-    files = [
-        known for known in monitor.execute("query-named-block-nodes", {"flat": True}) if known["node-name"] == f"{node}-file"
-    ]
-    reading = all(file["ro"] for file in files)  # the node above it says so as soon as it has a head upon it
-    descriptors = [fd for one in monitor.execute("query-fdsets") for fd in one["fds"] if fd.get("opaque") == node]
+    reading = all(
+        known.ro for known in block_nodes(monitor) if known.name == f"{node}-file"
+    )  # the node above it says so as soon as it has a head upon it
+    descriptors = [descriptor for known in fd_sets(monitor) for descriptor in known.fds if descriptor.opaque == node]
     return reading and len(descriptors) <= 1
 
 
@@ -136,9 +135,9 @@ def freeze(monitor: Monitor, heads: tuple[NewHead, ...], layers: Mapping[str, Pa
     are read-only since they have a head upon them. Possible also while the guest stands, and its disks are closed for now."""
     for head in heads:
         node = f"{head.disk}-{head.depth - 1}"
-        known = next(one for one in monitor.execute("query-fdsets") if any(fd.get("opaque") == node for fd in one["fds"]))
-        add_descriptor(monitor, layers[head.disk], os.O_RDONLY, known["fdset-id"], node)
-        file = {"driver": "file", "node-name": f"{node}-file", "filename": f"/dev/fdset/{known['fdset-id']}"}
+        known = fd_set_of(monitor, node)
+        add_descriptor(monitor, layers[head.disk], os.O_RDONLY, known.number, node)
+        file = {"driver": "file", "node-name": f"{node}-file", "filename": f"/dev/fdset/{known.number}"}
         monitor.execute("blockdev-reopen", {"options": [{**file, "read-only": True, "auto-read-only": False}]})
-        for descriptor in known["fds"]:
-            monitor.execute("remove-fd", {"fdset-id": known["fdset-id"], "fd": descriptor["fd"]})
+        for descriptor in known.fds:
+            monitor.execute("remove-fd", {"fdset-id": known.number, "fd": descriptor.fd})

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from insula.engines.base import Method, NewHead, Saved, SaveOrder
+from insula.engines.qemu.answers import card_names
 from insula.engines.qemu.background import can_track, write_behind
 from insula.engines.qemu.changed import Copied, changes, read_ahead
 from insula.engines.qemu.heads import (
@@ -186,8 +187,8 @@ def switch_heads(socket_path: Path, heads: tuple[NewHead, ...], layers: Mapping[
 def set_links(socket_path: Path, up: bool) -> None:
     """See `Engine.set_links`."""
     with Monitor(socket_path) as monitor:
-        for card in monitor.execute("query-rx-filter"):
-            monitor.execute("set_link", {"name": str(card["name"]), "up": up})
+        for name in card_names(monitor):
+            monitor.execute("set_link", {"name": name, "up": up})
 
 
 def _can_map(monitor: Monitor) -> bool:

@@ -6,27 +6,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
+from insula.engines.qemu.answers import RunState, ask
 from insula.engines.qemu.qmp import PATIENCE, Monitor
 from insula.errors import InsulaError
 
 _STOPPED: Final = 10.0
 
 
-class RunState(msgspec.Struct, frozen=True):
-    """``query-status``: ``status`` is one of QEMU's RunState words."""
-
-    running: bool
-    status: str
-
-
 def read_status(monitor: Monitor) -> RunState:
     """Whether the guest's CPUs run."""
-    try:
-        return msgspec.convert(monitor.execute("query-status"), RunState)
-    except msgspec.ValidationError as cause:
-        raise InsulaError(f"QEMU's monitor answered nonsense: {cause}", code="monitor_failed") from cause
+    return ask(monitor, RunState, "query-status")
 
 
 def query_status(socket_path: Path) -> RunState:

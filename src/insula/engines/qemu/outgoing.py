@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
+from insula.engines.qemu.answers import is_migrating, why_not_migrated
 from insula.engines.qemu.monitor import read_status
 from insula.engines.qemu.qmp import Event, Monitor
 from insula.errors import HostLacks, InsulaError
+from insula.model.text import clean
 
 UNBOUNDED: Final = 1 << 40  # bytes per second
 PATIENCE: Final = 600.0  # seconds for writing the memory of a large guest to a slow disk
@@ -47,7 +49,7 @@ def wait_tidy(monitor: Monitor) -> None:
     last it does (migration_cleanup in QEMU's migration.c).
     """
     deadline = time.monotonic() + DEVICES
-    while any(instance["type"] == "migration" for instance in monitor.execute("query-yank")):
+    while is_migrating(monitor):
         if time.monotonic() > deadline:
             raise InsulaError("QEMU does not end its migration", code="save_failed")
         time.sleep(_TIDY)
@@ -58,8 +60,7 @@ def is_over(event: Event) -> bool:
 
 
 def why(monitor: Monitor) -> str:
-    answer: Any = monitor.execute("query-migrate")
-    return str(answer.get("error-desc", "no reason given"))
+    return clean(why_not_migrated(monitor))
 
 
 def failed(reason: str) -> InsulaError:

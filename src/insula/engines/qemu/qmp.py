@@ -65,7 +65,7 @@ class Monitor:
     def __enter__(self) -> Monitor:
         try:
             if "QMP" not in self._message(time.monotonic() + self._patience):
-                raise _nonsense("no greeting")
+                raise nonsense("no greeting")
             self.execute("qmp_capabilities")
         except BaseException:
             self._socket.close()
@@ -129,7 +129,7 @@ class Monitor:
         """The next message. Raises ``late`` (by default: that QEMU is silent) when there is none by ``deadline``."""
         while (end := self._received.find(b"\n")) < 0:
             if len(self._received) > _LONGEST_LINE:
-                raise _nonsense("a line without end")
+                raise nonsense("a line without end")
             try:
                 self._bound(deadline)
                 untrusted_piece = self._socket.recv(1 << 16)
@@ -144,8 +144,8 @@ class Monitor:
         del self._received[: end + 1]
         try:
             return msgspec.json.decode(line, type=dict[str, Any])
-        except msgspec.MsgspecError as cause:
-            raise _nonsense(str(cause)) from cause
+        except (msgspec.MsgspecError, RecursionError) as cause:
+            raise nonsense(str(cause)) from cause
 
     def _bound(self, deadline: float) -> None:
         left = deadline - time.monotonic()
@@ -168,5 +168,6 @@ def _ended() -> MachineEnded:
     return MachineEnded("the machine is not running", code="machine_ended")
 
 
-def _nonsense(what: str) -> InsulaError:
+def nonsense(what: str) -> InsulaError:
+    """The error for an answer that cannot be."""
     return InsulaError(f"QEMU's monitor answered nonsense: {clean(what)}", code="monitor_failed")
