@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from insula.errors import InsulaError
 from insula.host.namespaces import remove_handed_over
@@ -42,6 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Point everything at the run's own folder before any test module is imported."""
     config.pluginmanager.register(workers)
+    _choose_examples(config)
     token = secrets.token_hex(6)
     base = Path(os.environ.get("TMPDIR") or "/var/tmp")
     folder = Path(tempfile.mkdtemp(prefix=f"insula-test-{token}-", dir=base))
@@ -61,6 +63,18 @@ def pytest_configure(config: pytest.Config) -> None:
         "PYTHONPYCACHEPREFIX": sys.pycache_prefix or str(cache_folder("pycache")),
     }
     tempfile.tempdir = None
+
+
+def _choose_examples(config: pytest.Config) -> None:
+    """The same ones in each short run, new ones in long runs. How long one takes says how busy the computer is, no more."""
+    settings.register_profile(
+        "insula",
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+        derandomize=not config.getoption("--full"),
+        print_blob=True,
+    )
+    settings.load_profile("insula")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
