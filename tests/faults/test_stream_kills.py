@@ -123,7 +123,8 @@ def _at_a_terminal(home: Path, *words: str) -> Iterator[tuple[subprocess.Popen[b
 @BOTH
 def test_shell(home: Path, shared: str, undisturbed: None, number: signal.Signals) -> None:
     with _at_a_terminal(home, "shell", shared) as (child, terminal):
-        os.write(terminal, b"echo rea''dy; sleep 9872\r")
+        # Said by what is to be interrupted: the shell itself would not mind.
+        os.write(terminal, b"sh -c \"echo rea''dy; exec sleep 9872\"\r")
         _read_until(terminal, b"ready\r\n")
         if number == signal.SIGKILL:
             _end(child, number)

@@ -98,6 +98,7 @@ def packages() -> tuple[Package, ...]:
         *_network_packages(),
         Package("git", "tells the tests which files belong to the project", _TESTS, (_program("git"),)),
         Package("libc6-dev", "lets gcc build the C parts with its own checks in them", _TESTS, ("/usr/include/stdio.h",)),
+        Package("openssh-client", "makes the host keys of the tests' guests", _TESTS, (_program("ssh-keygen"),)),
         Package("shellcheck", "checks the shell scripts", _TESTS, (_program("shellcheck"),)),
         *_cross_compilers(),
     )

@@ -131,5 +131,5 @@ def expected(fabric: Fabric) -> set[str]:
     servers = {dnsmasq.child_name(network) for network, spec in fabric.networks().items() if dnsmasq.has_names(spec)}
     if any(spec.mode == "nat" for spec in fabric.networks().values()):
         servers |= relay.children(fabric.state.addresses)
-    # Where the host itself has no way out pasta does not start, and need not.
+    # Where the host itself has no way out pasta is not started.
     return servers if fabric.state.uplink is not None or not uplinks.world_is_there() else servers | {uplinks.PASTA}

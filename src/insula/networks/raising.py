@@ -102,6 +102,8 @@ def _set_sysctls(fabric: Fabric) -> None:
 def _join_world(fabric: Fabric) -> None:
     state, holder = fabric.state, fabric.holder
     if state.uplink is None:
+        if not uplinks.world_is_there():
+            return  # an old pasta ends at once then; a new one stays, in a world of its own that leads nowhere
         log = os.open(fabric.folder / names.PASTA_LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             uplinks.start_pasta(fabric.key, holder, log)
