@@ -95,7 +95,7 @@ def eventually() -> Callable[[Callable[[], bool]], None]:
     import time
 
     def wait(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < deadline, "it never came true"
             time.sleep(0.01)  # between two looks at the condition

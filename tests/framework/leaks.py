@@ -29,7 +29,7 @@ MARKER = "INSULA_TEST_RUN"
 _DEVICES = [Path(f"/dev/{name}") for name in ("null", "zero", "full", "random", "urandom", "tty", "ptmx", "net/tun", "kvm")]
 _KEYED = re.compile(r"(?:^v|insula_)([0-9a-f]{8})$")  # links and tables of the host that belong to a home's networks
 _MADE_BY = re.compile(r"^ins[a-z]+([0-9]+)[a-z]?$")  # those that tests make beside Insula, and the pid of who made them
-_PATIENCE = 5.0  # seconds; what is on its way out may finish
+_PATIENCE = 30.0  # seconds; what is on its way out may finish
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def test_the_launcher_removes_environments_nobody_uses(tmp_path: Path) -> None:
     held = [f"{tmp_path}/env-4/bin/python", "-c", "input()"]
     with subprocess.Popen(held, executable=sys.executable, stdin=subprocess.PIPE) as process:
         script = f'. "{_REPOSITORY}/packaging/environment.sh"; cache={tmp_path} environment={tmp_path}/env-1; prune_environments'
-        subprocess.run(["sh", "-euc", script], check=True, timeout=10)
+        subprocess.run(["sh", "-euc", script], check=True, timeout=60)
         assert process.stdin is not None
         process.stdin.write(b"\n")
         process.stdin.close()

@@ -187,7 +187,7 @@ class Rig:
     def status(self) -> Fields:
         """What keeper.status says. All that was said by QMP before is known to the keeper by then."""
         with self.link() as link:
-            return link.call("keeper.status", timeout=10)
+            return link.call("keeper.status", timeout=60)
 
     # -- the child and the end -------------------------------------------------------------------------------------------------
     def child(self, line: str) -> None:

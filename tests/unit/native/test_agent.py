@@ -179,7 +179,7 @@ def test_a_child_that_keeps_the_output_open_is_waited_for_one_second(link: Link)
     started = time.monotonic()
     _, out = run(link, "sh", "-c", "sleep 60 & echo done")
     assert out == b"done\n"
-    assert 0.9 < time.monotonic() - started < 5
+    assert 0.9 < time.monotonic() - started < 30
 
 
 def test_closing_hangs_the_program_up(link: Link) -> None:

@@ -232,7 +232,7 @@ def test_kill_does_not_ask(rig: Rig) -> None:
 def test_quit_before_qemu_is_up_comes_after_the_greeting(rig: Rig) -> None:
     link = rig.link()
     link.open("keeper.quit", how="quit")
-    link.call("keeper.status", timeout=10)
+    link.call("keeper.status", timeout=60)
     rig.say({"QMP": {}})
     assert [rig.command(), rig.command()] == ["qmp_capabilities", "quit"]
 
