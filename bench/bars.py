@@ -225,8 +225,8 @@ _ALL = (
         "run-address", "`insula run tiny` until it has its address / without a network card", 1.2, 12, _addressed(addressed.warm)
     ),
     Bar("run-address-cold", "the same with `--cold`", 1.2, 4, _addressed(addressed.cold)),
-    Bar("traffic", "TCP, as root", 0.95, 8, _traffic(traffic.of_root)),
-    Bar("traffic-user", "TCP, as an ordinary user", 0.95, 8, _traffic(traffic.of_user)),
+    Bar("traffic", "TCP, as root", 0.95, 40, _traffic(traffic.of_root)),
+    Bar("traffic-user", "TCP, as an ordinary user", 0.95, 40, _traffic(traffic.of_user)),
     Bar("boot-debian", "`insula run --cold debian -- CMD` until CMD answers / QEMU by hand", 1.05, 4, _at_most(boot.debian)),
 )
 

@@ -1,14 +1,18 @@
-"""Hosts on which networks have it hard: several homes and users, a reboot, a card that vanishes. The machines are real,
+"""Hosts on which networks have it hard: several homes and users, a reboot, a card that vanishes, too little of what networks are
+made of. The machines are real,
 the host is one of their own (tests/framework/island.py)."""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.framework.island import Island, User, island
+from tests.framework.project import ROOT
 
 pytestmark = [pytest.mark.full, pytest.mark.root, pytest.mark.limit(600)]
 
@@ -119,3 +123,60 @@ def test_a_link_of_the_host_that_vanishes_and_comes_back(there: Island, kind: st
     assert user.told("network", "show", "street")["blocked"] == []
     _delete(user, "web", "db")
     there.root("ip", "link", "delete", "lan0")
+
+
+@pytest.mark.parametrize("uid", [0, 65534])
+@pytest.mark.parametrize("lost", ["/usr/sbin/nft", "/dev/net"])
+def test_without_what_networks_are_made_of_machines_run_alone(there: Island, uid: int, lost: str) -> None:
+    """What does not go is said, with the next step; what works works. Later, all is there at once."""
+    user = there.user("owner", uid)
+    what = "not installed: nft" if lost.endswith("nft") else "/dev/net/tun is not there"
+    with there.without(lost, "/usr/bin/apt-get"):  # which would see to it, and not on the island alone
+        alone = _run(user, "alone")
+        assert user.insula("exec", "alone", "--", "ip", "-4", "address").stdout.count(f" {alone}/") == 1
+        for words in (("network", "create", "lab", "--mode", "private"), ("publish", "alone", "8080:80")):
+            told = user.refused(*words)
+            assert what in told
+            assert "insula doctor" in told
+        told = user.refused("run", *_MACHINE, "--name", "held", "--profile", "none", "tiny")
+        assert "insula doctor" in told
+        facts = {fact["name"]: fact for fact in json.loads(user.insula("doctor", "--json", check=False).stdout)["facts"]}
+        assert facts["networks"]["state"] == "limited"
+        assert what in facts["networks"]["detail"]
+        assert facts["networks"]["fix"]
+        assert [machine["name"] for machine in user.told("list")] == ["alone"]
+        assert [one["name"] for one in user.told("network", "list")] == ["nat"]
+    _run(user, "web")
+    user.insula("network", "create", "lab", "--mode", "private")
+    user.insula("exec", "alone", "--", "true")
+    _delete(user, "alone", "web")
+
+
+def test_where_no_user_namespaces_may_be_made_nothing_starts_and_why_is_said(there: Island) -> None:
+    """The jail of every machine is made of one: none is started without."""
+    user = there.user("anna", 65534)
+    user.within = [sys.executable, str(ROOT / "tests" / "framework" / "without_namespaces.py")]
+    told = user.refused("run", *_MACHINE, "--name", "web", "tiny")
+    assert "this host lets nobody like us make user namespaces" in told
+    assert "insula doctor" in told
+    report = json.loads(user.insula("doctor", "--json", check=False).stdout)
+    fact = next(fact for fact in report["facts"] if fact["name"] == "user namespaces")
+    assert (report["usable"], fact["state"], fact["fix"]) == (False, "missing", "sudo sysctl -w user.max_user_namespaces=15000")
+    assert [(machine["name"], machine["state"]) for machine in user.told("list")] == [("web", "stopped")]
+    user.within = []
+    user.insula("start", "web")
+    _delete(user, "web")
+
+
+def test_fifty_machines_of_an_ordinary_user_on_one_network(there: Island) -> None:
+    user = there.user("anna", 65534)
+    user.insula("network", "create", "crowd", "--mode", "private")
+    _run(user, "crowd-0", "--network", "crowd")
+    user.insula("fork", "crowd-0", "--name", "crowd-{n}", "-n", "49", timeout=900)
+    machines = user.told("list")
+    assert [machine["problem"] for machine in machines] == [None] * 50
+    assert len({machine["addresses"][0] for machine in machines}) == 50
+    for number in range(1, 50):
+        user.insula("exec", f"crowd-{number}", "--", "ping", "-c1", "-W20", f"crowd-{number - 1}.insula")
+    assert len(user.told("network", "show", "crowd")["members"]) == 50
+    _delete(user, *(machine["name"] for machine in machines))

@@ -54,10 +54,14 @@ _SWITCHES = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
 
 
 class User:
-    """Somebody with a home on an island, who is root if ``uid`` is 0. ``home`` is his state as he sees it, ``seen`` as we do."""
+    """Somebody with a home on an island, who is root if ``uid`` is 0. ``home`` is his state as he sees it, ``seen`` as we do.
+
+    ``within``: the first words of what is done for him, as root: a command that does another one.
+    """
 
     def __init__(self, island: Island, seen: Path, uid: int) -> None:
         self.island, self.uid = island, uid
+        self.within: list[str] = []
         self._folder = Path("/mnt") / seen.name
         self.home, self.seen = self._folder / "insula", seen / "insula"
 
@@ -67,7 +71,7 @@ class User:
         environment += [f"INSULA_HOME={self.home}", f"PYTHONPATH={ROOT}/src:{ROOT}", f"TMPDIR={self._folder}"]
         environment += [f"{name}={value}" for name, value in os.environ.items() if name.startswith("INSULA_TEST")]
         who = ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups", "--"] if self.uid else []
-        return [*self.island.enter(), *who, *environment, *argv]
+        return [*self.island.enter(), *self.within, *who, *environment, *argv]
 
     def do(self, *argv: str, check: bool = True, data: str = "", timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -131,6 +135,18 @@ class Island:
 
     def root(self, *argv: str) -> str:
         return subprocess.run([*self.enter(), *argv], capture_output=True, text=True, check=True, timeout=60).stdout
+
+    @contextlib.contextmanager
+    def without(self, *lost: str) -> Iterator[None]:
+        """While this lasts there is nothing on it at these paths that could be used: programs, and folders of devices."""
+        for path in lost:
+            empty = ["-t", "tmpfs", "tmpfs"] if Path(path).is_dir() else ["--bind", "/dev/null"]
+            self.root("mount", *empty, path)
+        try:
+            yield
+        finally:
+            for path in lost:
+                self.root("umount", path)
 
     def seen(self) -> list[str]:
         """What there is on it that machines' networks are made of, or change."""

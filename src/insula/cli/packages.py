@@ -8,7 +8,8 @@ from typing import Final
 
 import click
 
-from insula.host.packages import Purpose, ensure
+from insula.errors import HostLacks
+from insula.host.packages import Purpose, ensure, missing
 from insula.model import requests
 
 _NEEDS: Final[dict[type[requests.Request], tuple[Purpose, ...]]] = {
@@ -24,13 +25,22 @@ _NEEDS: Final[dict[type[requests.Request], tuple[Purpose, ...]]] = {
 
 
 def ensure_packages(request: requests.Request) -> None:
-    """Have what ``request`` needs, if it needs anything. Raises HostLacks (``packages_missing``): its hint is the command."""
+    """Have what ``request`` needs, if it needs anything. Raises HostLacks (``packages_missing``): its hint is the command.
+
+    What only networks need is wanted, but not needed: without it each machine has a passt of its own.
+    """
     purposes = _NEEDS.get(type(request), ())
     if purposes and getattr(getattr(request, "spec", None), "tpm", False):
         purposes = (*purposes, Purpose.TPM)
     if purposes and not getattr(request, "dry_run", False):
         context = click.get_current_context(silent=True)
-        ensure(purposes, confirm=consent(bool(context and context.obj["yes"])), progress=_say)
+        try:
+            ensure(purposes, confirm=consent(bool(context and context.obj["yes"])), progress=_say)
+        except HostLacks as refusal:
+            if missing(set(purposes) - {Purpose.NETWORK}):
+                raise
+            _say(f"{refusal.message} ({refusal.hint})")
+            _say("going on without: machines reach out, each alone, and that is all of networks there is")
 
 
 def ensure_sealing() -> None:

@@ -32,8 +32,11 @@ def tap_name(key: str) -> str:
 
 
 def shaper_name(key: str) -> str:
-    """The link through which what a card sends is slowed down."""
-    return f"i{key}"
+    """The link through which what a card sends is slowed down.
+
+    Names never begin with ``if``: what is called ``if2…`` and is not there is the second link for ip(8).
+    """
+    return f"s{key}"
 
 
 def host_link(home: str) -> str:

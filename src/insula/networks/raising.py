@@ -122,7 +122,9 @@ def mend(fabric: Fabric) -> list[str]:
     _set_sysctls(fabric)
     _mend_links(fabric, present)
     note_addresses(fabric)
-    wanted = rules.everything(fabric.state.uplink, fabric.state.addresses, fabric.networks(), fabric.cards.values())
+    # Without those that are gone: another card may have their addresses by now.
+    there = [card for key, card in fabric.cards.items() if key not in lost]
+    wanted = rules.everything(fabric.state.uplink, fabric.state.addresses, fabric.networks(), there)
     nft.apply(wanted, fabric.holder.spaces)
     for key, attached in fabric.cards.items():
         if key not in lost and (attached.nic.rates.up or attached.nic.rates.down):

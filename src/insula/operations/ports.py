@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from insula.errors import AlreadyExists, HostLacks, InsulaError, NotFound
-from insula.model.network import Publish, clash, format_publish
+from insula.model.network import Nic, Publish, clash, format_publish
 from insula.model.requests import ListPorts, PublishPorts, UnpublishPorts
 from insula.model.status import PortStatus
 from insula.operations.cabling import attached, has_fabric
@@ -25,11 +25,7 @@ def publish(context: Context, request: PublishPorts, operation: Operation) -> li
     """Publish ports of a machine; it need not run. Raises NotFound, AlreadyExists (``port_taken``: who holds it), HostLacks."""
     with hold_machine(context, request.name, "publish") as held:
         if not any(nic.ipv4 for nic in held.record.nics):
-            raise HostLacks(
-                f"{request.name} has no address that ports of this host could lead to",
-                code="no_address",
-                hint="put it on a private or NAT network: insula network attach nat " + request.name,
-            )
+            raise _unreachable(context, request.name, None)
         new = [port for port in request.ports if port not in held.record.published]
         check_free(context.home, request.name, new)
         after = msgspec.structs.replace(held.record, published=[*held.record.published, *new])
@@ -111,17 +107,29 @@ def open_ports(context: Context, name: str, record: MachineRecord, ports: list[P
 
     nic = next((nic for nic in record.nics if nic.ipv4), None)
     if nic is None or not has_fabric(context):
-        raise HostLacks(
-            f"{name} has no address that ports of this host could lead to",
-            code="no_fabric",
-            hint="put it on a private or NAT network; see also: insula doctor",
-        )
+        raise _unreachable(context, name, nic)
     card = attached(context.home, name, record, nic)
     with contextlib.ExitStack() as undo:
         for port in ports:
             listen(context.home, card, port)
             undo.callback(close, context.home, port)
         undo.pop_all()
+
+
+def _unreachable(context: Context, name: str, nic: Nic | None) -> HostLacks:
+    if nic is None:
+        return HostLacks(
+            f"{name} has no address that ports of this host could lead to",
+            code="no_address",
+            hint=f"put it on a private or NAT network: insula network attach nat {name}",
+        )
+    from insula.networks.ability import probe
+
+    return HostLacks(
+        f"this host can make no network by which ports could lead to {name}: {probe(context.home).why}",
+        code="no_fabric",
+        hint="see what is missing: insula doctor",
+    )
 
 
 def reopen_ports(context: Context, name: str, record: MachineRecord) -> None:

@@ -128,12 +128,13 @@ def test_there_is_no_golden_file_without_a_case() -> None:
 
 
 def test_names_fit_the_kernel() -> None:
-    """A link's name has room for 15 characters."""
+    """A link's name has room for 15 characters; and ip(8) takes ``if2…``, where it is not there, for the second link."""
     makers = [naming.bridge_name, naming.tap_name, naming.shaper_name, naming.host_link, naming.lan_host_link]
     makers += [naming.lan_link, naming.lan_vlan_link, naming.macvtap_name]
     names = [maker("ffffffff") for maker in makers]
     assert all(len(name) <= 15 for name in names)
     assert len(set(names)) == len(names)
+    assert not any(name.startswith("if") for name in names)
 
 
 def test_a_homes_key_follows_its_real_path(tmp_path: Path) -> None:

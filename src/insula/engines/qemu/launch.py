@@ -285,8 +285,12 @@ def explain_failure(words: str) -> InsulaError:
     """Pure: the error for what the keeper, QEMU or bubblewrap said before it ended."""
     if "Cannot allocate memory" in words or "cannot set up guest memory" in words:
         return HostLacks(f"not enough memory on this host: {words}", code="no_memory", hint="ask for less with --memory")
+    if not words:
+        return HostLacks("the keeper ended at once: it said nothing", code="keeper_failed", hint="try again, or: insula doctor")
     if words.startswith(_LATE):
         return MachineEnded(f"QEMU was {words}", code="failed_to_start", hint="is the host overloaded?")
     if words.startswith("QEMU"):
         return MachineEnded(words, code="failed_to_start", hint="this is QEMU's own message; 'insula doctor' checks the host")
-    return HostLacks(f"the jail was refused: {words or 'it said nothing'}", code="jail_refused", hint="run: insula doctor")
+    if "Creating new namespace failed" in words or "No permissions to creat" in words:  # as bubblewrap spells it
+        words = f"this host lets nobody like us make user namespaces, of which the jail is made ({words})"
+    return HostLacks(f"the jail was refused: {words}", code="jail_refused", hint="run: insula doctor")
