@@ -29,6 +29,7 @@ def _terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 
 def test_a_copy_that_takes_time_is_told_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{CopyMeter.__module__}._PAUSE", 3600.0)
     with _terminal(monkeypatch) as terminal:
         meter = CopyMeter("web", patience=0)
         meter.expect(4 << 20)
