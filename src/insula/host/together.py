@@ -24,3 +24,35 @@ def together(*works: Callable[[], None]) -> None:
         thread.join()
     if errors:
         raise errors[0]
+
+
+class Beside:
+    """Work that is done beside what follows, from `begin` on. To be joined, whatever happens; not begun, there is nothing to wait
+    for."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def begin(self) -> None:
+        assert self._thread is None
+        self._thread = threading.Thread(target=self._attempt)
+        self._thread.start()
+
+    def _attempt(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # noqa: BLE001 (raised by who waits)
+            self._error = error
+
+    def join(self) -> None:
+        """Return when it is over, however it went."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def wait(self) -> None:
+        """Return when it is done. Raises what it raised."""
+        self.join()
+        if self._error is not None:
+            raise self._error

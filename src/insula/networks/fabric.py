@@ -171,7 +171,8 @@ def replace(home: names.Home, former: str, attached: Attached) -> None:
             if there is not None:
                 fabric.cards[attached.nic.key] = attached  # so that neither fabric nor network end with the last of its cards
                 _detach(fabric, there)
-                del fabric.cards[attached.nic.key]
+                if attached.nic.network != there.nic.network:
+                    del fabric.cards[attached.nic.key]  # else its network is there, and need not be made
             write_record(card_file(home, attached.nic.key), attached)
             try:
                 _connect(fabric, attached)

@@ -20,6 +20,7 @@ from insula.disks.overlays import create_overlay
 from insula.disks.verify import ensure_sums
 from insula.errors import InsulaError
 from insula.host.files import fsync_folder, remove_tree
+from insula.host.together import Beside
 from insula.model.requests import RestoreSnapshot
 from insula.model.status import MachineStatus, State
 from insula.operations import journal
@@ -137,15 +138,16 @@ def _exchange(
             due = Due(state.former(record.identity), stands=state.state == "paused", moved=are_elsewhere(record, state))
             note_due(folder / names.RUN_NEXT, due)
         replace = stack.enter_context(staged_machine(folder, record))  # while there is a way back if the disk is full
-        _end_first(context, held, request, operation, stands=state.state == "paused")
+        cards = Beside(lambda: replace_cards(context, folder.name, held.record, record))
+        stack.callback(cards.join)
+        _end_first(context, held, request, operation, cards if state.memory is not None else None, stands=state.state == "paused")
         if is_suspended(folder):
             stack.callback(remove_tree, give_up(folder))
         replace()
         if state.memory is None:
             uncable(context.home, held.record)
             return
-        if held.status.state.has_process:
-            replace_cards(context, folder.name, held.record, record)
+        cards.wait()
         (folder / names.RUN_NEXT).rename(folder / names.RUN)
         waiting.close()
         append_event(folder, "started", way="restored")
@@ -179,16 +181,24 @@ def _second(folder: Path) -> Iterator[None]:
         raise
 
 
-def _end_first(context: Context, held: Held, request: RestoreSnapshot, operation: Operation, *, stands: bool) -> None:
-    """End the guest that runs, if one does, and keep what the machine was if that is wanted. ``stands``: whether the next one
-    is to stand."""
+def _end_first(
+    context: Context,
+    held: Held,
+    request: RestoreSnapshot,
+    operation: Operation,
+    cards: Beside | None,
+    *,
+    stands: bool,
+) -> None:
+    """End the guest that runs, if one does, and keep what the machine was if that is wanted. ``cards``: the exchange of its cards
+    for those of the next one, begun when its end is certain; that takes as long. ``stands``: whether the next one is to stand."""
     from insula.operations.settle import settle_locked
 
     folder, alive = held.folder, held.status.state.has_process
     if not request.keep:
         journal.note(folder, "restore", "end the guest that runs", stands=stands)
         if alive:
-            end_quietly(folder)
+            _end_beside(folder, cards)
             settle_locked(context.home, folder, keep_ephemeral=True, keep_cards=True)
         return
     description = f"before {request.name}@{request.snapshot} was restored"
@@ -203,6 +213,13 @@ def _end_first(context: Context, held: Held, request: RestoreSnapshot, operation
         was.let_go()
         journal.note(folder, "restore", PUBLISH, stands=stands)  # from here on recovery ends QEMU, too
         if alive:
-            end_quietly(folder)
+            _end_beside(folder, cards)
         finish_publishing(folder, "restore", PUBLISH)
         settle_locked(context.home, folder, keep_ephemeral=True, keep_cards=True)
+
+
+def _end_beside(folder: Path, cards: Beside | None) -> None:
+    """End the old QEMU. Giving back its memory takes a while; the cards, which it has no use for any more, go meanwhile."""
+    if cards is not None:
+        cards.begin()
+    end_quietly(folder)
