@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,18 @@ def link_layer(source: Path, target: Path) -> None:
     A copy is made only where a link cannot be: on another file system, or when the file has as many links as it can have.
     Raises FileExistsError, DamagedRecord (``layer_missing``), HostLacks (``no_space``).
     """
+    link_layers({target: source})
+
+
+def link_layers(sources: Mapping[Path, Path]) -> None:
+    """As `link_layer`, for several: the files they are to be the same as, by target. Each folder is made sure of once."""
+    for target, source in sources.items():
+        _link(source, target)
+    for folder in {target.parent for target in sources}:
+        fsync_folder(folder)
+
+
+def _link(source: Path, target: Path) -> None:
     try:
         if not stat.S_ISREG(os.lstat(source).st_mode):
             raise DamagedRecord(f"the layer {source} is not a file", code="layer_missing", hint="build its image again")
@@ -33,7 +46,6 @@ def link_layer(source: Path, target: Path) -> None:
         if cause.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM):
             raise explain_os_error(cause, target) from cause
         _copy(source, target)
-    fsync_folder(target.parent)
 
 
 def copy_layer(source: Path, target: Path) -> None:

@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from insula.disks.layers import link_layer
+from insula.disks.layers import link_layers
 from insula.disks.overlays import create_overlay
 from insula.disks.verify import ensure_sums
 from insula.errors import HostLacks, WrongState
+from insula.host.files import fleeting
 from insula.model.network import Firewall, Publish
 from insula.operations.cabling import has_fabric
 from insula.operations.context import Context
@@ -111,11 +112,10 @@ def fill_fork(staged: Path, origin: Origin, *, ephemeral: bool) -> MachineRecord
     for place in (names.DISKS, names.LAYERS, names.ORIGIN):
         (staged / place).mkdir(mode=0o700)
     state = origin.record
-    for path in sorted(snapshot_layers(state)):
-        link_layer(origin.machine / path, staged / path)
-    for file in (names.MEMORY, names.STATE):
-        if (origin.folder / file).exists():
-            link_layer(origin.folder / file, staged / names.ORIGIN / file)
+    link_layers({staged / path: origin.machine / path for path in sorted(snapshot_layers(state))})
+    kept = [file for file in (names.MEMORY, names.STATE) if (origin.folder / file).exists()]
+    with fleeting():  # after a crash nobody loads them
+        link_layers({staged / names.ORIGIN / file: origin.folder / file for file in kept})
     with contextlib.suppress(OSError):  # a note that may be missing
         os.link(origin.folder / names.VERIFIED_LAYERS, staged / names.ORIGIN / names.VERIFIED_LAYERS)
     disks = []

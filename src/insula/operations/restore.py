@@ -19,7 +19,7 @@ import msgspec
 from insula.disks.overlays import create_overlay
 from insula.disks.verify import ensure_sums
 from insula.errors import InsulaError
-from insula.host.files import fsync_folder, remove_tree
+from insula.host.files import fleeting, fsync_folder, remove_tree
 from insula.host.together import Beside
 from insula.model.requests import RestoreSnapshot
 from insula.model.status import MachineStatus, State
@@ -76,7 +76,6 @@ def restore(context: Context, request: RestoreSnapshot, operation: Operation) ->
             _exchange(context, held, request, operation, record, place, state)
         release_former(context.home, held.record, record)
         append_event(held.folder, "restored", name=request.snapshot)
-        sweep_snapshots(held.folder, record)
         journal.clear(held.folder)
         merge_behind(context, record)
         return status_of(held.folder)
@@ -136,7 +135,8 @@ def _exchange(
                 loaded(context, folder, record, place, state.memory, names.RUN_NEXT, beside=held.status.state.has_process)
             )
             due = Due(state.former(record.identity), stands=state.state == "paused", moved=are_elsewhere(record, state))
-            note_due(folder / names.RUN_NEXT, due)
+            with fleeting():  # no power cut leaves a guest that it is due to
+                note_due(folder / names.RUN_NEXT, due)
         replace = stack.enter_context(staged_machine(folder, record))  # while there is a way back if the disk is full
         cards = Beside(lambda: replace_cards(context, folder.name, held.record, record))
         stack.callback(cards.join)
@@ -146,16 +146,21 @@ def _exchange(
         replace()
         if state.memory is None:
             uncable(context.home, held.record)
+            sweep_snapshots(folder, record)
             return
         cards.wait()
         (folder / names.RUN_NEXT).rename(folder / names.RUN)
         waiting.close()
+        sweeping = Beside(lambda: sweep_snapshots(folder, record))  # while the guest comes to itself
+        stack.callback(sweeping.join)
+        sweeping.begin()
         append_event(folder, "started", way="restored")
         reopen_ports(context, folder.name, record)
         if state.state == "running":
             operation.tell("let it go on")
             awaken(context, folder, record, _ANSWER, due.former, moved=due.moved)
             clear_due(folder / names.RUN)
+        sweeping.wait()
 
 
 def _take_off_if_ended(context: Context, held: Held) -> None:
@@ -196,10 +201,11 @@ def _end_first(
 
     folder, alive = held.folder, held.status.state.has_process
     if not request.keep:
-        journal.note(folder, "restore", "end the guest that runs", stands=stands)
-        if alive:
-            _end_beside(folder, cards)
-            settle_locked(context.home, folder, keep_ephemeral=True, keep_cards=True)
+        with fleeting():  # after a power cut nobody runs, and the journal says already that there is something to look at
+            journal.note(folder, "restore", "end the guest that runs", stands=stands)
+            if alive:
+                _end_beside(folder, cards)
+                settle_locked(context.home, folder, keep_ephemeral=True, keep_cards=True)
         return
     description = f"before {request.name}@{request.snapshot} was restored"
     if is_suspended(folder):

@@ -21,11 +21,7 @@ PASSING: Final = "passing"
 
 
 class DescriptorSets:
-    """Files handed to QEMU for as long as this is open.
-
-    We close them last. What was written to a file that was made empty first, ext4 puts on its way to the disk when somebody
-    closes it for good (auto_da_alloc, ext4(5)). Of a guest's memory that takes long, and QEMU would hold up the guest meanwhile.
-    """
+    """Files handed to QEMU for as long as this is open. We close them last: see `forget_emptied`."""
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
@@ -48,6 +44,14 @@ class DescriptorSets:
             with contextlib.suppress(Refused, MachineEnded):
                 self._monitor.execute("remove-fd", {"fdset-id": self._sets.pop()})
         self._files.close()
+
+
+def forget_emptied(path: Path) -> None:
+    """To be called when QEMU has begun to write a file. It makes the file empty first, and what was written to such a one ext4
+    puts on its way to the disk as soon as anybody closes it for good (auto_da_alloc, ext4(5)); then it is as any other file. Of a
+    guest's memory that takes long, and is for nothing when nobody is to keep it. Now next to nothing is written.
+    """
+    os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
 
 
 def add_descriptor(monitor: Monitor, path: Path, access: int, number: int | None, opaque: str = "") -> int:

@@ -26,6 +26,7 @@ from insula.engines.qemu.heads import (
     DescriptorSets,
     add_head,
     drop_head,
+    forget_emptied,
     freeze,
     is_current,
     is_frozen,
@@ -211,6 +212,7 @@ def _write_memory(monitor: Monitor, sets: DescriptorSets, path: Path, mapped: bo
     monitor.execute("migrate-set-parameters", parameters)
     with capable(monitor, *(_CAPABILITIES if mapped else ())):
         monitor.execute("migrate", {"uri": f"file:{descriptors}"})
+        forget_emptied(path)
         since = _wait_written(monitor)
         wait_tidy(monitor)
         return since
