@@ -34,22 +34,25 @@ static void note(struct outcome *outcome, int error, const char *path)
 
 /* ---- machine-id and host name ---- */
 
+static const char path_of_dbus[] = "/var/lib/dbus/machine-id"; /* mostly a link to /etc/machine-id */
+
 static bool is_machine_id(const char *text)
 {
     return strlen(text) == 32 && strspn(text, "0123456789abcdef") == 32;
 }
 
+static const char *const journals[] = { "/run/log/journal", "/var/log/journal" };
+
 /* journald names its folder after the machine id and goes on writing to the one it knows, journalctl looks for the new one.
  * Under the former name there stays a link. */
 static void move_journals(const char *id)
 {
-    static const char *const roots[] = { "/run/log/journal", "/var/log/journal" };
     char former[64], old[128], new[256];
     if (!read_line("/etc/machine-id", former, sizeof former) || !is_machine_id(former) || strcmp(former, id) == 0)
         return;
-    for (size_t i = 0; i < sizeof roots / sizeof *roots; i++) {
-        snprintf(old, sizeof old, "%s/%s", roots[i], former);
-        snprintf(new, sizeof new, "%s/%s", roots[i], id);
+    for (size_t i = 0; i < sizeof journals / sizeof *journals; i++) {
+        snprintf(old, sizeof old, "%s/%s", journals[i], former);
+        snprintf(new, sizeof new, "%s/%s", journals[i], id);
         if (rename(old, new) == 0)
             symlink(id, old);
     }
@@ -57,7 +60,6 @@ static void move_journals(const char *id)
 
 static void set_machine_id(const char *id, struct outcome *outcome)
 {
-    static const char dbus[] = "/var/lib/dbus/machine-id"; /* mostly a link to the other */
     struct stat status;
     char line[34];
     if (!is_machine_id(id)) {
@@ -67,8 +69,8 @@ static void set_machine_id(const char *id, struct outcome *outcome)
     snprintf(line, sizeof line, "%.32s\n", id);
     move_journals(id);
     note(outcome, rewrite_file("/etc/machine-id", line, 33, 0444), "/etc/machine-id");
-    if (lstat(dbus, &status) == 0 && S_ISREG(status.st_mode))
-        note(outcome, rewrite_file(dbus, line, 33, 0444), dbus);
+    if (lstat(path_of_dbus, &status) == 0 && S_ISREG(status.st_mode))
+        note(outcome, rewrite_file(path_of_dbus, line, 33, 0444), path_of_dbus);
 }
 
 static bool is_host_name(const char *name)
@@ -260,6 +262,18 @@ static void add_dns(char *lines, const char *text, struct outcome *outcome)
 }
 
 /* ---- the verb ---- */
+
+void identity_look_ahead(void)
+{
+    char text[128];
+    struct stat status;
+    read_line("/etc/machine-id", text, sizeof text);
+    read_line("/etc/hostname", text, sizeof text);
+    for (size_t i = 0; i < sizeof journals / sizeof *journals; i++)
+        lstat(journals[i], &status);
+    lstat(path_of_dbus, &status);
+    host_keys_wanted();
+}
 
 static const struct {
     uint16_t tag;

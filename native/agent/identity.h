@@ -20,6 +20,9 @@ struct outcome {
 /* Do what the fields of the request say, as far as it goes. Fields of other kinds are ignored. */
 void identity_apply(const struct request *request, struct outcome *outcome);
 
+/* Look at what that looks at: who has been asked once for a file that is not there knows, and need not search a disk's folders. */
+void identity_look_ahead(void);
+
 void identity_run(const struct request *request);
 void addresses_run(const struct request *request);
 

@@ -14,8 +14,15 @@
 #include "link.h"
 #include "loop.h"
 #include "power.h"
+#include "renew.h"
 
-static const struct link_listener listener = { .frame = channels_frame, .new_life = channels_hang_up };
+static void new_life(void)
+{
+    channels_hang_up();
+    renew_expect();
+}
+
+static const struct link_listener listener = { .frame = channels_frame, .new_life = new_life };
 
 static void settle(void)
 {

@@ -162,7 +162,9 @@ int links_each(void (*found)(const struct link_info *, void *), void *context)
     struct wanted wanted = { .link = found, .context = context };
     struct nl_link head = { 0 };
     struct message message;
+    const uint32_t brief = NL_SKIP_STATS;
     begin(&message, NL_GETLINK, NL_DUMP, &head, sizeof head);
+    attach(&message, NL_LINK_EXT_MASK, &brief, sizeof brief);
     return talk(&message, take_link, &wanted);
 }
 

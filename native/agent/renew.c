@@ -234,9 +234,28 @@ static void hooks_job(const struct request *request, struct wire_writer *fields)
         done(fields, "hooks");
 }
 
+/* What a renewal looks for is looked for now, so that the kernel has it in memory. */
+static void look_ahead(struct timer *timer)
+{
+    (void)timer;
+    identity_look_ahead();
+    hooks_exist();
+}
+
+/* Not at once: whoever waits for this guest goes first. In copies it has been done. */
+void renew_expect(void)
+{
+    static struct timer soon;
+    static bool expected;
+    if (!expected)
+        timer_start(&soon, A_MOMENT, look_ahead);
+    expected = true;
+}
+
 /* What a renewal would have to ask others for is asked now: see timers.h. */
 void prepare_run(const struct request *request)
 {
+    look_ahead(NULL);
     int error = timers_exist() ? timers_look_ahead() : 0;
     urgency_begin(URGENT_SOON);
     if (error)

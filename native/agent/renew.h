@@ -6,6 +6,9 @@
 
 void renew_run(const struct request *request);
 
+/* The host speaks with this guest: sooner or later it may be told to become somebody else. */
+void renew_expect(void);
+
 /* A state is about to be taken that others will go on from. */
 void prepare_run(const struct request *request);
 

@@ -198,7 +198,8 @@ def _forked(
     origin any more. An ephemeral one begins with a journal: until whoever makes it lets it go on, it goes when he dies."""
     with new_machine_folder(context.home, operation.verb) as staged:
         record = fill_fork(staged, origin, ephemeral=ephemeral)
-        journal.note(staged, "fork", "load its state")
+        with fleeting():  # after a power cut it is enough that it is there; `publish_machine` makes sure of that
+            journal.note(staged, "fork", "load its state")
         with own_identity(context.home) as identity:
             mine = as_wished(msgspec.structs.replace(record, id=identity.uuid, identity=identity), wishes)
             mine = with_cards(context, mine, slots_of(origin.record), wishes.addresses if wishes else ())

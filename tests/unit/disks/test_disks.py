@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from insula.disks.convert import raw_to_layer
-from insula.disks.layers import link_layer
+from insula.disks.layers import link_layer, link_layers
 from insula.disks.overlays import create_overlay
 from insula.errors import DamagedRecord, UsageError
 
@@ -28,6 +28,17 @@ def test_a_linked_layer_is_the_same_file(tmp_path: Path) -> None:
     assert source.stat().st_ino == (tmp_path / "link").stat().st_ino
     with pytest.raises(FileExistsError):
         link_layer(source, tmp_path / "link")
+
+
+def test_several_layers_are_linked_into_their_folders(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / f"layer-{name}").write_bytes(name.encode())
+    link_layers({tmp_path / name / "link": tmp_path / f"layer-{name}" for name in ("one", "two")})
+    for name in ("one", "two"):
+        assert (tmp_path / name / "link").samefile(tmp_path / f"layer-{name}")
+    with pytest.raises(DamagedRecord):
+        link_layers({tmp_path / "one" / "other": tmp_path / "missing"})
 
 
 def test_across_file_systems_a_layer_is_copied(tmp_path: Path) -> None:
