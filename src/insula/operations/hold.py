@@ -34,12 +34,22 @@ def hold_machine(context: Context, name: str, verb: str, *, patience: float = 0.
     sweep(context)
     folder = machine_folder(context.home, name)
     with machine_lock(folder / names.LOCK, name, verb, patience=patience):
-        if not recover(context, folder):
-            raise NotFound(f"{name} has ended and was deleted, as it was made to be", code="machine_not_found")
-        status, record = observe(folder)
+        status, record = _found(context, folder)
         check_transition(name, verb, status.state, status.problem)
         assert record is not None
         yield Held(folder, record, status, is_already(verb, status.state))
+
+
+def _found(context: Context, folder: Path) -> tuple[MachineStatus, MachineRecord | None]:
+    """The machine, with what dead verbs left finished. One that ends while we look is settled, too: else what is held would be
+    stopped, and its cards still on their networks. Raises NotFound."""
+    for _ in range(2):
+        if not recover(context, folder):
+            raise NotFound(f"{folder.name} has ended and was deleted, as it was made to be", code="machine_not_found")
+        status, record = observe(folder)
+        if status.state.has_process or not (folder / names.RUN).exists():
+            break
+    return status, record
 
 
 def noted(held: Held, verb: str, *, takes_back: bool = False) -> contextlib.AbstractContextManager[None]:
