@@ -117,9 +117,9 @@ def restore(world: World, machine: str, snapshot: str, *, keep: bool) -> Verb:
         *record_steps(world, folder, lambda: plan),  # 4
         *gone(world, folder, "suspended"),
         Step("run folder taken", take_run),  # 5
+        sweep_step(world, folder),  # 7, beside what follows: as early as that may be
         load.told(),
         load.goes_on(),  # 6
-        sweep_step(world, folder),  # 7
         cleared(world, folder),
     ]
 
