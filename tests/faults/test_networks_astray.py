@@ -172,7 +172,7 @@ def test_fifty_machines_of_an_ordinary_user_on_one_network(there: Island) -> Non
     user = there.user("anna", 65534)
     user.insula("network", "create", "crowd", "--mode", "private")
     _run(user, "crowd-0", "--network", "crowd")
-    user.insula("fork", "crowd-0", "--name", "crowd-{n}", "-n", "49", timeout=900)
+    user.insula("fork", "-q", "-n", "49", "--name", "crowd-{n}", "crowd-0", timeout=500)
     machines = user.told("list")
     assert [machine["problem"] for machine in machines] == [None] * 50
     assert len({machine["addresses"][0] for machine in machines}) == 50
