@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "files.h"
+#include "flush.h"
 #include "hostkeys.h"
 #include "loop.h"
 #include "netlink.h"
@@ -338,10 +339,16 @@ void identity_apply(const struct request *request, struct outcome *outcome)
         host_keys_tell_server();
 }
 
+/* Somebody waits for it, and most of the time it would take is the disk's. What a crash tears within a moment of it is mended by the
+ * next start, which says it all again; but host keys are said once. */
 void identity_run(const struct request *request)
 {
     struct outcome outcome = { 0 };
+    struct wire_field key;
+    files_flush_at_once(wire_find(request->fields, request->length, TAG_HOST_KEY, &key));
     identity_apply(request, &outcome);
+    files_flush_at_once(true);
+    flush_soon();
     if (outcome.error)
         answer_errno(request, outcome.error, outcome.path);
     else

@@ -62,3 +62,12 @@ def test_help_is_quick_to_import() -> None:
     program = f"import sys, insula.cli.main; print(*[name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_a_machine_starts_without_openssl() -> None:
+    """It takes as long to load as a quarter of all else that Python loads before QEMU is started."""
+    needed = "insula.operations.run, insula.operations.start, insula.engines.qemu.launch, insula.networks.fabric"
+    heavy = ["hashlib", "secrets", "ssl", "tempfile"]
+    program = f"import sys, {needed}; print(*[name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -6,7 +6,7 @@ gone. ``timeout`` and ``wait`` are seconds; ``wait`` is granted to an agent that
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 
 import msgspec
@@ -73,7 +73,7 @@ def set_clock(link: Link, time_ns: int | None = None) -> None:
 
 def reseed(link: Link) -> None:
     """Give the guest's random generator 64 bytes that no other guest ever gets. Must come before anything else after a fork."""
-    link.call("reseed", data=secrets.token_bytes(64), timeout=_PATIENCE)
+    link.call("reseed", data=os.urandom(64), timeout=_PATIENCE)
 
 
 class Renewed(msgspec.Struct, frozen=True):
@@ -94,7 +94,7 @@ def renew(link: Link, identity: GuestIdentity | None = None, *, former: str | No
     fields = _identity_fields(identity) if identity else []
     if former is not None:
         fields += [("former", former), ("wait_ms", round(max(0.0, hooks) * 1000))]
-    fields += [("data", secrets.token_bytes(64)), ("time_ns", time.time_ns())]
+    fields += [("data", os.urandom(64)), ("time_ns", time.time_ns())]
     untrusted = link.call("renew", fields, timeout=_PATIENCE + max(0.0, hooks))
     left = dict(clean(text, longest=400).partition(": ")[::2] for text in untrusted.texts("left"))
     done = tuple(clean(text, longest=64) for text in untrusted.texts("done"))

@@ -18,7 +18,6 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from insula.errors import GuestError, InsulaError, UsageError
-from insula.guest import wire
 from insula.guest.entries import FILE, FOLDER, batched, rerooted
 from insula.guest.link import Link
 from insula.guest.pack import CONTENTS, Packer
@@ -156,18 +155,17 @@ def _absolute(guest_path: str | bytes) -> bytes:
 
 
 # -- out of the guest ---------------------------------------------------------------------------------------------------------
-def get_entries(link: Link, guest_paths: Sequence[str | bytes]) -> Generator[bytes, None, None]:
+def get_entries(link: Link, guest_paths: Sequence[str | bytes]) -> Generator[bytes | memoryview, None, None]:
     """Yield the stream of entries of these files and folders. Closing the generator early gives the request up.
+
+    Each chunk holds good until the next one is asked for.
 
     Raises GuestError (``no_such_file``, ``permission_denied``, …) in place of an end that the guest could not reach.
     """
     paths = [_split_contents(path)[0] for path in guest_paths]
     channel = link.open("get", path=paths)
     try:
-        channel.widen(wire.STDOUT)
-        for stream, data in channel:
-            if stream == wire.STDOUT and data:
-                yield data
+        yield from channel.pieces()
     except BaseException:
         channel.close()
         raise

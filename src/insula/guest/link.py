@@ -191,6 +191,15 @@ class Link:
 
     def forget(self, channel: int) -> None:
         self._channels.pop(channel, None)
+        self._reader.lending.discard(channel)
+
+    def lend(self, channel: int) -> None:
+        """From now on the data of this channel arrives as ``Frame.lent``, and holds good until something is received again."""
+        self._reader.lending.add(channel)
+
+    def take_in(self) -> bool:
+        """Take in what is there now, without waiting; whether there was anything. Raises as `poll`."""
+        return not self._backlog and self._greeting is None and self._socket.fileno() >= 0 and self._receive()
 
     # -- the socket -----------------------------------------------------------------------------------------------------------
     def _queue(self, data: bytes) -> None:
@@ -220,11 +229,14 @@ class Link:
             # tells of the end.
             return sum(map(len, parts))
 
-    def _receive(self) -> None:
+    def _receive(self) -> bool:
+        """Whether anything came."""
+        for number in self._reader.lending:
+            self._channels[number].keep()
         try:
             size = self._socket.recv_into(self._reader.space())
         except BlockingIOError:
-            return
+            return False
         except ConnectionResetError:
             size = 0
         if not size:
@@ -238,7 +250,8 @@ class Link:
                 raise _refused(frame)
             channel = self._channels.get(frame.channel)
             if channel is None or not channel.arrived(frame):
-                self._count_useless(len(frame.payload))
+                self._count_useless(len(frame.content))
+        return True
 
     def _count_useless(self, size: int) -> None:
         """Of each channel that is over a window of every stream may still be under way. A keeper that sends more than that to no

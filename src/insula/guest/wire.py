@@ -58,15 +58,21 @@ def garbled(what: str) -> GuestError:
 
 # -- frames ---------------------------------------------------------------------------------------------------------------
 class Frame:
-    """One frame. ``payload`` is what came over the wire, untrusted."""
+    """One frame. ``payload`` is what came over the wire, untrusted; ``lent`` is that, uncopied, when a reader lent it instead."""
 
-    __slots__ = ("channel", "payload", "stream", "type")
+    __slots__ = ("channel", "lent", "payload", "stream", "type")
 
     def __init__(self, type: int, channel: int, payload: bytes = b"", stream: int = 0) -> None:  # noqa: A002 - the wire's word
         self.type = type
         self.channel = channel
         self.payload = payload
         self.stream = stream
+        self.lent: memoryview | None = None
+
+    @property
+    def content(self) -> bytes | memoryview:
+        """``payload``, or what was lent instead."""
+        return self.payload if self.lent is None else self.lent
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Frame) and self._all() == other._all()
@@ -85,10 +91,12 @@ class FrameReader:
     """Cuts a stream of bytes into frames, however the bytes were split on their way.
 
     What comes is received into `space`, memory that is used again and again: to get new memory for each receive, and to have
-    it zeroed, would take longer than the rest.
+    it zeroed, would take longer than the rest. DATA of the channels in ``lending`` is not even copied out of it: its frames have
+    ``lent`` in place of ``payload``, which holds good until `space` is called again.
     """
 
     def __init__(self) -> None:
+        self.lending: set[int] = set()
         self._buffer = memoryview(bytearray(_READER_SIZE))
         self._begin = self._end = 0  # what is held
 
@@ -117,7 +125,13 @@ class FrameReader:
             if self._end < begin + length:
                 break
             self._begin = begin + length
-            frames.append(Frame(kind, channel, bytes(self._buffer[begin : self._begin]), stream))
+            content = self._buffer[begin : self._begin]
+            if kind == DATA and channel in self.lending:
+                frame = Frame(kind, channel, stream=stream)
+                frame.lent = content.toreadonly()
+            else:
+                frame = Frame(kind, channel, bytes(content), stream)
+            frames.append(frame)
         return frames
 
     def feed(self, untrusted_data: bytes) -> list[Frame]:

@@ -6,8 +6,6 @@ proof is a guest of our own (longmode.S): paging, exceptions, user mode, model-s
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
 import time
 from pathlib import Path
 from typing import Final
@@ -15,6 +13,7 @@ from typing import Final
 import msgspec
 
 from insula.errors import ChildFailed
+from insula.host.digest import digest_of
 from insula.host.process import run
 
 _SOURCE: Final = Path(__file__).with_name("longmode.hex")
@@ -56,11 +55,13 @@ def payload() -> bytes:
 
 def payload_digest() -> str:
     """Changes when the proof does, so that what an older one proved is proved again."""
-    return hashlib.sha256(payload()).hexdigest()[:16]
+    return digest_of(payload())[:16]
 
 
 def prove(binary: str, accelerator: str, cpu: str) -> Proof:
     """Run the guest with QEMU's ``accelerator`` and CPU model. Never raises for what does not work: that is the answer."""
+    import tempfile  # takes long to load
+
     if accelerator == "kvm" and not Path("/dev/kvm").exists():
         return Proof(False, "there is no /dev/kvm", 0.0)
     began = time.monotonic()

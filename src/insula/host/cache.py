@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import time
 from pathlib import Path
 from typing import Final
@@ -41,7 +40,7 @@ def prune(folder: Path, pattern: str, *, current: Path) -> None:
     old = [path for path in folder.glob(pattern) if path != current and _is_old(path)]
     roots = _roots_of_processes() if old else set()
     for path in [*(path for path in old if _identity(path) not in roots), *folder.glob(f"{_GONE}*")]:
-        gone = path if path.name.startswith(_GONE) else folder / f"{_GONE}{secrets.token_hex(8)}"
+        gone = path if path.name.startswith(_GONE) else folder / f"{_GONE}{os.urandom(8).hex()}"
         with contextlib.suppress(OSError):
             path.rename(gone)  # so that nobody finds half of it
             remove_tree(gone)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Final
+
+from insula.host.digest import digest_of
 
 _TELLING: Final = ("vendor_id", "cpu family", "model", "stepping", "flags", "Features", "CPU implementer", "CPU part")
 
@@ -14,4 +15,4 @@ def host_cpu(cpuinfo: str | None = None) -> str:
     text = Path("/proc/cpuinfo").read_text() if cpuinfo is None else cpuinfo
     lines = [line for line in text.split("\n\n", 1)[0].splitlines() if line.startswith(_TELLING)]
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unnamed CPU")
-    return f"{name[:100]} ({hashlib.sha256(chr(10).join(lines).encode()).hexdigest()[:12]})"
+    return f"{name[:100]} ({digest_of(chr(10).join(lines).encode())[:12]})"

@@ -10,7 +10,6 @@ import errno
 import fcntl
 import json
 import os
-import secrets
 import struct
 import sys
 from collections.abc import Callable
@@ -112,7 +111,7 @@ def _own_cgroups() -> tuple[str, dict[str, Path]]:
 
 
 def _may_make_group(parent: Path) -> bool:
-    group = parent / f"insula-probe-{secrets.token_hex(4)}"
+    group = parent / f"insula-probe-{os.urandom(4).hex()}"
     try:
         group.mkdir()
         group.rmdir()
@@ -221,7 +220,7 @@ def state_folder(folder: Path) -> Fact:
     costs, fix = "machines have nowhere to be", "set INSULA_HOME to a folder you may write"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        probe = folder / f".probe-{secrets.token_hex(4)}"
+        probe = folder / f".probe-{os.urandom(4).hex()}"
         probe.write_bytes(b"written")
         probe.unlink()
     except OSError as refusal:

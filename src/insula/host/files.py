@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -64,7 +63,7 @@ def staged(path: Path, content: bytes, mode: int = 0o600) -> Iterator[Callable[[
 
     Raises HostLacks (``no_space``) when the disk is full; the replacing needs no room any more.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
 
     def replace() -> None:
         os.replace(temporary, path)

@@ -10,16 +10,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
-import hashlib
 import importlib.util
 import os
-import secrets
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from insula.errors import ChildFailed, HostLacks
 from insula.host.cache import cache_folder, mark_used, prune
+from insula.host.digest import digest_of
 from insula.host.files import remove_tree
 from insula.host.process import find_program, run
 from insula.model.architectures import ARCHITECTURES, debian_architecture
@@ -48,13 +47,12 @@ def native_sources() -> Path:
 @functools.cache
 def native_digest(part: str) -> str:
     """32 hex digits that change when a source of ``part`` (``agent`` or ``keeper``) changes, whatever compiler is used."""
-    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    parts = [" ".join(FLAGS).encode()]
     sources = native_sources()
     for path in _files(part, "*"):
         content = path.read_bytes()
-        digest.update(f"\n{path.relative_to(sources)} {len(content)}\n".encode())
-        digest.update(content)
-    return digest.hexdigest()[:32]
+        parts += (f"\n{path.relative_to(sources)} {len(content)}\n".encode(), content)
+    return digest_of(b"".join(parts))[:32]
 
 
 def native_path(name: str, arch: str | None = None) -> Path:
@@ -82,7 +80,7 @@ def native_path(name: str, arch: str | None = None) -> Path:
 def build(part: str, arch: str, target: Path) -> None:
     """Compile ``part`` for ``arch`` into the file ``target``, which appears whole or not at all. Raises as native_path."""
     compiler = find_compiler(arch)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    temporary = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
     stamp = f'-DINSULA_BUILD="{native_digest(part)[:12]}"'
     try:
         sources = _files(part, "*.c")
@@ -118,7 +116,7 @@ def zig() -> list[str]:
     if importlib.util.find_spec("ziglang") is not None:
         return [sys.executable, "-m", "ziglang"]
     lock = native_sources() / "zig.lock"
-    folder = cache_folder() / f"zig-{hashlib.sha256(lock.read_bytes()).hexdigest()[:20]}"
+    folder = cache_folder() / f"zig-{digest_of(lock.read_bytes())[:20]}"
     mark_used(folder)
     program = folder / "ziglang" / "zig"
     if not program.exists():
@@ -131,7 +129,7 @@ def zig() -> list[str]:
 
 def _fetch_zig(lock: Path, folder: Path) -> None:
     """Unpacked beside, then renamed: a folder of that name is complete."""
-    staging = folder / f".{secrets.token_hex(4)}"
+    staging = folder / f".{os.urandom(4).hex()}"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     try:
         run([*pip, "--no-deps", "--only-binary", ":all:", "--require-hashes", "--target", staging, "-r", lock], timeout=_PATIENCE)

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import os
 import re
-import secrets
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -153,7 +152,7 @@ def _put_aside(home: Home, table: Names, digest: str) -> Path:
     kept = {called: meant for called, meant in table.names.items() if meant != digest}
     keys = {key: meant for key, meant in table.keys.items() if meant != digest}
     write_names(home, Names(names=kept, keys=keys))
-    gone = home.images / f"{names.GONE_PREFIX}{secrets.token_hex(8)}"
+    gone = home.images / f"{names.GONE_PREFIX}{os.urandom(8).hex()}"
     home.image(digest).rename(gone)
     fsync_folder(home.images)
     return gone

@@ -8,10 +8,8 @@ jails (uids.py) must be able to walk there: ``/var/cache/insula/jails`` for root
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from typing import Final
 
 from insula.errors import HostLacks
 from insula.host.cache import cache_folder, mark_used, prune
+from insula.host.digest import digest_of
 from insula.host.files import explain_os_error, remove_tree
 from insula.host.process import run
 from insula.store import names
@@ -76,12 +75,12 @@ def _sweep(folder: Path) -> None:
 
 def _digest(plan: RootPlan) -> str:
     """Of every source's path, size and time; the loader's cache stands for the libraries."""
-    digest = hashlib.sha256(_LAYOUT.encode())
+    lines = [_LAYOUT]
     for path in (Path("/etc/ld.so.cache"), *plan.programs, *_inside(plan.folders), *_own(plan)):
         with contextlib.suppress(FileNotFoundError):
             status = path.stat()
-            digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:32]
+            lines.append(f"{path} {status.st_size} {status.st_mtime_ns}\n")
+    return digest_of("".join(lines).encode())[:32]
 
 
 def _own(plan: RootPlan) -> dict[Path, str]:
@@ -94,7 +93,7 @@ def _inside(folders: Sequence[Path]) -> list[Path]:
 
 
 def _build(plan: RootPlan, root: Path) -> None:
-    staged = root.with_name(f"{names.BUILDING_PREFIX}{secrets.token_hex(8)}")
+    staged = root.with_name(f"{names.BUILDING_PREFIX}{os.urandom(8).hex()}")
     try:
         for path in [*plan.programs, *_libraries(plan.programs), *_inside(plan.folders)]:
             _place(path, staged / path.relative_to("/"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import uuid
 
 import msgspec
@@ -46,4 +46,4 @@ def new_identity() -> Identity:
 
 def new_mac() -> str:
     """An address of QEMU's own prefix 52:54:00, of which 24 bits are free to choose."""
-    return "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))
+    return "52:54:00:" + ":".join(f"{byte:02x}" for byte in os.urandom(3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 
@@ -35,9 +36,8 @@ def check_machine_name(name: str) -> str:
 
 def generate_machine_name() -> str:
     """A name people can say and type, such as ``calm-iona-3f``. The caller makes sure that it is free."""
-    import secrets  # loads hashlib and more, which `copy` can do without
-
-    return f"{secrets.choice(_MANNERS)}-{secrets.choice(_PLACES)}-{secrets.token_hex(1)}"
+    manner, place = (words[int.from_bytes(os.urandom(4)) % len(words)] for words in (_MANNERS, _PLACES))
+    return f"{manner}-{place}-{os.urandom(1).hex()}"
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:

@@ -5,11 +5,11 @@ A link's name holds at most 15 characters, and a name that follows from a key ne
 
 from __future__ import annotations
 
-import hashlib
 import os
 import zlib
 from typing import Final
 
+from insula.host.digest import digest_of
 from insula.model.addresses import slaac_address
 
 UPLINK: Final = "up0"
@@ -20,7 +20,7 @@ TAPS: Final = "t*"
 
 def home_key(home: str | os.PathLike[str]) -> str:
     """8 hex digits that stand for the home at this path."""
-    return hashlib.sha256(os.fsencode(os.path.realpath(home))).hexdigest()[:8]
+    return digest_of(os.fsencode(os.path.realpath(home)))[:8]
 
 
 def bridge_name(network: str) -> str:

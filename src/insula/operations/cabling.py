@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -173,7 +172,7 @@ def network_named(home: Home, name: str) -> NetworkRecord:
 
 
 def new_key() -> str:
-    return secrets.token_hex(4)
+    return os.urandom(4).hex()
 
 
 def slots_of(state: SnapshotRecord) -> list[int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import time
 import uuid
@@ -106,7 +105,7 @@ def _is_kept(folder: Path) -> bool:
 
 def _with_new_heads(folder: Path, former: MachineRecord) -> MachineRecord:
     """The record with an empty head on each disk and the former head below it; the files are on the disk."""
-    token = secrets.token_hex(4)
+    token = os.urandom(4).hex()
     disks = []
     for disk in former.disks:
         head, layer = f"{names.DISKS}/{disk.name}-{token}.qcow2", f"{names.LAYERS}/{disk.name}-{token}.qcow2"

@@ -19,8 +19,10 @@ def copy_in(context: Context, request: CopyIn, operation: Operation, chunks: Ite
         put_entries(link, request.destination, chunks, [name.encode("utf-8", "surrogateescape") for name in request.names])
 
 
-def copy_out(context: Context, request: CopyOut, operation: Operation) -> Generator[bytes, None, None]:
-    """The stream of entries of ``request.sources``; closing it early gives up. Raises as `copy_in`, while it is read."""
+def copy_out(context: Context, request: CopyOut, operation: Operation) -> Generator[bytes | memoryview, None, None]:
+    """The stream of entries of ``request.sources``; closing it early gives up. Each chunk holds good until the next
+    one is asked for. Raises as `copy_in`, while it is read.
+    """
     operation.tell(f"copy {', '.join(request.sources)}")
     with reached(machine_folder(context.home, request.name), "copy") as link:
         yield from get_entries(link, request.sources)

@@ -15,6 +15,7 @@ from insula.store.machines import MachineRecord
 
 if TYPE_CHECKING:
     from insula.guest.agent import GuestIdentity, Nic
+    from insula.guest.link import Link
     from insula.operations.context import Context
 
 # A program an image may have; see docs/images.md.
@@ -48,16 +49,14 @@ def guest_identity(
     return GuestIdentity(record.identity.machine_id, name, host_keys, _nics(context, record, former))
 
 
-def wait_hook(folder: Path, timeout: float) -> None:
+def wait_hook(link: Link, timeout: float) -> None:
     """Let the guest say itself when it is ready: run ``READY_HOOK`` in it, if there is one, ``timeout`` seconds at most.
 
     What the hook makes of it is the image's affair: however it ends, and if it takes too long, the machine counts as started.
     Raises MachineEnded.
     """
-    from insula.guest.link import open_link
-
     deadline = time.monotonic() + timeout
-    with open_link(folder / names.RUN) as link, contextlib.suppress(GuestError):
+    with contextlib.suppress(GuestError):
         # To ask whether it is there costs an emulated guest a tenth of trying to run it.
         link.call("stat", path=READY_HOOK, timeout=max(0.0, timeout))
         link.open("exec", argv=(READY_HOOK,)).finish(timeout=max(0.0, deadline - time.monotonic()))

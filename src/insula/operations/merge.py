@@ -11,7 +11,7 @@ QEMU knows it by its number. See docs/snapshots.md.
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -104,7 +104,7 @@ def _named(folder: Path) -> set[str]:
 
 def _merge_disk(context: Context, folder: Path, record: MachineRecord, index: int, run: tuple[int, int]) -> None:
     disk, (first, last) = record.disks[index], run
-    token = f"m{secrets.token_hex(4)}"
+    token = f"m{os.urandom(4).hex()}"
     with new_machine_folder(context.home, "merge") as staged:
         # Links: whatever happens to the machine meanwhile, these stay.
         files = [staged / f"{number}" for number in range(last)]

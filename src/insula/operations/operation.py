@@ -13,7 +13,7 @@ Leaving the block by an exception runs the undos, last first; leaving it normall
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -38,7 +38,7 @@ class Operation:
     """
 
     def __init__(self, verb: str, target: str = "", listener: Callable[[Progress], None] | None = None) -> None:
-        self.id = secrets.token_hex(8)
+        self.id = os.urandom(8).hex()
         self.verb = verb
         self.target = target
         self.unchanged = False

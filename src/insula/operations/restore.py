@@ -9,7 +9,7 @@ The record changes when the old guest has ended and before the new one's first i
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,7 +83,7 @@ def restore(context: Context, request: RestoreSnapshot, operation: Operation) ->
 
 def _with_fresh_heads(context: Context, held: Held, state: SnapshotRecord, place: Path) -> MachineRecord:
     """What the machine's record will be. The heads are on the disk; nobody names them yet."""
-    token, disks = secrets.token_hex(4), []
+    token, disks = os.urandom(4).hex(), []
     for disk in state.disks:
         head = f"{names.DISKS}/{disk.name}-{token}.qcow2"
         create_overlay(held.folder / head, disk.size)

@@ -17,19 +17,17 @@ from insula.operations.admit import admit, board_of
 from insula.operations.context import Context
 from insula.operations.create import created, prepare
 from insula.operations.delete import delete
-from insula.operations.fork import Newborn, brought_up
 from insula.operations.hold import status_of
 from insula.operations.lease import Lease, take_lease
 from insula.operations.operation import Operation
-from insula.operations.origin import Origin, Wishes
-from insula.operations.spare import refill_behind
 from insula.operations.start import boot, check_memory
 from insula.store.machines import ImageUse, read_machine
-from insula.store.spares import spare_folders
 
 if TYPE_CHECKING:
     from insula.guest.execute import ExitStatus
     from insula.images.record import Image
+    from insula.operations.fork import Newborn
+    from insula.operations.origin import Origin
 
 _TRIES: Final = 2
 
@@ -99,6 +97,11 @@ def _fork(
     # A TPM is an identity: each machine gets one that no other ever had.
     if request.cold or context.cold or request.spec.tpm or not image.record.recipe.warm or not context.engine.features.save:
         return None
+    from insula.operations.fork import brought_up  # none of it is for a machine that boots
+    from insula.operations.origin import Wishes
+    from insula.operations.spare import refill_behind
+    from insula.store.spares import spare_folders
+
     use = ImageUse(name=request.image, digest=image.digest)
     for _ in range(_TRIES):
         origin = _warm(context, request, image, operation)
@@ -140,6 +143,8 @@ def _boot(context: Context, request: RunMachine, folder: Path, operation: Operat
     def attach() -> None:
         if request.attached:
             lease.append(take_lease(folder))
+        if request.argv or request.shell:
+            import insula.operations.execute  # noqa: F401 - what will be needed then is loaded while the guest boots
 
     try:
         boot(context, folder, read_machine(folder), operation, request.timeout, launched=attach)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,7 +126,7 @@ def _make(context: Context, origin: Origin) -> None:
                 lease = take_lease(staged)  # until it has its place: nobody would find it where it is
             remove_tree(staged / names.ORIGIN)
             rehearse(context, staged, record, _PATIENCE, origin.record.identity)
-            staged.rename(context.home.spares / origin.record.id / secrets.token_hex(8))
+            staged.rename(context.home.spares / origin.record.id / os.urandom(8).hex())
         except BaseException:
             if lease is not None:
                 lease.close()

@@ -29,7 +29,7 @@ from insula.operations.cabling import cabled, choose_board, wired
 from insula.operations.context import Context
 from insula.operations.failed_boot import Printed, explain
 from insula.operations.hold import Held, hold_machine, status_of
-from insula.operations.identify import identify, wait_hook
+from insula.operations.identify import guest_identity, wait_hook
 from insula.operations.merge import merge_behind
 from insula.operations.operation import Operation, Steps
 from insula.operations.ports import open_ports
@@ -236,6 +236,7 @@ def _wait_ready(
 
     Raises MachineEnded with the last words, AgentAbsent when late, GuestError (``guest_resets``) when it boots again and again.
     """
+    from insula.guest.agent import set_identity
     from insula.guest.keeper import wait_agent
     from insula.guest.link import open_link
 
@@ -243,10 +244,12 @@ def _wait_ready(
     deadline = time.monotonic() + timeout
     try:
         with open_link(folder / names.RUN) as link:
+            # Doing it twice changes nothing. It is put together while the guest boots.
+            identity = guest_identity(context, folder.name, record) if introduce else None
             wait_agent(link, deadline - time.monotonic())
-        if introduce:
-            identify(context, folder, record)
-            ensure_addressed(folder / names.RUN, record)
-        wait_hook(folder, deadline - time.monotonic())
+            if identity is not None:
+                set_identity(link, identity)
+                ensure_addressed(folder / names.RUN, record)
+            wait_hook(link, deadline - time.monotonic())
     except (MachineEnded, GuestError) as cause:
         raise explain(folder, printed, cause, timeout) from cause

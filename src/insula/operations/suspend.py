@@ -8,7 +8,7 @@ It gets that name only when nobody can write to the machine's disks any more. Se
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 from pathlib import Path
 
 import msgspec
@@ -125,7 +125,7 @@ def wake(context: Context, folder: Path, record: MachineRecord, operation: Opera
 
 def give_up(folder: Path) -> Path:
     """Take the name from a suspended state, for good: the guest is about to go on, or to be another. Returns what to remove."""
-    gone = folder / f"{names.GONE_PREFIX}{secrets.token_hex(8)}"
+    gone = folder / f"{names.GONE_PREFIX}{os.urandom(8).hex()}"
     (folder / names.SUSPENDED).rename(gone)
     fsync_folder(folder)
     return gone
@@ -137,7 +137,7 @@ def keep_suspended(folder: Path, description: str) -> None:
     It must not be taken anew: that would give the machine other heads than those its memory belongs to.
     """
     (folder / names.SNAPSHOTS).mkdir(mode=0o700, exist_ok=True)
-    staged = folder / names.SNAPSHOTS / f"{names.NEW_PREFIX}{secrets.token_hex(8)}"
+    staged = folder / names.SNAPSHOTS / f"{names.NEW_PREFIX}{os.urandom(8).hex()}"
     (folder / names.SUSPENDED).rename(staged)
     fsync_folder(staged.parent)
     fsync_folder(folder)

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -216,7 +215,7 @@ def new_machine_folder(home: Home, verb: str = "create") -> Iterator[Path]:
     home.prepare()
     lock = None
     while lock is None:
-        folder = home.machines / f"{names.NEW_PREFIX}{secrets.token_hex(8)}"
+        folder = home.machines / f"{names.NEW_PREFIX}{os.urandom(8).hex()}"
         folder.mkdir(mode=0o700)
         lock = _lock_new(folder / names.LOCK)
     try:
@@ -273,7 +272,7 @@ def _rename_exclusively(source: Path, target: Path, name: str) -> None:
 
 def remove_machine_folder(home: Home, folder: Path) -> None:
     """Delete a machine: out of sight at once, then its files. A crash in between leaves a folder that sweep() removes."""
-    gone = home.machines / f"{names.GONE_PREFIX}{secrets.token_hex(8)}"
+    gone = home.machines / f"{names.GONE_PREFIX}{os.urandom(8).hex()}"
     folder.rename(gone)
     fsync_folder(home.machines)
     _remove_gone(home, gone)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -135,7 +134,7 @@ def create_network(home: Home, name: str, spec: NetworkSpec, taken: Iterable[str
         spec = check_network(_with_subnets(spec, others, [*taken], _first_place(home)))
         _refuse_overlap(spec, others, taken)
         record = NetworkRecord(RECORD_VERSION, _free_id(home), spec, time.time())
-        staged = home.networks / f"{names.NEW_PREFIX}{secrets.token_hex(8)}"
+        staged = home.networks / f"{names.NEW_PREFIX}{os.urandom(8).hex()}"
         try:
             (staged / names.ADDRESSES).mkdir(mode=0o700, parents=True)
             staged.chmod(0o700)
@@ -163,7 +162,7 @@ def _sweep_folders(home: Home) -> None:
 
 def _free_id(home: Home) -> str:
     known = {record.id for _, record in list_networks(home)}
-    while (one := secrets.token_hex(4)) in known:
+    while (one := os.urandom(4).hex()) in known:
         pass
     return one
 
@@ -183,7 +182,7 @@ def _new_prefix() -> str:
     """A unique local /64, with 40 bits of chance as RFC 4193 asks for, so that no other network anywhere has the same."""
     from ipaddress import IPv6Network
 
-    return str(IPv6Network((0xFD << 120 | secrets.randbits(40) << 80 | 1 << 64, 64)))
+    return str(IPv6Network((0xFD << 120 | int.from_bytes(os.urandom(5)) << 80 | 1 << 64, 64)))
 
 
 def _first_place(home: Home) -> int:
@@ -239,7 +238,7 @@ def delete_network(home: Home, name: str) -> None:
                 code="network_in_use",
                 hint=f"to see which: insula network show {name}; then insula network detach, or delete them",
             )
-        gone = home.networks / f"{names.GONE_PREFIX}{secrets.token_hex(8)}"
+        gone = home.networks / f"{names.GONE_PREFIX}{os.urandom(8).hex()}"
         folder.rename(gone)
         fsync_folder(home.networks)
         remove_tree(gone)
@@ -332,7 +331,7 @@ def _path(folder: Path, claim: Claim) -> Path:
 
 def _put(folder: Path, claim: Claim) -> None:
     """The claim's file, whole or not at all. Raises AlreadyExists when another has the address."""
-    path, temporary = _path(folder, claim), folder / f".{claim.nic}.{secrets.token_hex(4)}"
+    path, temporary = _path(folder, claim), folder / f".{claim.nic}.{os.urandom(4).hex()}"
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as stream:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,7 +137,7 @@ def readable_snapshots(machine: Path) -> Iterator[tuple[str, SnapshotRecord]]:
 
 def stage_snapshot(machine: Path) -> Path:
     """A folder to make a snapshot in; the caller holds the machine's lock."""
-    folder = machine / names.SNAPSHOTS / f"{names.NEW_PREFIX}{secrets.token_hex(8)}"
+    folder = machine / names.SNAPSHOTS / f"{names.NEW_PREFIX}{os.urandom(8).hex()}"
     folder.parent.mkdir(mode=0o700, exist_ok=True)
     folder.mkdir(mode=0o700)
     return folder
@@ -163,7 +162,7 @@ def publish_snapshot(staged: Path, folder: Path) -> None:
 
 def put_away_snapshot(folder: Path) -> None:
     """Take a snapshot out of sight, for good. `sweep_snapshots` removes its files, also when a crash came in between."""
-    folder.rename(folder.with_name(f"{names.GONE_PREFIX}{secrets.token_hex(8)}"))
+    folder.rename(folder.with_name(f"{names.GONE_PREFIX}{os.urandom(8).hex()}"))
     fsync_folder(folder.parent)
 
 
@@ -276,7 +275,7 @@ def finish_publishing(machine: Path, verb: str, step: str) -> None:
     for scrap in [path for path in staged.iterdir() if is_temporary(path.name)]:
         scrap.unlink()
     if place.exists():
-        place.rename(staged.with_name(f"{names.GONE_PREFIX}{secrets.token_hex(8)}"))
+        place.rename(staged.with_name(f"{names.GONE_PREFIX}{os.urandom(8).hex()}"))
     staged.rename(place)
     fsync_folder(place.parent)
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from insula.errors import DamagedRecord, InsulaError
 from insula.store.records import read_record, write_record
+
+if TYPE_CHECKING:
+    import hashlib
 
 _CHUNK = 1 << 20
 _PIECE = 1 << 16
@@ -106,6 +109,8 @@ def sparse_hash(descriptor: int, size: int) -> str:
 
     It does not depend on where the file system put holes, and reads none of them.
     """
+    import hashlib  # takes long to load
+
     digest = hashlib.sha256()
     offset = 0
     while offset < size:
@@ -134,6 +139,8 @@ def _add_pieces(digest: hashlib._Hash, chunk: bytes, number: int) -> None:
 
 
 def _hash(descriptor: int) -> str:
+    import hashlib
+
     digest = hashlib.sha256()
     while chunk := os.read(descriptor, _CHUNK):
         digest.update(chunk)

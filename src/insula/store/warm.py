@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,7 +38,7 @@ def publish_warm(home: Home, staged: Path, key: str) -> None:
 
 def remove_warm(home: Home, key: str) -> None:
     """Delete a state: out of sight at once, then its files. Machines forked from it are not concerned."""
-    gone = home.warm / f"{names.GONE_PREFIX}{secrets.token_hex(8)}"
+    gone = home.warm / f"{names.GONE_PREFIX}{os.urandom(8).hex()}"
     with contextlib.suppress(FileNotFoundError):
         (home.warm / key).rename(gone)
         remove_tree(gone)

@@ -332,6 +332,63 @@ def test_what_is_still_under_way_when_channels_end_is_no_flood(peer: Peer) -> No
     channel.finish(10)
 
 
+def test_pieces_of_bulk_come_in_order_and_nothing_else_among_them(peer: Peer) -> None:
+    channel = peer.link.open("get", path="/x")
+    number = _opened(peer).channel
+    sent = [bytes([index]) * (1 + 997 * index) for index in range(60)]  # more than the memory they are received into
+
+    def answer_it() -> None:
+        for piece in sent:
+            peer.send(wire.DATA, number, piece, 1)
+            peer.send(wire.DATA, number, b"noise", 2)
+        peer.send(wire.EOF, number, b"", 1)
+        peer.result(number, code=0)
+
+    sender = threading.Thread(target=answer_it)
+    sender.start()
+    assert [bytes(piece) for piece in channel.pieces()] == sent
+    sender.join()
+    assert channel.finish(10).number("code") == 0
+
+
+def test_a_piece_not_asked_for_yet_survives_what_is_received_for_others(peer: Peer) -> None:
+    """Memory that was lent is used again at the next receive."""
+    bulk, other = peer.link.open("get", path="/x"), peer.link.open("ping")
+    first, second = _opened(peer).channel, _opened(peer).channel
+    for letter in b"abc":
+        peer.send(wire.DATA, first, bytes([letter]) * 5_000, 1)
+    pieces = bulk.pieces()
+    came = [bytes(next(pieces))]
+    for letter in b"xyz":
+        peer.send(wire.DATA, second, bytes([letter]) * 5_000, 1)
+    peer.result(second)
+    other.finish(10)
+    peer.result(first)
+    came += [bytes(piece) for piece in pieces]
+    assert came == [bytes([letter]) * 5_000 for letter in b"abc"]
+
+
+def test_pieces_beyond_what_was_allowed_are_refused(peer: Peer) -> None:
+    channel = peer.link.open("get", path="/x")
+    number = _opened(peer).channel
+    pieces = channel.pieces()
+
+    def flood() -> None:
+        with contextlib.suppress(OSError):  # it is hung up on
+            for _ in range(wire.WINDOW_MAX // wire.PAYLOAD_MAX + 1):
+                peer.send(wire.DATA, number, bytes(wire.PAYLOAD_MAX), 1)
+
+    sender = threading.Thread(target=flood)
+    sender.start()
+    next(pieces)
+    with pytest.raises(GuestError) as caught:
+        while True:
+            peer.link.poll(timeout=5)  # nobody takes what came
+    assert caught.value.code == "garbled"
+    peer.link.close()
+    sender.join()
+
+
 def test_a_keeper_that_has_no_room_says_so(peer: Peer) -> None:
     channel = peer.link.open("exec", argv="true")
     peer.result(0, error="EBUSY")

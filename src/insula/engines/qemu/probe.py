@@ -4,7 +4,6 @@ because the notes are thrown away when the program's file or the boot changes.""
 from __future__ import annotations
 
 import glob
-import hashlib
 import re
 from pathlib import Path
 from typing import Final
@@ -13,6 +12,7 @@ import msgspec
 
 from insula.errors import HostLacks, InsulaError
 from insula.host.accelerators import Proof, payload_digest, prove
+from insula.host.digest import digest_of
 from insula.host.facts import boot_id
 from insula.host.process import find_program, run
 from insula.isolation.roots import RootPlan
@@ -100,7 +100,7 @@ def _rests_on(binary: str) -> str:
         words += [device.st_mode, device.st_uid, device.st_gid]
     except OSError:
         words.append("no kvm")
-    return hashlib.sha256(repr(words).encode()).hexdigest()[:32]
+    return digest_of(repr(words).encode())[:32]
 
 
 def _ask(binary: str) -> Build:
@@ -149,7 +149,7 @@ def fingerprint(build: Build, board: BoardRecord) -> str:
     words: list[object] = [build.version, status.st_size, status.st_mtime_ns, board]
     if board.accelerator != "tcg":
         words += _host_cpu(Path("/proc/cpuinfo").read_text())
-    return hashlib.sha256(repr(words).encode()).hexdigest()
+    return digest_of(repr(words).encode())
 
 
 def _host_cpu(cpuinfo: str) -> list[str]:
