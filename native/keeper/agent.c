@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+enum { BULK = 16384 }; /* bytes at once that nobody types */
 enum { FIRST_PAUSE = 1000, LONGEST_PAUSE = 8000, WAIT_LONGEST = 1000000000 };
 
 static void agent_send(struct keeper *keeper, const struct wire_frame *frame, uint32_t channel)
@@ -259,6 +260,7 @@ void agent_readable(struct keeper *keeper)
     size_t room = wire_reader_space(&agent->reader, &at);
     ssize_t got = recv(keeper->fd.agent, at, room, MSG_DONTWAIT);
     if (got > 0) {
+        agent->gathers = got >= BULK && (size_t)got < room ? now_ms() + 1 : 0;
         wire_reader_filled(&agent->reader, (size_t)got);
         process(keeper);
     } else if (got == 0 || (errno != EAGAIN && errno != EINTR)) {

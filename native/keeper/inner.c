@@ -59,6 +59,8 @@ static void fill(struct keeper *keeper, struct pollfd *polls, int signals, int64
     polls[POLL_LISTEN] = want(accepts(keeper, now) ? keeper->fd.listen : -1, &none);
     polls[POLL_QMP] = want(keeper->fd.qmp, monitor->greeted ? &monitor->out : &none);
     polls[POLL_AGENT] = want(keeper->fd.agent, &keeper->agent.out);
+    if (keeper->agent.gathers > now)
+        polls[POLL_AGENT].events &= ~POLLIN;
     polls[POLL_CONSOLE] = want(keeper->fd.console, &keeper->console_out);
     polls[POLL_WORDS] = want(keeper->qemu.words, &none);
     for (int i = 0; i < CLIENTS_MAX; i++) {
@@ -89,6 +91,8 @@ static int patience(const struct keeper *keeper, int64_t now)
         sooner(&first, keeper->agent.next_sync);
     if (keeper->accept_after > now)
         sooner(&first, keeper->accept_after);
+    if (keeper->agent.gathers > now)
+        sooner(&first, keeper->agent.gathers);
     sooner(&first, keeper->qemu.kill_at);
     if (first == INT64_MAX)
         return -1;
