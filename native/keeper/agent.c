@@ -260,7 +260,7 @@ void agent_readable(struct keeper *keeper)
     size_t room = wire_reader_space(&agent->reader, &at);
     ssize_t got = recv(keeper->fd.agent, at, room, MSG_DONTWAIT);
     if (got > 0) {
-        agent->gathers = got >= BULK && (size_t)got < room ? now_ms() + 1 : 0;
+        agent->gathers = got >= BULK && (size_t)got < room;
         wire_reader_filled(&agent->reader, (size_t)got);
         process(keeper);
     } else if (got == 0 || (errno != EAGAIN && errno != EINTR)) {

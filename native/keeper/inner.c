@@ -30,7 +30,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { KEPT_MAX = 256, FAREWELL = 1000, SPARE_FOR = 200, THREADS = 512 };
+enum { KEPT_MAX = 256, FAREWELL = 1000, SPARE_FOR = 200, THREADS = 512, GATHER_NS = 200000 };
 
 static struct keeper keeper_of_this_process;
 
@@ -59,8 +59,6 @@ static void fill(struct keeper *keeper, struct pollfd *polls, int signals, int64
     polls[POLL_LISTEN] = want(accepts(keeper, now) ? keeper->fd.listen : -1, &none);
     polls[POLL_QMP] = want(keeper->fd.qmp, monitor->greeted ? &monitor->out : &none);
     polls[POLL_AGENT] = want(keeper->fd.agent, &keeper->agent.out);
-    if (keeper->agent.gathers > now)
-        polls[POLL_AGENT].events &= ~POLLIN;
     polls[POLL_CONSOLE] = want(keeper->fd.console, &keeper->console_out);
     polls[POLL_WORDS] = want(keeper->qemu.words, &none);
     for (int i = 0; i < CLIENTS_MAX; i++) {
@@ -91,8 +89,6 @@ static int patience(const struct keeper *keeper, int64_t now)
         sooner(&first, keeper->agent.next_sync);
     if (keeper->accept_after > now)
         sooner(&first, keeper->accept_after);
-    if (keeper->agent.gathers > now)
-        sooner(&first, keeper->agent.gathers);
     sooner(&first, keeper->qemu.kill_at);
     if (first == INT64_MAX)
         return -1;
@@ -153,6 +149,15 @@ static void flush_all(struct keeper *keeper)
     clients_limit_memory(keeper);
 }
 
+/* Of the agent nothing is heard for a moment, unless somebody else has something to say. */
+static int gather(struct keeper *keeper, struct pollfd *polls)
+{
+    static const struct timespec moment = { .tv_nsec = GATHER_NS };
+    keeper->agent.gathers = false;
+    polls[POLL_AGENT].events &= ~POLLIN;
+    return ppoll(polls, POLLS, &moment, NULL);
+}
+
 void keeper_turn(struct keeper *keeper, int most, int signals)
 {
     struct pollfd polls[POLLS];
@@ -161,10 +166,11 @@ void keeper_turn(struct keeper *keeper, int most, int signals)
     fill(keeper, polls, signals, now);
     wait = wait < 0 || (most >= 0 && most < wait) ? most : wait;
     bool spare = memory_is_spare() && (wait < 0 || wait > SPARE_FOR);
-    int ready = poll(polls, POLLS, spare ? SPARE_FOR : wait);
+    bool gathers = keeper->agent.gathers && wait != 0;
+    int ready = gathers ? gather(keeper, polls) : poll(polls, POLLS, spare ? SPARE_FOR : wait);
     if (ready < 0)
         return;
-    if (ready == 0 && spare)
+    if (ready == 0 && spare && !gathers)
         memory_release();
     if (polls[POLL_QMP].revents & ~POLLOUT)
         monitor_readable(keeper);

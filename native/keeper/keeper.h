@@ -96,7 +96,7 @@ struct agent {
     struct queue out;
     uint8_t nonce[WIRE_NONCE];
     int64_t next_sync, pause; /* when SYNC is sent (again), and how long after that */
-    int64_t gathers; /* of now_ms: bulk comes, and until then more of it may, so that each look at it is worth its while */
+    bool gathers;   /* bulk comes: it is let grow for a moment, so that the next look at it is worth its while */
     uint32_t next_channel;
     bool torn; /* half a frame was sent: only a new life mends that */
     bool announced; /* it was told that the agent answers */

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _BATCH = 2 * wire.PAYLOAD_MAX  # bytes handed to the link at once
 
 # Seconds in which more of bulk comes: a look at each little piece would cost the guest the CPU it sends it with.
-_GATHER = 0.002
+_GATHER = 0.0003
 
 
 class Channel:
