@@ -153,6 +153,7 @@ def test_a_command_killed_at_any_step_leaves_all_in_order(
 
 
 @_FULL
+@pytest.mark.sampled(5)
 @pytest.mark.limit(1800)
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_command_killed_before_any_change_it_makes_leaves_all_in_order(
@@ -167,6 +168,7 @@ def test_a_qemu_or_keeper_killed_is_told(home: Path, parent: str, content: list[
 
 
 @_FULL
+@pytest.mark.sampled(5)
 @pytest.mark.limit(1800)
 @pytest.mark.parametrize(("verb", "letter"), [(verb, letter) for verb, letters in VERBS.items() for letter in letters])
 def test_a_qemu_or_keeper_killed_before_a_change_is_told(

@@ -167,6 +167,7 @@ def _kill(home: Path, neighbour: insula.Machine, verb: str, letter: str, point: 
 
 
 @pytest.mark.full
+@pytest.mark.sampled(6)
 @pytest.mark.limit(1800)
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_command_killed_before_a_change_leaves_networks_in_order(
@@ -176,6 +177,7 @@ def test_a_command_killed_before_a_change_leaves_networks_in_order(
 
 
 @pytest.mark.full
+@pytest.mark.sampled(8)
 @pytest.mark.limit(1800)
 @pytest.mark.parametrize("letter", ["q", "Q", "k", "K"])
 @pytest.mark.parametrize("verb", [verb for verb, before in VERBS.items() if "suspended" not in before])

@@ -137,6 +137,7 @@ def test_a_command_killed_at_any_step_leaves_all_in_order(home: Path, parent: st
 
 
 @pytest.mark.full
+@pytest.mark.sampled(5)
 @pytest.mark.limit(1800)
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_command_killed_before_any_change_it_makes_leaves_all_in_order(
@@ -146,6 +147,7 @@ def test_a_command_killed_before_any_change_it_makes_leaves_all_in_order(
 
 
 @pytest.mark.full
+@pytest.mark.sampled(5)
 @pytest.mark.limit(1800)
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_command_interrupted_before_any_change_it_makes_leaves_all_in_order(
@@ -184,6 +186,7 @@ def test_a_qemu_killed_at_any_step_is_told(home: Path, parent: str, points: Poin
 
 
 @pytest.mark.full
+@pytest.mark.sampled(8)
 @pytest.mark.limit(1800)
 @pytest.mark.parametrize("letter", ["q", "Q", "k", "K"])
 @pytest.mark.parametrize("verb", VERBS)

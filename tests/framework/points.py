@@ -2,7 +2,8 @@
 (marked ``full``) a sample, or with ``--every`` all.
 
 A sample is one point of each of some equal parts of the row, chosen by a seed and the test's name: it is another each time,
-it does not depend on which other tests run, and ``--seed`` gives it again.
+it does not depend on which other tests run, and ``--seed`` gives it again. Of a test marked ``sampled(count)`` so many of its
+cases are tried.
 """
 
 from __future__ import annotations
@@ -48,6 +49,23 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     if not config.getoption("--full"):
         return None
     return "points: every one" if config.getoption("--every") else f"points: a sample, again with --seed={config.option.seed}"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of what was asked for, and after all else was left out."""
+    rows: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sampled"):
+            rows.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left = set[pytest.Item]()
+    for name, row in rows.items():
+        marker = row[0].get_closest_marker("sampled")
+        assert marker is not None
+        left |= set(row) - set(points_of(config, name, long=True).choose(row, marker.args[0]))
+    if left:
+        config.hook.pytest_deselected(items=list(left))
+        items[:] = [item for item in items if item not in left]
 
 
 @pytest.fixture

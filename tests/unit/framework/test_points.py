@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
 
 from tests.framework.points import NEVER, Points
+from tests.framework.project import ROOT
 
 
 def _row(count: int, tried: list[int]) -> Callable[[int], int]:
@@ -83,3 +86,18 @@ def test_a_point_may_be_tried_alone() -> None:
     assert tried == [17]
     with pytest.raises(AssertionError, match="nothing was tried"):
         Points("a test", 1, whole=False, only=41).each(_row(40, []), rounds=3, least=40)
+
+
+def _cases(*options: str) -> list[str]:
+    words = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "--full", *options]
+    done = subprocess.run(
+        [*words, "tests/faults/test_network_kills.py"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    return [line for line in done.stdout.splitlines() if "::test_a_qemu_or_keeper_killed" in line]
+
+
+def test_of_a_sampled_test_some_cases_are_tried() -> None:
+    every, some = _cases("--every"), _cases("--seed=1")
+    assert len(some) == 8 < len(every)
+    assert set(some) < set(every)
+    assert _cases("--seed=1") == some != _cases("--seed=2")
