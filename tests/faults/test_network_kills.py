@@ -131,6 +131,12 @@ def _check(home: Path, neighbour: insula.Machine, former: list[str | None], port
         assert now[: len(former)] == former[: len(now)]
 
 
+def _reaches(neighbour: insula.Machine, target: str) -> bool:
+    """More than once: who had the address just now, with another card, may still be known by it (arp(7), gc_stale_time)."""
+    script = f"for attempt in $(seq {_PATIENCE:g}); do ping -c1 -W1 {target} && exit 0; done; exit 1"
+    return neighbour.exec("sh", "-c", script).code == 0
+
+
 def _check_guest(home: Path, neighbour: insula.Machine, machine: insula.Machine, port: int) -> None:
     nics, name = machine.show().nics, machine.name
     told = _said(home, name, "sh", "-c", "cat /sys/class/net/eth*/address").split()
@@ -139,9 +145,9 @@ def _check_guest(home: Path, neighbour: insula.Machine, machine: insula.Machine,
     for nic in nics:
         if nic.up:
             assert f" {nic.ipv4}/" in shown
-            assert neighbour.exec("ping", "-c1", "-W20", nic.ipv4 or "").code == 0, f"{name} at {nic.ipv4}"
+            assert _reaches(neighbour, nic.ipv4 or ""), f"{name} at {nic.ipv4}"
     if all(nic.up for nic in nics):
-        assert neighbour.exec("ping", "-c1", "-W20", f"{name}.insula").code == 0, f"{name} by its name"
+        assert _reaches(neighbour, f"{name}.insula"), f"{name} by its name"
     if machine.ports():
         _said(home, name, "sh", "-c", "pidof httpd || { mkdir -p /www; httpd -p 80 -h /www; }")  # it may have booted
     for each in machine.ports():
