@@ -131,10 +131,17 @@ def _check(home: Path, neighbour: insula.Machine, former: list[str | None], port
         assert now[: len(former)] == former[: len(now)]
 
 
-def _reaches(neighbour: insula.Machine, target: str) -> bool:
-    """More than once: who had the address just now, with another card, may still be known by it (arp(7), gc_stale_time)."""
-    script = f"for attempt in $(seq {_PATIENCE:g}); do ping -c1 -W1 {target} && exit 0; done; exit 1"
-    return neighbour.exec("sh", "-c", script).code == 0
+def _unreached(neighbour: insula.Machine, machine: insula.Machine, target: str) -> str:
+    """What both know when no answer comes for long; empty when one does.
+
+    An address may have been another card's just now: whoever spoke to that one finds out within a minute, if the new one says
+    nothing of itself (arp(7): 45 s, and the probes).
+    """
+    script = f"for attempt in $(seq 75); do ping -c1 -W1 {target} && exit 0; done; exit 1"
+    if neighbour.exec("sh", "-c", script).code == 0:
+        return ""
+    known = [each.exec("sh", "-c", "ip address; ip route; ip neigh").stdout for each in (machine, neighbour)]
+    return "\n".join([f"{machine.name} at {target}:", *known])
 
 
 def _check_guest(home: Path, neighbour: insula.Machine, machine: insula.Machine, port: int) -> None:
@@ -145,9 +152,9 @@ def _check_guest(home: Path, neighbour: insula.Machine, machine: insula.Machine,
     for nic in nics:
         if nic.up:
             assert f" {nic.ipv4}/" in shown
-            assert _reaches(neighbour, nic.ipv4 or ""), f"{name} at {nic.ipv4}"
+            assert _unreached(neighbour, machine, nic.ipv4 or "") == ""
     if all(nic.up for nic in nics):
-        assert _reaches(neighbour, f"{name}.insula"), f"{name} by its name"
+        assert _unreached(neighbour, machine, f"{name}.insula") == ""
     if machine.ports():
         _said(home, name, "sh", "-c", "pidof httpd || { mkdir -p /www; httpd -p 80 -h /www; }")  # it may have booted
     for each in machine.ports():
