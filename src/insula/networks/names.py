@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,7 @@ from insula.errors import HostLacks
 from insula.host.files import remove_tree
 from insula.host.holder import ROOM, SERVER_RIGHTS, Holder, Program
 from insula.host.process import require_program
+from insula.host.watch import Watch
 from insula.isolation.uids import service_id
 from insula.model.network import NetworkSpec
 from insula.networks import dns
@@ -27,6 +29,9 @@ _PREFIX: Final = "dnsmasq-"
 _READABLE: Final = 0o644
 _WALKABLE: Final = 0o755
 _LAST_WORDS: Final = 300
+_SERVES: Final = b"started, version"  # what dnsmasq says once it has its addresses
+_PATIENCE: Final = 5.0  # seconds for it to say that; it takes some milliseconds
+_LOOK: Final = 0.1  # seconds between two looks whether it has ended, of which nothing tells
 
 
 def child_name(network: str) -> str:
@@ -100,6 +105,19 @@ def start(holder: Holder, folder: Path, network: str, *, running: bool) -> None:
         holder.start(name, program, log)
     finally:
         os.close(log)
+
+
+def start_anew(holder: Holder, folder: Path, network: str, *, running: bool) -> None:
+    """As `start`, for where another may have served just now: until that one has ended, its address is taken and a new one ends
+    at once. Returns when it serves, or never will."""
+    end = time.monotonic() + _PATIENCE
+    with Watch() as watch:
+        watch.add(log_file(folder).parent)
+        start(holder, folder, network, running=running)
+        while _SERVES not in log_file(folder).read_bytes() and time.monotonic() < end:
+            if child_name(network) not in holder.children():
+                start(holder, folder, network, running=False)
+            watch.wait_change(timeout=_LOOK)
 
 
 def reread(holder: Holder, network: str) -> None:

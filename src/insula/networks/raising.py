@@ -184,7 +184,7 @@ def _mend_names(fabric: Fabric, network: str, spec: NetworkSpec) -> None:
         dnsmasq.write_card(folder, attached)
     running = dnsmasq.child_name(network) in fabric.running
     if changed or not running:
-        dnsmasq.start(fabric.holder, folder, network, running=running)
+        dnsmasq.start_anew(fabric.holder, folder, network, running=running)
 
 
 def card_links(attached: Attached) -> list[str]:
