@@ -35,5 +35,6 @@ def show_security(context: Context, request: ShowSecurity, operation: Operation)
     if not found:
         raise MachineEnded(f"{request.name} ended while it was looked at", code="not_running", hint="see why: insula list")
     accelerator = record.board.accelerator if record.board else ""
-    newest = max(found)  # QEMU is the keeper's child
-    return Security(request.name, accelerator, _PROMISES.get(accelerator, _NO_PROMISE), layers_of(newest))
+    # By its name, which it may have changed; pids alone may have begun anew between the keeper's and its child's.
+    qemu = next((pid for pid, untrusted_name in found.items() if untrusted_name.startswith("qemu")), max(found))
+    return Security(request.name, accelerator, _PROMISES.get(accelerator, _NO_PROMISE), layers_of(qemu))

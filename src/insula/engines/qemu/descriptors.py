@@ -15,9 +15,8 @@ from insula.engines.qemu.board import Board
 from insula.host.sockets import listen_unix
 from insula.store import names
 
-_SENDING: Final = (
-    1 << 18
-)  # bytes to have room for on their way to the other side: bulk then stops less often; with more it leaves the CPUs' caches
+# Bytes to have room for on their way to the other side: bulk then stops less often; with more it leaves the CPUs' caches.
+_SENDING: Final = 1 << 18
 
 
 class Descriptors:

@@ -127,9 +127,8 @@ def is_current(monitor: Monitor, head: NewHead) -> bool:
 def is_frozen(monitor: Monitor, head: NewHead) -> bool:
     """Whether the former head below it is open for reading alone, or there is none."""
     node = f"{head.disk}-{head.depth - 1}"
-    reading = all(
-        known.ro for known in block_nodes(monitor) if known.name == f"{node}-file"
-    )  # the node above it says so as soon as it has a head upon it
+    # The node above it says so as soon as it has a head upon it.
+    reading = all(known.ro for known in block_nodes(monitor) if known.name == f"{node}-file")
     descriptors = [descriptor for known in fd_sets(monitor) for descriptor in known.fds if descriptor.opaque == node]
     return reading and len(descriptors) <= 1
 
