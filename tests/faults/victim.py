@@ -25,7 +25,7 @@ from pathlib import Path
 
 from insula.client.local import LocalClient
 from insula.errors import InsulaError
-from insula.model import requests
+from insula.model import network_requests, requests
 from insula.model.network import Publish, parse_rule
 from insula.model.spec import MachineSpec
 from insula.model.transfer import Transfer
@@ -74,15 +74,15 @@ def _network_request(verb: str, name: str) -> requests.Request:
     port = Publish(int(os.environ.get("VICTIM_PORT", "1")), 80)
     made: dict[str, requests.Request] = {
         "run-networked": requests.RunMachine(image="tiny", name=f"{name}-x1", spec=spec),
-        "attach": requests.AttachNetwork(name=name, network=_NETWORK),
-        "detach": requests.DetachNetwork(name=name, network=_NETWORK),
-        "publish": requests.PublishPorts(name=name, ports=(port,)),
-        "unpublish": requests.UnpublishPorts(name=name),
-        "firewall": requests.SetFirewall(name=name, add=(parse_rule("deny to any tcp 81"),)),
-        "limit": requests.LimitNetwork(name=name, up=10_000_000, down=10_000_000),
-        "unplug": requests.SetLink(name=name, network="nat", up=False),
-        "network-create": requests.CreateNetwork(name=_NETWORK, mode="private"),
-        "network-delete": requests.DeleteNetwork(name=_NETWORK),
+        "attach": network_requests.AttachNetwork(name=name, network=_NETWORK),
+        "detach": network_requests.DetachNetwork(name=name, network=_NETWORK),
+        "publish": network_requests.PublishPorts(name=name, ports=(port,)),
+        "unpublish": network_requests.UnpublishPorts(name=name),
+        "firewall": network_requests.SetFirewall(name=name, add=(parse_rule("deny to any tcp 81"),)),
+        "limit": network_requests.LimitNetwork(name=name, up=10_000_000, down=10_000_000),
+        "unplug": network_requests.SetLink(name=name, network="nat", up=False),
+        "network-create": network_requests.CreateNetwork(name=_NETWORK, mode="private"),
+        "network-delete": network_requests.DeleteNetwork(name=_NETWORK),
     }
     return made[verb]
 

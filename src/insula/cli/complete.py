@@ -9,7 +9,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from insula.errors import InsulaError
-from insula.model.requests import ListImages, ListMachines, ListNetworks, ListSnapshots, Request
+from insula.model.network_requests import ListNetworks
+from insula.model.requests import ListImages, ListMachines, ListSnapshots, Request
 
 
 def machines(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

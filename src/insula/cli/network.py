@@ -10,7 +10,7 @@ from insula.cli.common import json_option, perform, quiet_option
 from insula.cli.group import Noun
 from insula.cli.render import print_json, print_pairs, print_table
 from insula.cli.values import Rate, later
-from insula.model import requests
+from insula.model import network_requests, requests
 
 _NETWORK = click.argument("network", shell_complete=later("networks"))
 _MACHINE = click.argument("machine", shell_complete=later("machines"))
@@ -39,7 +39,7 @@ def network() -> None:
 @click.argument("name")
 def create(name: str, mode: Any, subnet: str, subnet6: str, quiet: bool, as_json: bool, **options: Any) -> None:
     """Make a network."""
-    request = requests.CreateNetwork(name=name, mode=mode, ipv4=subnet, ipv6=subnet6, **options)
+    request = network_requests.CreateNetwork(name=name, mode=mode, ipv4=subnet, ipv6=subnet6, **options)
     made = perform(request, quiet or as_json)
     if as_json:
         print_json(made)
@@ -51,7 +51,7 @@ def create(name: str, mode: Any, subnet: str, subnet6: str, quiet: bool, as_json
 @json_option
 def list_(as_json: bool) -> None:
     """List networks."""
-    found = perform(requests.ListNetworks())
+    found = perform(network_requests.ListNetworks())
     if as_json:
         print_json(found)
         return
@@ -64,7 +64,7 @@ def list_(as_json: bool) -> None:
 @_NETWORK
 def show(network: str, as_json: bool) -> None:
     """Show a network and who hangs on it."""
-    found = perform(requests.ShowNetwork(name=network))
+    found = perform(network_requests.ShowNetwork(name=network))
     if as_json:
         print_json(found)
         return
@@ -104,7 +104,7 @@ def _drawing(found: Any) -> list[str]:
 @_NETWORK
 def delete(network: str, quiet: bool, as_json: bool) -> None:
     """Delete a network that no machine is on."""
-    gone = perform(requests.DeleteNetwork(name=network), quiet or as_json)
+    gone = perform(network_requests.DeleteNetwork(name=network), quiet or as_json)
     if as_json:
         print_json(gone)
     elif not quiet:
@@ -116,7 +116,7 @@ def delete(network: str, quiet: bool, as_json: bool) -> None:
 @json_option
 def repair(quiet: bool, as_json: bool) -> None:
     """Make links, rules and helpers be again what the running machines need. Doing it twice does nothing."""
-    mended = perform(requests.RepairNetworks(), quiet or as_json)
+    mended = perform(network_requests.RepairNetworks(), quiet or as_json)
     if as_json:
         print_json(mended)
     elif not quiet:
@@ -139,7 +139,7 @@ def _on_machine(request: requests.Request, quiet: bool, as_json: bool, done: str
 @_MACHINE
 def attach(network: str, machine: str, address: str, quiet: bool, as_json: bool) -> None:
     """Put a machine on a network, at once if it runs."""
-    request = requests.AttachNetwork(network=network, name=machine, address=address)
+    request = network_requests.AttachNetwork(network=network, name=machine, address=address)
     _on_machine(request, quiet, as_json, f"{machine} is on {network}")
 
 
@@ -150,7 +150,7 @@ def attach(network: str, machine: str, address: str, quiet: bool, as_json: bool)
 @_MACHINE
 def detach(network: str, machine: str, quiet: bool, as_json: bool) -> None:
     """Take a machine off a network, at once if it runs."""
-    _on_machine(requests.DetachNetwork(network=network, name=machine), quiet, as_json, f"{machine} is off {network}")
+    _on_machine(network_requests.DetachNetwork(network=network, name=machine), quiet, as_json, f"{machine} is off {network}")
 
 
 @network.command(short_help="Plug or pull a machine's cable.", epilog="Example: insula network link web down")
@@ -161,7 +161,7 @@ def detach(network: str, machine: str, quiet: bool, as_json: bool) -> None:
 @click.argument("state", type=click.Choice(["up", "down"]))
 def link(machine: str, state: str, network: str, quiet: bool, as_json: bool) -> None:
     """Plug or pull a machine's network cables, now and for its later starts."""
-    request = requests.SetLink(name=machine, network=network, up=state == "up")
+    request = network_requests.SetLink(name=machine, network=network, up=state == "up")
     _on_machine(request, quiet, as_json, f"{machine}'s cable is {'in' if state == 'up' else 'out'}")
 
 
@@ -176,5 +176,5 @@ def limit(machine: str, up: int | None, down: int | None, network: str, quiet: b
     """Limit what a machine's cards may send and receive, at once and from now on."""
     if up is None and down is None:
         raise click.UsageError("say what to limit: --up, --down or both")
-    request = requests.LimitNetwork(name=machine, network=network, up=up, down=down)
+    request = network_requests.LimitNetwork(name=machine, network=network, up=up, down=down)
     _on_machine(request, quiet, as_json, f"{machine} is limited")

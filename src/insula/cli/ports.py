@@ -10,7 +10,7 @@ from insula.cli.common import client, json_option, perform, quiet_option
 from insula.cli.group import Noun
 from insula.cli.render import print_json, print_pairs, print_table
 from insula.cli.values import Port, later
-from insula.model import requests
+from insula.model import network_requests
 from insula.model.network import format_rule, parse_rule
 
 _MACHINE = click.argument("machine", shell_complete=later("machines"))
@@ -34,7 +34,7 @@ def _print_ports(found: list[Any], as_json: bool) -> None:
 @click.argument("ports", nargs=-1, required=True, type=Port(), metavar="[ADDR:]HOSTPORT:GUESTPORT[/udp]...")
 def publish(machine: str, ports: tuple[Any, ...], quiet: bool, as_json: bool) -> None:
     """Have ports of this host lead to a machine, at once and whenever it runs. Without ADDR only this host can reach them."""
-    found = perform(requests.PublishPorts(name=machine, ports=ports), quiet or as_json)
+    found = perform(network_requests.PublishPorts(name=machine, ports=ports), quiet or as_json)
     if as_json or not quiet:
         _print_ports(found, as_json)
 
@@ -46,7 +46,7 @@ def publish(machine: str, ports: tuple[Any, ...], quiet: bool, as_json: bool) ->
 @click.argument("ports", nargs=-1, type=Port(), metavar="[PORTS...]")
 def unpublish(machine: str, ports: tuple[Any, ...], quiet: bool, as_json: bool) -> None:
     """Take published ports back; none named: all of the machine."""
-    found = perform(requests.UnpublishPorts(name=machine, ports=ports), quiet or as_json)
+    found = perform(network_requests.UnpublishPorts(name=machine, ports=ports), quiet or as_json)
     if as_json:
         print_json(found)
 
@@ -56,7 +56,7 @@ def unpublish(machine: str, ports: tuple[Any, ...], quiet: bool, as_json: bool) 
 @click.argument("machine", default="", shell_complete=later("machines"))
 def ports(machine: str, as_json: bool) -> None:
     """List published ports, of a machine or of all."""
-    _print_ports(perform(requests.ListPorts(name=machine)), as_json)
+    _print_ports(perform(network_requests.ListPorts(name=machine)), as_json)
 
 
 @click.group(cls=Noun, epilog="Example: insula firewall deny web to 10.0.0.0/8")
@@ -78,11 +78,11 @@ def _print_firewall(found: Any, as_json: bool) -> None:
 @_MACHINE
 def show(machine: str, as_json: bool) -> None:
     """Show a machine's firewall: its profile and its rules, the first that fits decides."""
-    _print_firewall(perform(requests.ShowFirewall(name=machine)), as_json)
+    _print_firewall(perform(network_requests.ShowFirewall(name=machine)), as_json)
 
 
 def _change(as_json: bool, quiet: bool, **change: Any) -> None:
-    found = perform(requests.SetFirewall(**change), quiet or as_json)
+    found = perform(network_requests.SetFirewall(**change), quiet or as_json)
     if as_json or not quiet:
         _print_firewall(found, as_json)
 
@@ -153,7 +153,7 @@ def capture(machine: str, file: str, network: str) -> None:
     from insula.cli.streams import file_streams
 
     with file_streams(file) as streams:
-        client().do(requests.CaptureTraffic(name=machine, network=network), streams)
+        client().do(network_requests.CaptureTraffic(name=machine, network=network), streams)
 
 
 @click.command(epilog="Example: insula stats web")
@@ -161,7 +161,7 @@ def capture(machine: str, file: str, network: str) -> None:
 @click.argument("machines", nargs=-1, metavar="[NAME...]", shell_complete=later("machines"))
 def stats(machines: tuple[str, ...], as_json: bool) -> None:
     """Show what passed the network cards of machines that run."""
-    found = perform(requests.ShowTraffic(names=machines))
+    found = perform(network_requests.ShowTraffic(names=machines))
     if as_json:
         print_json(found)
         return

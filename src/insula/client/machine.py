@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from insula.client.local import LocalClient
 from insula.errors import GuestError, NotFound
-from insula.model import requests
+from insula.model import network_requests, requests
 
 if TYPE_CHECKING:
     from insula.model.network import Firewall, Profile
@@ -201,17 +201,17 @@ class Machine:
     # -- networks -----------------------------------------------------------------------------------------------------------
     def attach(self, network: str, *, address: str = "") -> Machine:
         """Put it on a network, at once if it runs. Raises NotFound, AlreadyExists, HostLacks."""
-        self._client.do(requests.AttachNetwork(name=self.name, network=network, address=address))
+        self._client.do(network_requests.AttachNetwork(name=self.name, network=network, address=address))
         return self
 
     def detach(self, network: str) -> Machine:
         """Take it off a network. Raises NotFound, GuestError (``card_in_use``)."""
-        self._client.do(requests.DetachNetwork(name=self.name, network=network))
+        self._client.do(network_requests.DetachNetwork(name=self.name, network=network))
         return self
 
     def set_link(self, up: bool, network: str = "") -> Machine:
         """Plug or pull the cable of its card on ``network``, or of all its cards."""
-        self._client.do(requests.SetLink(name=self.name, network=network, up=up))
+        self._client.do(network_requests.SetLink(name=self.name, network=network, up=up))
         return self
 
     def limit_network(self, *, up: int | str | None = None, down: int | str | None = None, network: str = "") -> Machine:
@@ -219,7 +219,7 @@ class Machine:
         from insula.model.network import parse_rate
 
         rates = [parse_rate(rate) if isinstance(rate, str) else rate for rate in (up, down)]
-        self._client.do(requests.LimitNetwork(name=self.name, network=network, up=rates[0], down=rates[1]))
+        self._client.do(network_requests.LimitNetwork(name=self.name, network=network, up=rates[0], down=rates[1]))
         return self
 
     def publish(self, *ports: str) -> list[PortStatus]:
@@ -229,7 +229,7 @@ class Machine:
         """
         from insula.model.network import parse_publish
 
-        request = requests.PublishPorts(name=self.name, ports=tuple(parse_publish(port) for port in ports))
+        request = network_requests.PublishPorts(name=self.name, ports=tuple(parse_publish(port) for port in ports))
         found: list[PortStatus] = self._client.do(request)
         return found
 
@@ -237,11 +237,11 @@ class Machine:
         """Take ports back; none named: all."""
         from insula.model.network import parse_publish
 
-        self._client.do(requests.UnpublishPorts(name=self.name, ports=tuple(parse_publish(port) for port in ports)))
+        self._client.do(network_requests.UnpublishPorts(name=self.name, ports=tuple(parse_publish(port) for port in ports)))
 
     def ports(self) -> list[PortStatus]:
         """Its published ports."""
-        found: list[PortStatus] = self._client.do(requests.ListPorts(name=self.name))
+        found: list[PortStatus] = self._client.do(network_requests.ListPorts(name=self.name))
         return found
 
     def set_firewall(
@@ -256,7 +256,7 @@ class Machine:
         """Change its firewall, all at once. Rules are text like ``allow to example.org tcp 443``. Raises UsageError, NotFound."""
         from insula.model.network import parse_rule
 
-        request = requests.SetFirewall(
+        request = network_requests.SetFirewall(
             name=self.name,
             profile=profile,
             isolated=isolated,
@@ -269,7 +269,7 @@ class Machine:
 
     def traffic(self) -> list[TrafficStatus]:
         """What passed its network cards."""
-        found: list[TrafficStatus] = self._client.do(requests.ShowTraffic(names=(self.name,)))
+        found: list[TrafficStatus] = self._client.do(network_requests.ShowTraffic(names=(self.name,)))
         return found
 
     # -- inside -------------------------------------------------------------------------------------------------------------

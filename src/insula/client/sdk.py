@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypedDict, Unpack
 
 from insula.client.local import LocalClient
 from insula.client.machine import ExecResult, Machine, Snapshot
-from insula.model import requests
+from insula.model import network_requests, requests
 from insula.model.network import Firewall
 from insula.model.spec import Display, Firmware, MachineSpec, networks_asked
 from insula.model.units import parse_size
@@ -154,27 +154,27 @@ class Insula:
         isolated: bool = False,
     ) -> NetworkStatus:
         """Make a network. Raises UsageError, AlreadyExists (``subnet_taken`` too), HostLacks (``no_fabric``)."""
-        request = requests.CreateNetwork(name=name, mode=mode, ipv4=subnet, parent=parent, vlan=vlan, isolated=isolated)
+        request = network_requests.CreateNetwork(name=name, mode=mode, ipv4=subnet, parent=parent, vlan=vlan, isolated=isolated)
         made: NetworkStatus = self.client.do(request)
         return made
 
     def networks(self) -> builtins.list[NetworkStatus]:
         """All networks."""
-        found: builtins.list[NetworkStatus] = self.client.do(requests.ListNetworks())
+        found: builtins.list[NetworkStatus] = self.client.do(network_requests.ListNetworks())
         return found
 
     def network(self, name: str) -> NetworkDetails:
         """A network and who hangs on it. Raises NotFound."""
-        found: NetworkDetails = self.client.do(requests.ShowNetwork(name=name))
+        found: NetworkDetails = self.client.do(network_requests.ShowNetwork(name=name))
         return found
 
     def delete_network(self, name: str) -> None:
         """Delete a network that no machine is on. Raises NotFound, WrongState (``network_in_use``)."""
-        self.client.do(requests.DeleteNetwork(name=name))
+        self.client.do(network_requests.DeleteNetwork(name=name))
 
     def repair_networks(self) -> builtins.list[str]:
         """Make links, rules and helpers be again what running machines need; what was not so, in words."""
-        mended: builtins.list[str] = self.client.do(requests.RepairNetworks())
+        mended: builtins.list[str] = self.client.do(network_requests.RepairNetworks())
         return mended
 
     def disk_usage(self, *machines: str) -> DiskUsage:

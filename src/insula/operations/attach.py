@@ -7,7 +7,7 @@ import msgspec
 from insula.errors import AlreadyExists, HostLacks, NotFound, WrongState
 from insula.model.identity import new_mac
 from insula.model.network import Nic, Rates
-from insula.model.requests import AttachNetwork, DetachNetwork, LimitNetwork, SetLink
+from insula.model.network_requests import AttachNetwork, DetachNetwork, LimitNetwork, SetLink
 from insula.model.spec import MOST_NETWORKS
 from insula.model.status import MachineStatus, State
 from insula.operations.addressing import introduce

@@ -9,7 +9,7 @@ import msgspec
 
 from insula.errors import InsulaError, NotFound
 from insula.model.network import MACHINE_PEER, Firewall, Rule, check_firewall, check_rule, format_rule
-from insula.model.requests import SetFirewall, ShowFirewall
+from insula.model.network_requests import SetFirewall, ShowFirewall
 from insula.operations.cabling import change_cards, check_holds, network_of
 from insula.operations.context import Context
 from insula.operations.hold import Held, hold_machine, noted

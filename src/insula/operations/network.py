@@ -10,7 +10,7 @@ import msgspec
 
 from insula.errors import Busy, HostLacks, InsulaError, NotFound, WrongState
 from insula.model.network import NetworkSpec, check_network, check_network_name
-from insula.model.requests import CreateNetwork, DeleteNetwork, ListNetworks, RepairNetworks, ShowNetwork
+from insula.model.network_requests import CreateNetwork, DeleteNetwork, ListNetworks, RepairNetworks, ShowNetwork
 from insula.model.status import NetworkDetails, NetworkMember, NetworkStatus
 from insula.operations.cabling import has_fabric
 from insula.operations.context import Context

@@ -9,7 +9,7 @@ import msgspec
 
 from insula.errors import AlreadyExists, HostLacks, InsulaError, NotFound
 from insula.model.network import Nic, Publish, clash, format_publish
-from insula.model.requests import ListPorts, PublishPorts, UnpublishPorts
+from insula.model.network_requests import ListPorts, PublishPorts, UnpublishPorts
 from insula.model.status import PortStatus
 from insula.operations.cabling import attached, has_fabric
 from insula.operations.context import Context

@@ -8,7 +8,7 @@ from pathlib import Path
 from insula.errors import HostLacks, InsulaError, NotFound
 from insula.model.lifecycle import check_transition
 from insula.model.network import format_rule
-from insula.model.requests import CaptureTraffic, ShowTraffic
+from insula.model.network_requests import CaptureTraffic, ShowTraffic
 from insula.model.status import TrafficStatus
 from insula.model.streams import Streams
 from insula.operations.cabling import has_fabric
