@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 enum { MOST_DESCRIPTORS = 1024 };
+#define BEYOND ((off_t)1 << 40)
 
 static long see(const char *path)
 {
@@ -114,6 +115,22 @@ static long read_only_written(void)
     return -1;
 }
 
+/* Its disk and its log are handed in to be written: whether they can be made as large as the host's own disk. */
+static long written_beyond(void)
+{
+    for (int fd = 0; fd < MOST_DESCRIPTORS; fd++) {
+        struct stat seen;
+        int flags = fcntl(fd, F_GETFL);
+        if (flags < 0 || (flags & O_ACCMODE) == O_RDONLY || fstat(fd, &seen) < 0 || !S_ISREG(seen.st_mode))
+            continue;
+        if (ftruncate(fd, BEYOND) == 0) {
+            (void)!ftruncate(fd, seen.st_size);
+            return fd;
+        }
+    }
+    return -1;
+}
+
 /* A folder, a terminal or a device among what was handed in would be a way out; /dev/null is none. */
 static long strange_descriptor(void)
 {
@@ -135,6 +152,7 @@ const struct attempt file_attempts[] = {
     {"list its own folder", own_folder},
     {"write its own frozen layer by name", frozen_layer},
     {"write what was handed in to be read", read_only_written},
+    {"make its disk grow without end", written_beyond},
     {"be handed a folder, terminal or disk", strange_descriptor},
     {"read /etc/passwd", passwd},
     {"read /etc/shadow", shadow},

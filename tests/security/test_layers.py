@@ -27,12 +27,13 @@ _SEEN = {
     "read-only": {"system calls", "read-only root"},
     "user": {"system calls", "own user"},
     "locks": {"system calls", "limits"},
+    "sizes": {"system calls", "limits"},
 }
 
 
 def _broken(layer: str) -> set[str]:
     """The layers seen to be broken around a shell in a jail that lacks ``layer``."""
-    words = jail_argv(Jail(root=Path("/"), uid=1_000_012_345), ["/bin/sh", "-c", "echo ready; read x"])
+    words = jail_argv(Jail(root=Path("/"), uid=1_000_012_345, largest=1 << 40), ["/bin/sh", "-c", "echo ready; read x"])
     end = words.index("/bin/sh")
     argv = [*without(words[:end], LAYERS[layer]), *words[end:]]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:

@@ -40,6 +40,7 @@ NOTICED = {
     "read-only": {"find the root writable"},
     "user": {"be root"},
     "locks": {"lock memory"},
+    "sizes": {"make its disk grow without end"},
 }
 
 

@@ -21,6 +21,7 @@ LAYERS = {
     "read-only": ("--ro-bind",),
     "user": ("--reuid=", "--regid=", "--clear-groups", "--bounding-set="),
     "locks": ("--memlock=",),
+    "sizes": ("--fsize=",),
 }
 
 

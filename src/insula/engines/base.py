@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from insula.model.spec import MOST_DISK
 from insula.store import names
 from insula.store.machines import BoardRecord
 
@@ -23,7 +24,8 @@ class DiskPlan(msgspec.Struct, frozen=True):
     """A disk: immutable ``layers`` bottom to top (opened read-only) and ``head``, the one file the guest may write.
 
     ``name`` is the node's name in QEMU (``disk0``…) and ``serial`` what the guest sees (at most 20 bytes). ``unsafe``
-    ignores the guest's flushes: only for machines that are thrown away.
+    ignores the guest's flushes: only for machines that are thrown away. ``size``: the bytes the guest sees, or as many as any
+    disk may have.
     """
 
     name: str
@@ -31,6 +33,7 @@ class DiskPlan(msgspec.Struct, frozen=True):
     layers: tuple[LayerFile, ...] = ()
     serial: str = ""
     unsafe: bool = False
+    size: int = MOST_DISK
 
 
 class NicPlan(msgspec.Struct, frozen=True):

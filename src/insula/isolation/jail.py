@@ -21,7 +21,7 @@ _DESCRIPTORS: Final = 1024
 class Jail:
     """``uid``: the host id inside (None: the caller's), ``groups``: further ones. ``shown``: files of the host and where they can
     be read inside; ``devices``: device nodes, and where they can be opened inside. ``calls``: a descriptor of the filter that all
-    inside are held to (filters/)."""
+    inside are held to (filters/). ``largest``: the bytes beyond which nobody inside can make a file grow (None: any)."""
 
     root: Path
     uid: int | None = None
@@ -29,6 +29,7 @@ class Jail:
     shown: tuple[tuple[Path, str], ...] = ()
     devices: tuple[tuple[Path, str], ...] = ()
     calls: int | None = None
+    largest: int | None = None
 
 
 def jail_argv(jail: Jail, command: Sequence[str]) -> list[str]:
@@ -36,7 +37,7 @@ def jail_argv(jail: Jail, command: Sequence[str]) -> list[str]:
 
     Open descriptors that are not marked close-on-exec go along.
     """
-    return [*_identity(jail.uid, jail.groups), *_limits(jail.uid), *_namespaces(jail), "--", *command]
+    return [*_identity(jail.uid, jail.groups), *_limits(jail), *_namespaces(jail), "--", *command]
 
 
 def _identity(uid: int | None, groups: Sequence[int]) -> list[str]:
@@ -47,9 +48,11 @@ def _identity(uid: int | None, groups: Sequence[int]) -> list[str]:
     return [*words, "--"]
 
 
-def _limits(uid: int | None) -> list[str]:
+def _limits(jail: Jail) -> list[str]:
     words = ["prlimit", "--core=0", f"--nofile={_DESCRIPTORS}", "--memlock=0"]
-    if uid is not None:
+    if jail.largest is not None:
+        words.append(f"--fsize={jail.largest}")
+    if jail.uid is not None:
         # Counted per user: only sensible where the machine has a user of its own.
         words.append(f"--nproc={_THREADS}")
     return [*words, "--"]

@@ -14,13 +14,14 @@ from typing import Final
 from insula.errors import HostLacks
 from insula.isolation.filters import has_filter
 from insula.model.security import Layer, LayerState
+from insula.model.spec import MOST_DISK
 
 _PROC: Final = Path("/proc")
 _NAMESPACES: Final = {
     "mnt": "mount", "pid": "process", "net": "network", "ipc": "ipc", "uts": "host name", "cgroup": "cgroup", "user": "user",
 }  # fmt: skip
 _FILTERED: Final = "2"  # SECCOMP_MODE_FILTER
-_BOUNDED: Final = {"core file size": 0, "locked memory": 0, "open files": 1024, "processes": 512}
+_BOUNDED: Final = {"core file size": 0, "locked memory": 0, "open files": 1024, "processes": 512, "file size": 2 * MOST_DISK}
 _CAPABILITIES: Final = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 
 
@@ -66,7 +67,7 @@ def _limits(process: Path, _ours: Path) -> Layer:
         name, hard = line[:26].removeprefix("Max ").strip(), line[47:68].strip()
         found[name] = math.inf if hard == "unlimited" else int(hard)
     beyond = [name for name, most in _BOUNDED.items() if found.get(name, math.inf) > most]
-    fine = f"no core files, no locked memory, {_BOUNDED['open files']} files, {_BOUNDED['processes']} threads"
+    fine = f"no core files, no locked memory, {_BOUNDED['open files']} files, {_BOUNDED['processes']} threads, bounded files"
     return _verdict("limits", not beyond, f"not bounded: {', '.join(beyond)}" if beyond else fine)
 
 

@@ -32,6 +32,7 @@ from insula.store.machines import new_machine_folder
 from insula.store.names import Home
 
 _ARCH: Final = "amd64"
+_DISK: Final = 16 * MIB
 _END: Final = "done"  # the probe's last line
 
 
@@ -57,7 +58,7 @@ def _plan(context: Context, folder: Path) -> LaunchPlan:
     layer, head = folder / names.LAYERS / "0.qcow2", folder / names.DISKS / "0.qcow2"
     for path in (layer, head):
         path.parent.mkdir(exist_ok=True)
-        create_overlay(path, 16 * MIB)
+        create_overlay(path, _DISK)
     layer.chmod(names.LAYER_MODE)
     return LaunchPlan(
         name="probe",
@@ -68,7 +69,7 @@ def _plan(context: Context, folder: Path) -> LaunchPlan:
         memory=128 * MIB,
         board=context.engine.choose_board(_ARCH),
         boot=DiskBoot(),
-        disks=(DiskPlan("disk0", LayerFile(head), (LayerFile(layer),)),),
+        disks=(DiskPlan("disk0", LayerFile(head), (LayerFile(layer),), size=_DISK),),
     )
 
 

@@ -194,6 +194,7 @@ def launch_plan(
                 name=f"disk{index}",
                 head=LayerFile(folder / disk.head),
                 layers=tuple(LayerFile(folder / layer) for layer in disk.layers),
+                size=disk.size,
                 serial=disk.name,
                 unsafe=record.ephemeral,
             )

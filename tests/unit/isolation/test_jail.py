@@ -9,10 +9,10 @@ KERNEL = Path("/home/layers/vmlinuz")
 
 
 def test_a_machine_of_root_has_its_own_user_and_limits() -> None:
-    assert jail_argv(Jail(ROOT, uid=1000000007, shown=((KERNEL, "/boot/kernel"),)), ["/keeper", "inner"]) == [
+    assert jail_argv(Jail(ROOT, uid=1000000007, shown=((KERNEL, "/boot/kernel"),), largest=4096), ["/keeper", "inner"]) == [
         *("setpriv", "--no-new-privs", "--inh-caps=-all"),
         *("--reuid=1000000007", "--regid=1000000007", "--clear-groups", "--bounding-set=-all", "--"),
-        *("prlimit", "--core=0", "--nofile=1024", "--memlock=0", "--nproc=512", "--"),
+        *("prlimit", "--core=0", "--nofile=1024", "--memlock=0", "--fsize=4096", "--nproc=512", "--"),
         *("bwrap", "--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"),
         *("--disable-userns", "--new-session", "--clearenv", "--cap-drop", "ALL", "--hostname", "insula", "--chdir", "/"),
         *("--ro-bind", str(ROOT), "/", "--dev-bind", "/dev/null", "/dev/null"),

@@ -24,8 +24,9 @@ from typing import Any, Final
 import msgspec
 
 from insula.engines.base import DirectBoot, DiskBoot, DiskPlan, LaunchPlan, NicPlan
+from insula.engines.qemu.sizes import most_memory
 from insula.errors import UsageError
-from insula.model.units import GIB, MIB
+from insula.model.units import MIB
 
 SLOT_DISPLAY: Final = 0x01
 SLOT_SERIAL: Final = 0x02
@@ -63,7 +64,6 @@ AGENT_PORT: Final = "org.insula.agent"
 _HOTPLUG_CPUS: Final = 8
 _HOTPLUG_SLOTS: Final = 8
 # Between these bounds three times what it has; an unlimited multiple would leave the addresses of small CPUs.
-_HOTPLUG_MEMORY: Final = (16 * GIB, 64 * GIB)
 # A quarter of the default and still more than a Debian boot translates; the default is up to 1 GiB.
 _TRANSLATION_CACHE_MIB: Final = 128
 
@@ -199,9 +199,7 @@ def _processors(cpus: int) -> Mapping[str, object]:
 
 
 def _memory(size: int) -> Mapping[str, object]:
-    least_room, most_room = _HOTPLUG_MEMORY
-    most = -(-(size + min(max(3 * size, least_room), most_room)) // GIB) * GIB
-    return {"size": f"{size // MIB}M", "slots": _HOTPLUG_SLOTS, "maxmem": f"{most // MIB}M"}
+    return {"size": f"{size // MIB}M", "slots": _HOTPLUG_SLOTS, "maxmem": f"{most_memory(size) // MIB}M"}
 
 
 def _backend(plan: LaunchPlan) -> Part:

@@ -32,6 +32,7 @@ from insula.engines.qemu.board import (
 from insula.engines.qemu.cmdline import build_argv
 from insula.engines.qemu.descriptors import Descriptors, open_for_keeper, open_for_qemu
 from insula.engines.qemu.probe import Build, root_plan
+from insula.engines.qemu.sizes import largest_file
 from insula.errors import ChildFailed, DamagedRecord, HostLacks, InsulaError, MachineEnded
 from insula.host.files import explain_os_error, remove_tree, write_atomic
 from insula.host.native import native_path
@@ -246,7 +247,8 @@ def _start(plan: LaunchPlan, jail: Jail, porter: list[str], qemu: list[str], des
     calls = open_filter("machine")
     try:
         passed = [*descriptors.numbers(), *([] if calls is None else [calls])]
-        run([*words, "--", *jail_argv(replace(jail, calls=calls), inner)], pass_fds=passed, timeout=PATIENCE)
+        jail = replace(jail, calls=calls, largest=largest_file(plan))
+        run([*words, "--", *jail_argv(jail, inner)], pass_fds=passed, timeout=PATIENCE)
         descriptors.close()  # so that the pipe ends when the last who could speak on it has ended
         _hear(listening)
     except ChildFailed as cause:
