@@ -1,5 +1,5 @@
-"""Everything Insula can be asked to do: one frozen type per verb (of networks: network_requests.py). The CLI, the SDK and the
-tests build nothing else.
+"""Everything Insula can be asked to do: one frozen type per verb (of networks: network_requests.py, of shares of the host:
+resource_requests.py). The CLI, the SDK and the tests build nothing else.
 
 A request holds no path of the caller's computer and no stream: those flow beside it (see ``model/streams.py``).
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from insula.model.limits import Limits
 from insula.model.network import Firewall, Publish
 from insula.model.spec import MachineSpec
 
@@ -29,6 +30,7 @@ class CreateMachine(Request, frozen=True):
     addresses: tuple[str, ...] = ()
     published: tuple[Publish, ...] = ()
     firewall: Firewall = Firewall()
+    limits: Limits = Limits()
     ephemeral: bool = False
     dry_run: bool = False
 
@@ -58,6 +60,7 @@ class RunMachine(Execution, frozen=True):
     addresses: tuple[str, ...] = ()
     published: tuple[Publish, ...] = ()
     firewall: Firewall = Firewall()
+    limits: Limits = Limits()
     ephemeral: bool = False
     attached: bool = False
     shell: bool = False

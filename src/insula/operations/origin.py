@@ -17,6 +17,7 @@ from insula.disks.overlays import create_overlay
 from insula.disks.verify import ensure_sums
 from insula.errors import HostLacks, WrongState
 from insula.host.files import fleeting
+from insula.model.limits import Limits
 from insula.model.network import Firewall, Publish
 from insula.operations.cabling import has_fabric
 from insula.operations.context import Context
@@ -43,6 +44,7 @@ class Wishes(NamedTuple):
     addresses: tuple[str, ...]
     published: tuple[Publish, ...]
     firewall: Firewall
+    limits: Limits
 
 
 def as_wished(record: MachineRecord, wishes: Wishes | None) -> MachineRecord:
@@ -51,7 +53,7 @@ def as_wished(record: MachineRecord, wishes: Wishes | None) -> MachineRecord:
         return record
     spec = msgspec.structs.replace(record.spec, networks=wishes.networks)
     return msgspec.structs.replace(
-        record, image=wishes.image, spec=spec, published=list(wishes.published), firewall=wishes.firewall
+        record, image=wishes.image, spec=spec, published=list(wishes.published), firewall=wishes.firewall, limits=wishes.limits
     )
 
 
@@ -123,11 +125,12 @@ def fill_fork(staged: Path, origin: Origin, *, ephemeral: bool) -> MachineRecord
         head = f"{names.DISKS}/{disk.name}-0.qcow2"
         create_overlay(staged / head, disk.size)
         disks.append(DiskRecord(name=disk.name, layers=disk.layers, head=head, size=disk.size))
+    parent = read_machine(origin.machine)
     record = MachineRecord(
         version=RECORD_VERSION, id="", kind="vm", created=time.time(), image=state.image, spec=state.spec,
         identity=state.identity, boot=state.boot, disks=disks, arch=state.arch, ephemeral=ephemeral, board=state.board,
         sums={path: state.sums[path] for path in snapshot_layers(state) if path in state.sums},
-        firewall=read_machine(origin.machine).firewall,
+        firewall=parent.firewall, limits=parent.limits,
     )  # fmt: skip
     if (origin.folder / names.VARIABLES).exists():
         (staged / names.FIRMWARE).mkdir(mode=0o700)

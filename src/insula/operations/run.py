@@ -78,7 +78,7 @@ def _born(context: Context, request: RunMachine, operation: Operation) -> Iterat
     """A new machine whose lock is ours, and what starts it: a fork of its image's warm state runs already."""
     creation = CreateMachine(
         image=request.image, name=request.name, spec=request.spec, addresses=request.addresses, published=request.published,
-        firewall=request.firewall, ephemeral=request.ephemeral,
+        firewall=request.firewall, limits=request.limits, ephemeral=request.ephemeral,
     )  # fmt: skip
     name, image = prepare(context, creation, operation)
     with contextlib.ExitStack() as stack:
@@ -111,7 +111,7 @@ def _fork(
         if not spare_folders(context.home, origin.record.id):
             admit(context, origin.record.spec.memory, board_of(context, origin.record))
         with contextlib.suppress(DamagedRecord):  # it was replaced by a younger one while we linked its files
-            wishes = Wishes(use, request.spec.networks, request.addresses, request.published, request.firewall)
+            wishes = Wishes(use, request.spec.networks, request.addresses, request.published, request.firewall, request.limits)
             how = brought_up(context, origin, name, operation, request.timeout, ephemeral=request.ephemeral, wishes=wishes)
             return stack.enter_context(how)
     return None

@@ -177,8 +177,10 @@ def taken(context: Context, origin: Origin, name: str, *, ephemeral: bool, wishe
             if {nic.key for nic in record.nics} - set(attached_keys(context)):
                 _end(context, folder)  # its networks were taken down and made anew without it
                 continue
-            firewall = read_machine(origin.machine).firewall  # as it is by now
-            mine = msgspec.structs.replace(record, created=time.time(), ephemeral=ephemeral, firewall=firewall)
+            parent = read_machine(origin.machine)  # as it is by now
+            mine = msgspec.structs.replace(
+                record, created=time.time(), ephemeral=ephemeral, firewall=parent.firewall, limits=parent.limits
+            )
             mine = as_wished(mine, wishes)
             write_machine(folder, mine)
             journal.note(folder, "fork", "give it its name")

@@ -16,6 +16,7 @@ import msgspec
 from insula.errors import AlreadyExists, DamagedRecord, InsulaError, NotFound
 from insula.host.files import fsync_folder, remove_tree
 from insula.model.identity import Identity, Renewal
+from insula.model.limits import Limits
 from insula.model.names import LONGEST_SHOWN, nearest
 from insula.model.network import Firewall, Nic, Publish
 from insula.model.spec import MachineSpec
@@ -26,7 +27,7 @@ from insula.store.names import Home
 from insula.store.records import read_record, read_version, staged_record, upgrade_shape, write_record
 from insula.store.sums import FileSum
 
-RECORD_VERSION = 3
+RECORD_VERSION = 4
 
 
 class ImageUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,7 +89,7 @@ class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``variables``: the file of its UEFI variables, ``tpm``: the folder its TPM is kept in, if it has one. ``parent``: the id of
     the snapshot its present state descends from. ``renewed``: of a fork, what was made new in it. ``nics``: its network cards,
     one for each network of its spec (version 3). ``firewall`` and ``published``: what its networks let through, and which ports
-    of the host lead to it.
+    of the host lead to it. ``limits``: what it may have of the host (version 4).
     """
 
     version: int
@@ -111,6 +112,7 @@ class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nics: list[Nic] = []
     firewall: Firewall = Firewall()
     published: list[Publish] = []
+    limits: Limits = Limits()
 
 
 def machine_folder(home: Home, name: str) -> Path:

@@ -11,6 +11,8 @@ import pytest
 
 from insula.images.catalogue import find, find_built
 from insula.images.record import read_image
+from insula.model.limits import Limits
+from insula.model.network import Rates
 from insula.model.spec import MachineSpec
 from insula.model.status import End, State
 from insula.operations import journal
@@ -22,7 +24,7 @@ from insula.store.names import Home
 from insula.store.sums import read_stamps
 
 RECORDS = Path(__file__).parents[2] / "corpus" / "records"
-V1, V2 = RECORDS / "v1", RECORDS / "v2"
+V1, V2, V3 = RECORDS / "v1", RECORDS / "v2", RECORDS / "v3"
 DIGEST = "76797eb0da401906c906ec2599d4f9d1e5fdbd0c5364bc767027906141651eed"
 ENDED_AT = 1_795_246_800.0
 
@@ -96,6 +98,14 @@ def test_a_machine_of_version_2_knows_what_its_layers_must_be(tmp_path: Path) ->
     end = last_end(folder)
     assert end is not None
     assert (end.reason, end.at > ENDED_AT) == ("guest-shutdown", True)
+
+
+def test_a_machine_of_version_3_has_its_card_and_no_limits(tmp_path: Path) -> None:
+    folder = tmp_path / "web"
+    shutil.copytree(V3, folder)
+    record = read_machine(folder)
+    assert (record.version, record.spec.networks, record.limits) == (3, ("nat",), Limits())
+    assert [(nic.key, nic.slot, nic.rates) for nic in record.nics] == [("6a26fde2", 0, Rates())]
 
 
 def test_an_end_told_by_a_newer_version_is_not_believed(tmp_path: Path) -> None:
