@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from insula.errors import ChildFailed, DamagedRecord, HostLacks
-from insula.host.process import Completed, run
-from insula.isolation.tool import READABLE, tool_argv
+from insula.host.process import Completed
+from insula.isolation.tool import READABLE, run_tool
 from insula.isolation.uids import jail_ids
 from insula.model.text import clean
 
@@ -71,9 +71,12 @@ def _info(path: Path, uuid: str) -> dict[str, Any]:
 
 
 def _qemu_img(words: list[str], path: Path, uuid: str) -> Completed:
-    argv = tool_argv(["qemu-img", *words], readable=[path], uid=jail_ids(uuid).machine, seconds=_CPU_SECONDS, largest=0)
+    uid = jail_ids(uuid).machine
     try:
-        return run(argv, check=False, timeout=10 * _CPU_SECONDS)
+        return run_tool(
+            ["qemu-img", *words], readable=[path], uid=uid, seconds=_CPU_SECONDS, largest=0, check=False,
+            timeout=10 * _CPU_SECONDS,
+        )  # fmt: skip
     except ChildFailed as cause:
         raise HostLacks("qemu-img did not end in time", code="tool_failed") from cause
 

@@ -7,16 +7,16 @@ explicit: they hide what is below. What came out is then compared with what went
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from insula.disks.overlays import create_overlay
 from insula.errors import ChildFailed, DamagedRecord, HostLacks
 from insula.host.files import fsync_file
-from insula.host.process import run
-from insula.isolation.tool import READABLE, WRITABLE, tool_argv
+from insula.isolation.tool import READABLE, WRITABLE, run_tool
 from insula.isolation.uids import jail_ids
 
 _CPU_SECONDS: Final = 3600
@@ -51,7 +51,8 @@ def _commit(layers: Sequence[Path], target: Path, top: Path, size: int, uuid: st
     chain = _chain([f"{WRITABLE}/0", *(f"{READABLE}/{index}" for index in range(len(layers))), f"{WRITABLE}/1"])
     words = ["qemu-img", "commit", "-q", "-d", "-b", f"{WRITABLE}/0", chain]
     uid, most = jail_ids(uuid).machine, size + size // 8 + _ROOM
-    _run(tool_argv(words, readable=layers, writable=[target, top], uid=uid, seconds=_CPU_SECONDS, largest=most), target)
+    with _merge_errors(target):
+        run_tool(words, readable=layers, writable=[target, top], uid=uid, seconds=_CPU_SECONDS, largest=most)
 
 
 def _compare(below: Sequence[Path], layers: Sequence[Path], target: Path, uuid: str) -> None:
@@ -60,7 +61,8 @@ def _compare(below: Sequence[Path], layers: Sequence[Path], target: Path, uuid: 
     inside = [f"{READABLE}/{index}" for index in range(len(files))]
     before, after = _chain(inside[:-1]), _chain([*inside[: len(below)], inside[-1]])
     words, uid = ["qemu-img", "compare", "-q", before, after], jail_ids(uuid).machine
-    _run(tool_argv(words, readable=files, uid=uid, seconds=_CPU_SECONDS, largest=0), target)
+    with _merge_errors(target):
+        run_tool(words, readable=files, uid=uid, seconds=_CPU_SECONDS, largest=0)
 
 
 def _chain(paths: Sequence[str]) -> str:
@@ -74,9 +76,10 @@ def _chain(paths: Sequence[str]) -> str:
     return f"json:{json.dumps(disk)}"
 
 
-def _run(argv: list[str], target: Path) -> None:
+@contextlib.contextmanager
+def _merge_errors(target: Path) -> Iterator[None]:
     try:
-        run(argv)
+        yield
     except ChildFailed as cause:
         if "No space left" in cause.output:
             raise HostLacks(f"no space left on the disk that holds {target.parent}", code="no_space") from cause

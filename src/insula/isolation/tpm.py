@@ -12,12 +12,13 @@ from __future__ import annotations
 import os
 import select
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from insula.errors import ChildFailed, HostLacks, InsulaError, MachineEnded
-from insula.host.process import find_program, run, spawn
-from insula.isolation.tool import WRITABLE, tool_argv
+from insula.host.process import find_program, spawn
+from insula.isolation.tool import WRITABLE, run_tool, tool_argv, tool_calls
 from insula.store.tpm import MOST_BYTES, hand_over
 
 _PATIENCE: Final = 3.0
@@ -34,11 +35,12 @@ def _words(control: int) -> list[str]:
     return ["socket", "--tpm2", *state, "--ctrl", f"type=unixio,clientfd={control}", "--terminate"]
 
 
-def tpm_argv(folder: Path, uid: int | None) -> list[str]:
+def tpm_argv(folder: Path, uid: int | None, calls: Sequence[int] = ()) -> list[str]:
     """Pure: the command that keeps a TPM 2.0 in ``folder`` for the QEMU at the other end of its standard output, until its
     standard input ends."""
     argv = ["sh", "-c", _SERVE, "tpm", *_words(_CONTROL)]
-    return ["sh", "-c", _ENTER, "tpm", *tool_argv(argv, writable=[folder], uid=uid, largest=MOST_BYTES, lasting=True)]
+    room = tool_argv(argv, writable=[folder], uid=uid, largest=MOST_BYTES, lasting=True, calls=calls)
+    return ["sh", "-c", _ENTER, "tpm", *room]
 
 
 def start_tpm(folder: Path, uid: int | None) -> tuple[socket.socket, int]:
@@ -58,8 +60,10 @@ def start_tpm(folder: Path, uid: int | None) -> tuple[socket.socket, int]:
     ends, lifeline = os.pipe()
     try:
         # Forked off, so that it is nobody's child whose end must be waited for.
-        with spawn(["setsid", "--fork", *tpm_argv(folder, uid)], stdin=ends, stdout=theirs.fileno()) as starter:
-            starter.wait(_PATIENCE)
+        with tool_calls() as calls:
+            words = ["setsid", "--fork", *tpm_argv(folder, uid, calls)]
+            with spawn(words, stdin=ends, stdout=theirs.fileno(), pass_fds=calls) as starter:
+                starter.wait(_PATIENCE)
     except BaseException:
         ours.close()
         os.close(lifeline)
@@ -84,11 +88,8 @@ def explain_end(cause: InsulaError, folder: Path, uid: int | None) -> InsulaErro
         return MachineEnded(f"its TPM cannot begin with the state it has: {cause.message}", code="tpm_damaged", hint=hint)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        run(
-            tool_argv(["swtpm", *_words(theirs.fileno())], writable=[folder], uid=uid, largest=MOST_BYTES),
-            pass_fds=[theirs.fileno()],
-            timeout=_PATIENCE,
-        )
+        words = ["swtpm", *_words(theirs.fileno())]
+        run_tool(words, writable=[folder], uid=uid, largest=MOST_BYTES, timeout=_PATIENCE, pass_fds=[theirs.fileno()])
     except ChildFailed as failure:
         if failure.output:
             return HostLacks(

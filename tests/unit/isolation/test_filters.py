@@ -6,7 +6,7 @@ import os
 import runpy
 import struct
 from collections.abc import Callable
-from typing import Final
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -15,8 +15,6 @@ from hypothesis import strategies as st
 from insula.isolation import filters
 from tests.framework.project import ROOT
 
-_CALLS: Final = ROOT / "src/insula/isolation/filters/machine-amd64.calls"
-_PROGRAM: Final = _CALLS.with_suffix(".bpf").read_bytes()
 _AMD64, _I386 = 0xC000003E, 0x40000003
 _ALLOWED, _EPERM, _ENOTTY, _ENOSYS, _KILLED = 0x7FFF0000, 0x00050001, 0x00050019, 0x00050026, 0x80000000
 _X32 = 0x40000000
@@ -27,17 +25,33 @@ def compiler() -> Callable[[str, str], bytes]:
     return made
 
 
-def numbers() -> dict[str, int]:
-    lines = [line.partition(":")[0].split() for line in _CALLS.read_text().splitlines() if line and not line.startswith("#")]
+class Listed(NamedTuple):
+    """A list, and what the kernel is given of it."""
+
+    text: str
+    program: bytes
+
+
+def listed(jailed: str) -> Listed:
+    path = ROOT / f"src/insula/isolation/filters/{jailed}-amd64.calls"
+    return Listed(path.read_text(), path.with_suffix(".bpf").read_bytes())
+
+
+MACHINE, ROOM = listed("machine"), listed("room")
+both = pytest.mark.parametrize("calls", [MACHINE, ROOM], ids=["machine", "room"])
+
+
+def numbers(calls: Listed = MACHINE) -> dict[str, int]:
+    lines = [line.partition(":")[0].split() for line in calls.text.splitlines() if line and not line.startswith("#")]
     return {name: int(number) for number, name in lines}
 
 
-def verdict(number: int, *arguments: int, arch: int = _AMD64) -> int:
+def verdict(number: int, *arguments: int, arch: int = _AMD64, calls: Listed = MACHINE) -> int:
     """What the program says, run as the kernel does (its classic BPF, as far as the compiler uses it)."""
     data = struct.pack("=IIQ6Q", number, arch, 0, *[*arguments, 0, 0, 0, 0, 0, 0][:6])
     at = accumulator = 0
     while True:
-        operation, so, else_, value = struct.unpack_from("=HBBI", _PROGRAM, 8 * at)
+        operation, so, else_, value = struct.unpack_from("=HBBI", calls.program, 8 * at)
         at += 1
         if operation == 0x20:
             (accumulator,) = struct.unpack_from("=I", data, value)
@@ -50,34 +64,38 @@ def verdict(number: int, *arguments: int, arch: int = _AMD64) -> int:
             return int(value)
 
 
-def test_what_is_committed_was_made_of_the_list() -> None:
-    assert compiler()(_CALLS.read_text(), "amd64") == _PROGRAM, "run: python packaging/calls.py"
+@both
+def test_what_is_committed_was_made_of_the_list(calls: Listed) -> None:
+    assert compiler()(calls.text, "amd64") == calls.program, "run: python packaging/calls.py"
 
 
-def test_the_names_are_those_of_the_numbers() -> None:
+@both
+def test_the_names_are_those_of_the_numbers(calls: Listed) -> None:
     """As far as this computer knows them (linux-libc-dev)."""
     try:
         with open("/usr/include/x86_64-linux-gnu/asm/unistd_64.h") as stream:
             known = dict(line.split()[1:3] for line in stream if line.startswith("#define __NR_"))
     except FileNotFoundError:
         pytest.skip("linux-libc-dev is not installed")
-    listed = numbers()
-    assert {name: int(known[f"__NR_{name}"]) for name in listed if f"__NR_{name}" in known} == listed
-    assert len(listed) > 100
+    named = numbers(calls)
+    assert {name: int(known[f"__NR_{name}"]) for name in named if f"__NR_{name}" in known} == named
+    assert len(named) > 100
 
 
-@given(st.integers(0, 0xFFFFFFFF))
-def test_any_number_gets_what_the_list_says(number: int) -> None:
-    listed = {at: name for name, at in numbers().items()}
-    expected = {None: {_EPERM}, "clone3": {_ENOSYS}, "ioctl": {_ENOTTY}}.get(listed.get(number), {_ALLOWED, _EPERM})
-    assert verdict(number) in expected
-    assert verdict(number, arch=_I386) == _KILLED
-    assert number >= _X32 or verdict(number | _X32) == _EPERM
+@both
+@given(number=st.integers(0, 0xFFFFFFFF))
+def test_any_number_gets_what_the_list_says(number: int, calls: Listed) -> None:
+    names = {at: name for name, at in numbers(calls).items()}
+    expected = {None: {_EPERM}, "clone3": {_ENOSYS}, "ioctl": {_ENOTTY}}.get(names.get(number), {_ALLOWED, _EPERM})
+    assert verdict(number, calls=calls) in expected
+    assert verdict(number, arch=_I386, calls=calls) == _KILLED
+    assert number >= _X32 or verdict(number | _X32, calls=calls) == _EPERM
 
 
-def test_every_call_without_a_condition_is_allowed() -> None:
+@both
+def test_every_call_without_a_condition_is_allowed(calls: Listed) -> None:
     conditional = {"socket", "socketpair", "clone", "clone3", "ioctl", "prctl"}
-    assert {name for name, number in numbers().items() if verdict(number) != _ALLOWED} <= conditional
+    assert {name for name, number in numbers(calls).items() if verdict(number, calls=calls) != _ALLOWED} <= conditional
 
 
 @pytest.mark.parametrize(
@@ -109,8 +127,13 @@ def test_arguments_are_looked_at(name: str, arguments: tuple[int, ...], allowed:
     "name",
     "ptrace process_vm_readv mount unshare setns bpf keyctl io_uring_setup userfaultfd perf_event_open init_module".split(),
 )
-def test_what_opens_doors_is_not_on_the_list(name: str) -> None:
-    assert name not in numbers()
+@both
+def test_what_opens_doors_is_not_on_the_list(name: str, calls: Listed) -> None:
+    assert name not in numbers(calls)
+
+
+def test_a_tool_makes_no_socket_and_no_device() -> None:
+    assert not {"socket", "socketpair", "connect", "bind", "listen", "accept", "mknod", "memfd_create"} & set(numbers(ROOM))
 
 
 @pytest.mark.parametrize("text", ["read", "0 read: 9 = 1", "0 read: 0 = x | ", "0 read : 0 = 1", "x read"])
@@ -126,5 +149,5 @@ def test_a_filter_is_found_for_this_computer() -> None:
         return
     assert found is not None
     with open(found, "rb") as stream:
-        assert stream.read() == _PROGRAM
+        assert stream.read() == MACHINE.program
     assert filters.open_filter("nothing") is None
