@@ -30,6 +30,7 @@ from insula.model.status import (
     TrafficStatus,
     WarmStatus,
 )
+from insula.model.usage import MachineUsage
 
 if TYPE_CHECKING:
     from insula.model.security import Security
@@ -173,6 +174,10 @@ class Machine(_Forkable):
 
     async def traffic(self) -> list[TrafficStatus]:
         return await _in_thread(self.sync.traffic)
+
+    async def usage(self, interval: float = 0.0) -> MachineUsage | None:
+        """As `insula.Machine.usage`."""
+        return await _in_thread(self.sync.usage, interval)
 
     async def put(self, source: str | Path | list[str | Path], destination: str) -> None:
         await _in_thread(self.sync.put, source, destination)

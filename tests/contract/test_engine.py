@@ -78,6 +78,15 @@ def test_two_machines_do_not_meet(bench: Bench, eventually: Eventually) -> None:
     eventually(lambda: state(other) == "running")
 
 
+def test_disks_are_counted_of_those_that_run(bench: Bench, tmp_path: Path) -> None:
+    runs = {"one": bench.launch(bench.plan("one")), "other": bench.launch(bench.plan("other")), "gone": tmp_path / "run"}
+    first = bench.engine.disk_counts(runs)
+    assert set(first) <= {"one", "other"}, "who answers too late is left out"
+    again = bench.engine.disk_counts(runs)
+    for name in set(first) & set(again):
+        assert first[name].reads <= again[name].reads, "counters only grow"
+
+
 @pytest.mark.parametrize("what", ["head", "layer", "kernel", "initrd"])
 def test_a_missing_file_is_named_and_nothing_is_left(bench: Bench, what: str) -> None:
     plan = bench.plan()

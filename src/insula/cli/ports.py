@@ -1,4 +1,4 @@
-"""Published ports, firewalls, and what passes a machine's cards."""
+"""Published ports, firewalls, and what passes a machine's cards, packet by packet."""
 
 from __future__ import annotations
 
@@ -154,22 +154,3 @@ def capture(machine: str, file: str, network: str) -> None:
 
     with file_streams(file) as streams:
         client().do(network_requests.CaptureTraffic(name=machine, network=network), streams)
-
-
-@click.command(epilog="Example: insula stats web")
-@json_option
-@click.argument("machines", nargs=-1, metavar="[NAME...]", shell_complete=later("machines"))
-def stats(machines: tuple[str, ...], as_json: bool) -> None:
-    """Show what passed the network cards of machines that run."""
-    found = perform(network_requests.ShowTraffic(names=machines))
-    if as_json:
-        print_json(found)
-        return
-    rows = (
-        (
-            one.machine, one.network, str(one.received), str(one.sent), str(one.packets_received), str(one.packets_sent),
-            str(one.drops),
-        )
-        for one in found
-    )  # fmt: skip
-    print_table(("MACHINE", "NETWORK", "RECEIVED", "SENT", "PACKETS IN", "PACKETS OUT", "DROPS"), rows)

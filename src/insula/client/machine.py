@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from insula.client.local import LocalClient
 from insula.errors import GuestError, NotFound
-from insula.model import network_requests, requests
+from insula.model import network_requests, requests, resource_requests
 
 if TYPE_CHECKING:
     from insula.model.network import Firewall, Profile
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         SnapshotStatus,
         TrafficStatus,
     )
+    from insula.model.usage import MachineUsage
     from insula.operations.lease import Lease
     from insula.operations.operation import Progress
 
@@ -271,6 +272,11 @@ class Machine:
         """What passed its network cards."""
         found: list[TrafficStatus] = self._client.do(network_requests.ShowTraffic(names=(self.name,)))
         return found
+
+    def usage(self, interval: float = 0.0) -> MachineUsage | None:
+        """What it uses of the host, None unless it runs; rates are of two looks, ``interval`` seconds apart, and 0 without."""
+        found = self._client.do(resource_requests.ShowUsage(names=(self.name,), interval=interval)).machines
+        return found[0] if found else None
 
     # -- inside -------------------------------------------------------------------------------------------------------------
     def exec(

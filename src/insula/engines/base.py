@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from insula.model.spec import MOST_DISK
+from insula.resources.metrics import DiskCounts
 from insula.store import names
 from insula.store.machines import BoardRecord
 
@@ -241,6 +242,11 @@ class Engine(Protocol):
 
     def put_merged(self, run: Path, merged: MergedLayer) -> None:
         """Let a disk read from a merged layer what it read from several. After a failure it reads from those, or from either."""
+        ...
+
+    def disk_counts(self, runs: Mapping[str, Path]) -> dict[str, DiskCounts]:
+        """What the disks of many machines count, by the same keys as their run folders, asked side by side. Never waits long:
+        those that do not answer at once, or are not running, are left out."""
         ...
 
     def set_links(self, run: Path, up: bool) -> None:

@@ -11,3 +11,19 @@ class LimitMachine(Request, frozen=True):
 
     name: str
     changes: LimitChanges = LimitChanges()
+
+
+class ShowUsage(Request, frozen=True):
+    """What machines that run use of the host; none named: all. ``interval``: seconds between two looks, for rates; 0: one look,
+    and no rates."""
+
+    names: tuple[str, ...] = ()
+    interval: float = 0.0
+
+
+class WatchUsage(Request, frozen=True):
+    """The same again and again, as lines of JSON, ``count`` times or until the caller has enough."""
+
+    names: tuple[str, ...] = ()
+    interval: float = 1.0
+    count: int = 0

@@ -61,6 +61,7 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "ShowFirewall": ("firewall", "show", "firewall show"),
     "CaptureTraffic": ("traffic", "capture", "capture"),
     "ShowTraffic": ("traffic", "show", "stats"),
+    "ShowUsage": ("stats", "show_usage", "stats"),
     "ListMachines": ("look", "list_machines", "list"),
     "ShowMachine": ("look", "show_machine", "show"),
     "ShowSecurity": ("security", "show_security", "show"),

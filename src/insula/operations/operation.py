@@ -58,6 +58,11 @@ class Operation:
         if self.cancelled:
             raise Interrupted(f"{self.verb} was cancelled")
 
+    def wait(self, seconds: float) -> None:
+        """Let time pass. Raises Interrupted as soon as the operation is cancelled."""
+        self._cancelled.wait(max(0.0, seconds))
+        self.check()
+
     def tell(self, step: str, fraction: float | None = None) -> None:
         """Announce what is done now. Raises Interrupted when the operation was cancelled."""
         self.check()

@@ -25,6 +25,7 @@ from insula.engines.base import Features, LaunchPlan, MergedLayer, NewHead, NicP
 from insula.engines.fake.engine import FEATURES
 from insula.errors import InsulaError, MachineEnded
 from insula.host.files import remove_tree
+from insula.resources.metrics import DiskCounts
 from insula.store import names
 from insula.store.machines import BoardRecord
 from tests.faults.power.blocks import COUNT, Disk, Map, content, number_of
@@ -81,6 +82,9 @@ class WriterEngine:
 
     def put_merged(self, run: Path, merged: MergedLayer) -> None:
         raise AssertionError("nobody merges here")
+
+    def disk_counts(self, runs: Mapping[str, Path]) -> dict[str, DiskCounts]:
+        return {}
 
     def set_links(self, run: Path, up: bool) -> None:
         self._life(run)

@@ -20,6 +20,7 @@ from insula.engines.base import DirectBoot, DiskBoot, Features, LaunchPlan, Merg
 from insula.errors import DamagedRecord, HostLacks, MachineEnded, UsageError
 from insula.host.files import remove_tree
 from insula.host.sockets import listen_unix
+from insula.resources.metrics import DiskCounts
 from insula.store import names
 from insula.store.machines import BoardRecord
 from insula.store.names import Home
@@ -146,6 +147,9 @@ class FakeEngine:
 
     def pull(self, run: Path, slot: int) -> None:
         self._running(run).cards.pop(slot, None)
+
+    def disk_counts(self, runs: Mapping[str, Path]) -> dict[str, DiskCounts]:
+        return {key: DiskCounts() for key, run in runs.items() if run in self._machines}
 
     def set_links(self, run: Path, up: bool) -> None:
         self._running(run).links = up

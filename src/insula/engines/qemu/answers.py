@@ -6,13 +6,14 @@ Shapes as in QEMU's QMP reference, as far as they are of use here. All raise wha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
 from insula.engines.qemu.qmp import Monitor, nonsense
 
 _T = TypeVar("_T")
+Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 _SHORT: Final = {"flat": True}
 
 
@@ -60,16 +61,37 @@ class RunState(msgspec.Struct, frozen=True):
     status: str
 
 
+class DiskStats(msgspec.Struct, frozen=True):
+    """``query-blockstats``, the ``stats`` of one: operations, bytes, and nanoseconds that all of a kind took together."""
+
+    rd_operations: Count
+    wr_operations: Count
+    rd_bytes: Count
+    wr_bytes: Count
+    rd_total_time_ns: Count
+    wr_total_time_ns: Count
+    flush_operations: Count = 0
+    flush_total_time_ns: Count = 0
+
+
+class DiskRow(msgspec.Struct, frozen=True):
+    """``query-blockstats``, one of the list. ``device``: where on the board it is, empty for what the guest does not see."""
+
+    stats: DiskStats
+    device: str = msgspec.field(name="qdev", default="")
+
+
 class _Migration(msgspec.Struct, frozen=True):
     reason: str = msgspec.field(name="error-desc", default="no reason given")
 
 
 def ask(monitor: Monitor, shape: type[_T], command: str, arguments: Mapping[str, object] | None = None) -> _T:
     """What QEMU returned, in its shape; more than that is passed over."""
-    return _shaped(monitor.execute(command, arguments), shape)
+    return shaped(monitor.execute(command, arguments), shape)
 
 
-def _shaped(untrusted: object, shape: type[_T]) -> _T:
+def shaped(untrusted: object, shape: type[_T]) -> _T:
+    """An answer in its shape; more than that is passed over. Raises InsulaError (``monitor_failed``)."""
     try:
         return msgspec.convert(untrusted, shape)
     except msgspec.ValidationError as cause:
@@ -91,7 +113,7 @@ def fd_set_of(monitor: Monitor, opaque: str) -> FdSet:
 
 def add_fd(monitor: Monitor, descriptor: int, arguments: Mapping[str, object]) -> int:
     """Hand a descriptor over; the number of its set."""
-    return _shaped(monitor.execute("add-fd", arguments, [descriptor]), _Added).number
+    return shaped(monitor.execute("add-fd", arguments, [descriptor]), _Added).number
 
 
 def block_nodes(monitor: Monitor) -> list[Node]:

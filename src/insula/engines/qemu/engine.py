@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from insula.engines.base import Features, LaunchPlan, MergedLayer, Method, NewHead, NicPlan, Saved, SaveOrder
 from insula.errors import MachineEnded
+from insula.resources.metrics import DiskCounts
 from insula.store import names
 from insula.store.machines import BoardRecord
 from insula.store.names import Home
@@ -125,6 +126,11 @@ class QemuEngine:
         from insula.engines.qemu import cards
 
         cards.pull(run / names.QMP_SOCKET, slot)
+
+    def disk_counts(self, runs: Mapping[str, Path]) -> dict[str, DiskCounts]:
+        from insula.engines.qemu import readers
+
+        return readers.disk_counts({key: run / names.QMP_READ_SOCKET for key, run in runs.items()})
 
     def set_links(self, run: Path, up: bool) -> None:
         from insula.engines.qemu import migrate

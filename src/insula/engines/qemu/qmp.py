@@ -50,13 +50,14 @@ class Monitor:
     """A context manager. Raises MachineEnded (``machine_ended``) whenever QEMU is gone, InsulaError (``monitor_timeout``,
     ``monitor_failed``) when it does not answer or answers nonsense, Refused when it says no."""
 
-    def __init__(self, path: Path, patience: float = PATIENCE) -> None:
+    def __init__(self, path: Path, patience: float = PATIENCE, *, wait: bool = True) -> None:
         self._patience = patience
         self._number = 0
         self._received = bytearray()
+        self._ahead: dict[int, Any] = {}
         self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
         try:
-            self._socket = connect_unix(path)
+            self._socket = connect_unix(path, wait=wait)
         except (FileNotFoundError, ConnectionError) as cause:
             raise _ended() from cause
         except BlockingIOError as cause:
@@ -73,6 +74,10 @@ class Monitor:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the next one be served. Closing twice does nothing."""
         self._socket.close()
 
     def execute(self, command: str, arguments: Mapping[str, object] | None = None, descriptors: Sequence[int] = ()) -> Any:
@@ -90,6 +95,31 @@ class Monitor:
             if isinstance(error := untrusted.get("error"), dict):
                 raise Refused(command, clean(str(error.get("desc"))))
             self._keep(untrusted)
+
+    def send_ahead(self, *commands: str) -> None:
+        """Ask without waiting, not even for the greeting: for who asks many QEMUs. `take_ready` has the answers. Not to be mixed
+        with `execute`."""
+        requests = [{"execute": name, "id": number} for number, name in enumerate(("qmp_capabilities", *commands))]
+        self._number = len(commands)
+        self._send(b"".join(msgspec.json.encode(request) + b"\n" for request in requests), (), time.monotonic() + self._patience)
+
+    def fileno(self) -> int:
+        """For poll(2): readable when `take_ready` has something to take."""
+        return self._socket.fileno()
+
+    def take_ready(self) -> list[Any] | None:
+        """Take in what has come, without waiting for more. What QEMU returned to each command that was sent ahead, as JSON
+        values, once all of it is there. Raises Refused, too."""
+        self._socket.settimeout(0)
+        with contextlib.suppress(BlockingIOError):
+            self._receive()
+        while (message := self._received_message()) is not None:
+            number = message.get("id")
+            if isinstance(error := message.get("error"), dict):
+                raise Refused("a question", clean(str(error.get("desc"))))
+            if isinstance(number, int) and 1 <= number <= self._number and "return" in message:
+                self._ahead[number] = message["return"]
+        return [self._ahead[number] for number in sorted(self._ahead)] if len(self._ahead) == self._number else None
 
     def wait_event(self, accept: Callable[[Event], bool], timeout: float) -> Event | None:
         """The first event since the connection began that ``accept`` likes; None after ``timeout`` seconds.
@@ -127,19 +157,33 @@ class Monitor:
 
     def _message(self, deadline: float, late: Exception | None = None) -> dict[str, Any]:
         """The next message. Raises ``late`` (by default: that QEMU is silent) when there is none by ``deadline``."""
-        while (end := self._received.find(b"\n")) < 0:
-            if len(self._received) > _LONGEST_LINE:
-                raise nonsense("a line without end")
+        while (message := self._received_message()) is None:
             try:
                 self._bound(deadline)
-                untrusted_piece = self._socket.recv(1 << 16)
+                self._receive()
             except (TimeoutError, BlockingIOError) as cause:
                 raise late or self._silent() from cause
-            except OSError as cause:
-                raise _ended() from cause
-            if not untrusted_piece:
-                raise _ended()
-            self._received += untrusted_piece
+        return message
+
+    def _receive(self) -> None:
+        """One piece. Raises TimeoutError or BlockingIOError as the socket does."""
+        try:
+            untrusted_piece = self._socket.recv(1 << 16)
+        except (TimeoutError, BlockingIOError):
+            raise
+        except OSError as cause:
+            raise _ended() from cause
+        if not untrusted_piece:
+            raise _ended()
+        self._received += untrusted_piece
+
+    def _received_message(self) -> dict[str, Any] | None:
+        """The next message of those received; None when there is none whole."""
+        end = self._received.find(b"\n")
+        if end < 0:
+            if len(self._received) > _LONGEST_LINE:
+                raise nonsense("a line without end")
+            return None
         line = bytes(self._received[:end])
         del self._received[: end + 1]
         try:
