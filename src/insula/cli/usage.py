@@ -1,4 +1,4 @@
-"""What machines use: `stats` and `top`."""
+"""What machines use, told once: `stats`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from insula.model.status import TrafficStatus
     from insula.model.usage import MachineUsage, Usage
 
-_NAMES = click.argument("machines", nargs=-1, metavar="[NAME...]", shell_complete=later("machines"))
+NAMES = click.argument("machines", nargs=-1, metavar="[NAME...]", shell_complete=later("machines"))
 
 
 @click.command(epilog="Examples: insula stats web  |  insula stats --prometheus")
 @click.option("--interval", type=float, default=0.5, show_default=True, help="Seconds between the two looks that rates are of.")
 @click.option("--prometheus", is_flag=True, help="All that is counted, as text for Prometheus.")
 @json_option
-@_NAMES
+@NAMES
 def stats(machines: tuple[str, ...], as_json: bool, prometheus: bool, interval: float) -> None:
     """Show what machines that run use: CPU, memory, disk, and what passed their network cards."""
     if prometheus and as_json:
@@ -45,6 +45,15 @@ def stats(machines: tuple[str, ...], as_json: bool, prometheus: bool, interval: 
 
 
 HEADS = ("MACHINE", "CPU", "WAIT", "MEMORY", "READ/s", "WRITE/s", "OPS/s", "LATENCY", "IN/s", "OUT/s", "DROPS")
+
+
+def read_usage(line: bytes) -> Usage:
+    """A line of what `WatchUsage` writes."""
+    import msgspec
+
+    from insula.model.usage import Usage
+
+    return msgspec.json.decode(line, type=Usage)
 
 
 def cells(machine: MachineUsage) -> tuple[str, ...]:

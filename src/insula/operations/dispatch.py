@@ -62,6 +62,7 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "CaptureTraffic": ("traffic", "capture", "capture"),
     "ShowTraffic": ("traffic", "show", "stats"),
     "ShowUsage": ("stats", "show_usage", "stats"),
+    "WatchUsage": ("stats", "watch_usage", "top"),
     "ListMachines": ("look", "list_machines", "list"),
     "ShowMachine": ("look", "show_machine", "show"),
     "ShowSecurity": ("security", "show_security", "show"),
