@@ -225,6 +225,24 @@ void keeper_init(struct keeper *keeper, const struct descriptors *descriptors); 
 /* One turn of the loop, waiting `most` milliseconds at most (-1: until something happens). */
 void keeper_turn(struct keeper *keeper, int most, int signals);
 
+/* ---- group.c ---- */
+
+enum { GROUPS_MAX = 16 };
+
+/* Control groups to enter: descriptors of their `cgroup.procs`. */
+struct groups {
+    int entrances[GROUPS_MAX];
+    size_t count;
+};
+
+bool take_group(struct groups *groups, const char *number); /* one more; false: no room, or no such number */
+
+/* This process, and with it all that come of it, from now on; the descriptors are closed. False, with words on standard error:
+ * some could not be entered. */
+bool enter_groups(const struct groups *groups);
+
+int enter_main(int argc, char **argv);
+
 /* ---- porter.c ---- */
 
 int porter_main(int argc, char **argv);

@@ -1,6 +1,7 @@
 /* The porter stands outside the jail and only waits, so that somebody is told when the machine has ended:
  *
- *     insula-keeper porter [--ready-fd N] [--patience SECONDS] [--show FILE PLACE]… [--ended-argc K WORD…] -- JAIL-COMMAND…
+ *     insula-keeper porter [--ready-fd N] [--patience SECONDS] [--show FILE PLACE]… [--group N]… [--ended-argc K WORD…]
+ *                          -- JAIL-COMMAND…
  *
  * It leaves its caller at once (the process that was started exits with 0) and starts JAIL-COMMAND with all the descriptors it
  * was given itself. Number N is the caller's pipe for the porter; for JAIL-COMMAND the same number is the porter's own pipe, on
@@ -10,6 +11,9 @@
  *
  * --show (root only) makes FILE appear at PLACE, an existing file, for JAIL-COMMAND alone: in a mount namespace of its own. So a
  * jail whose user may not walk to FILE can be shown it, as long as that user may read FILE itself.
+ *
+ * --group: JAIL-COMMAND, and with it all that comes of it, is put into the control group whose `cgroup.procs` is open as N. The
+ * porter itself is in none of them: it is who outlives the machine, and a group can go only when nobody is in it.
  *
  * When the inner half is pid 1 of a pid namespace, the process that made the namespace (bwrap's own) is of no more use and is
  * killed; the inner half then becomes a child of the porter, who is subreaper. When no child is left the K words are executed.
@@ -38,6 +42,7 @@ struct porter {
     double patience;
     struct { const char *file, *place; } shown[SHOWN_MAX];
     size_t shown_count;
+    struct groups groups;
     char **ended; /* NULL-terminated copy, or NULL */
     char **command;
 };
@@ -78,6 +83,10 @@ static bool parse(struct porter *porter, int argc, char **argv)
             porter->shown[porter->shown_count].file = argv[at + 1];
             porter->shown[porter->shown_count++].place = argv[at + 2];
             at += 3;
+        } else if (strcmp(argv[at], "--group") == 0) {
+            if (!take_group(&porter->groups, argv[at + 1]))
+                return false;
+            at += 2;
         } else if (strcmp(argv[at], "--ended-argc") == 0) {
             if (porter->ended || !take_ended(porter, argv[at + 1], argc - at - 2, argv + at + 2))
                 return false;
@@ -128,7 +137,7 @@ static void become_jail(const struct porter *porter, int ready, int words)
     dup2(words, 2);
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
-    if (!show(porter))
+    if (!enter_groups(&porter->groups) || !show(porter))
         _exit(126);
     execvp(porter->command[0], porter->command);
     dprintf(2, "cannot start %s: %s\n", porter->command[0], strerror(errno));
@@ -310,7 +319,8 @@ int porter_main(int argc, char **argv)
     struct porter porter = { .ready_fd = -1, .patience = PATIENCE };
     sigset_t all;
     if (!parse(&porter, argc, argv)) {
-        dprintf(2, "usage: insula-keeper porter [--ready-fd N] [--patience SECONDS] [--show FILE PLACE]… [--ended-argc K WORD…] -- JAIL-COMMAND…\n");
+        dprintf(2, "usage: insula-keeper porter [--ready-fd N] [--patience SECONDS] [--show FILE PLACE]… [--group N]… "
+                   "[--ended-argc K WORD…] -- JAIL-COMMAND…\n");
         return 2;
     }
     pid_t pid = fork();

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -77,8 +77,9 @@ class LaunchPlan(msgspec.Struct, frozen=True):
 
     ``folder`` is the machine's own folder (its run folder, called ``run``, is made in it); ``uuid`` and ``generation`` are UUIDs
     as text; ``on_end`` is the command that is run, outside the jail, once the machine has ended. ``display`` is a graphics card
-    that nobody looks at yet, ``tpm`` the folder its TPM is
-    kept in, if it has one. With ``load`` the machine does not boot but goes on, once it is told to resume.
+    that nobody looks at yet, ``tpm`` the folder its TPM is kept in, if it has one. ``group``: the name of the control group that
+    its processes enter by ``entrances``, open descriptors that stay the caller's; it is noted in the run folder. With ``load``
+    the machine does not boot but goes on, once it is told to resume.
     """
 
     name: str
@@ -96,6 +97,8 @@ class LaunchPlan(msgspec.Struct, frozen=True):
     on_end: tuple[str, ...] = ()
     load: LoadPlan | None = None
     run: str = names.RUN
+    group: str = ""
+    entrances: tuple[int, ...] = ()
 
     @property
     def run_folder(self) -> Path:
@@ -174,6 +177,7 @@ class Features(msgspec.Struct, frozen=True):
     save: bool
     nat: bool
     taps: bool
+    groups: bool
     most_disks: int
     most_nics: int
 
@@ -221,6 +225,10 @@ class Engine(Protocol):
 
     def resume(self, run: Path) -> None:
         """Let the guest's CPUs run. Resuming a running machine does nothing."""
+        ...
+
+    def throttle(self, run: Path, disks: Collection[str], limits: Mapping[str, int]) -> None:
+        """Hold these disks of a running machine, each by itself, to ``limits`` (resources/throttles.py)."""
         ...
 
     def power_button(self, run: Path) -> None:

@@ -28,6 +28,7 @@ _ALLOWED: Final[dict[str, frozenset[State]]] = {
     "merge": frozenset({State.STOPPED, State.SUSPENDED, State.RUNNING, State.PAUSED}),
     "suspend": frozenset({State.RUNNING, State.PAUSED}),
     "clone": frozenset({State.STOPPED}),
+    "limit": frozenset({State.STOPPED, State.SUSPENDED, State.RUNNING, State.PAUSED}),
     "network attach": frozenset({State.STOPPED, State.RUNNING, State.PAUSED}),
     "network detach": frozenset({State.STOPPED, State.RUNNING}),
     "network link": frozenset({State.STOPPED, State.SUSPENDED, State.RUNNING, State.PAUSED}),

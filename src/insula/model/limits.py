@@ -91,6 +91,16 @@ class LimitChanges(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self != LimitChanges()
 
 
+class Hold(msgspec.Struct, frozen=True):
+    """How a machine that runs is held to one of its limits: its word (``cpu-limit``), what was asked for, whether it holds, and
+    by what, or why not."""
+
+    limit: str
+    asked: str
+    holds: bool
+    by: str
+
+
 def check_limits(limits: Limits) -> Limits:
     """``limits`` itself when some host could hold them. Raises UsageError (``bad_limit``, ``contradictory_limits``)."""
     _check(limits.cpu_shares, _LEAST_SHARES, _MOST_SHARES, "CPU shares")

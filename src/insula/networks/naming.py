@@ -5,22 +5,17 @@ A link's name holds at most 15 characters, and a name that follows from a key ne
 
 from __future__ import annotations
 
-import os
 import zlib
 from typing import Final
 
-from insula.host.digest import digest_of
 from insula.model.addresses import slaac_address
+from insula.store import names
 
 UPLINK: Final = "up0"
 TABLE: Final = "insula"
+home_key = names.home_key
 BRIDGES: Final = "b*"
 TAPS: Final = "t*"
-
-
-def home_key(home: str | os.PathLike[str]) -> str:
-    """8 hex digits that stand for the home at this path."""
-    return digest_of(os.fsencode(os.path.realpath(home)))[:8]
 
 
 def bridge_name(network: str) -> str:

@@ -20,6 +20,7 @@ from insula.operations.cabling import await_cards, cabled, plug_cables
 from insula.operations.context import Context
 from insula.operations.identify import KEY_TYPE, guest_identity
 from insula.operations.idle import wait_idle
+from insula.operations.limiting import hold_back, placed
 from insula.operations.start import launch_plan
 from insula.store import names
 from insula.store.due import clear_due, read_due
@@ -67,8 +68,9 @@ def loaded(
     with contextlib.ExitStack() as held:
         link: Link | None = None
         try:
-            with cabled(context, folder, record, standby=beside, later=later) as nics:
-                context.engine.launch(launch_plan(folder, record, nics, plan, run))
+            with placed(context, record) as place, cabled(context, folder, record, standby=beside, later=later) as nics:
+                context.engine.launch(launch_plan(folder, record, nics, plan, run, place))
+                hold_back(context, folder, record, run)
                 link = held.enter_context(open_link(folder / run))
                 held.enter_context(hold(link, "quit"))
         except BaseException:

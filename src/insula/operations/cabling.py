@@ -17,6 +17,7 @@ import msgspec
 
 from insula.errors import AlreadyExists, HostLacks, InsulaError, NotFound, UsageError
 from insula.model.identity import new_mac
+from insula.model.limits import narrower
 from insula.model.spec import DEFAULT_NETWORK
 from insula.operations.context import Context
 from insula.store.machines import BoardRecord, MachineRecord, write_machine
@@ -250,7 +251,7 @@ def cabled(
         plans, coming = [], []
         for nic in record.nics:
             tap = None
-            check_holds(context, nic, record.firewall)
+            check_holds(context, narrowed(record, nic), record.firewall)
             if fabric:
                 undo.callback(take_off, context.home, nic)
                 if standby:
@@ -321,7 +322,7 @@ def attached(home: Home, name: str, record: MachineRecord, nic: Nic) -> Attached
     inner = nic.inner
     segment = Segment(inner.address, inner.gateway, inner.mac, inner.gateway_mac) if inner else None
     return Attached(
-        nic=nic,
+        nic=narrowed(record, nic),
         machine=name,
         machine_id=record.id,
         network=network_of(home, nic).spec,
@@ -335,6 +336,12 @@ def network_of(home: Home, nic: Nic) -> NetworkRecord:
     from insula.store.networks import network_by_id
 
     return network_by_id(home, nic.network)[1]
+
+
+def narrowed(record: MachineRecord, nic: Nic) -> Nic:
+    """The card as its network is to hold it: to its own rates and those of its machine."""
+    rates = narrower(nic.rates, record.limits.net)
+    return nic if rates == nic.rates else msgspec.structs.replace(nic, rates=rates)
 
 
 def check_holds(context: Context, nic: Nic, firewall: Firewall) -> None:

@@ -53,6 +53,7 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "AttachNetwork": ("attach", "attach", "network attach"),
     "DetachNetwork": ("attach", "detach", "network detach"),
     "SetLink": ("attach", "set_link", "network link"),
+    "LimitMachine": ("limit", "limit", "limit"),
     "LimitNetwork": ("attach", "limit", "network limit"),
     "PublishPorts": ("ports", "publish", "publish"),
     "UnpublishPorts": ("ports", "unpublish", "unpublish"),

@@ -21,6 +21,8 @@ from insula.operations.observe import is_alive, observe
 from insula.operations.operation import Operation
 from insula.operations.rewire import rewire
 from insula.operations.settle import end_by_force, find_by_id, is_ephemeral, settle_locked
+from insula.resources.groups import drop, leaf_of
+from insula.resources.groups import sweep as sweep_groups
 from insula.store import names
 from insula.store.due import read_due
 from insula.store.events import append_event
@@ -36,6 +38,7 @@ _BIRTHS: Final = frozenset({"create", "start", "fork"})
 # After these the guest is told who it is: its name, its cards' addresses.
 _TOLD: Final = _BIRTHS | {"attach"}
 _PATIENCE: Final = 120.0
+_EMPTYING: Final = 10.0  # seconds for the last of a machine's helpers to end with it
 _ANSWER: Final = 20.0  # seconds for a guest that was loaded to come to itself
 _PLACES: Final = (names.SNAPSHOTS, names.DISKS, names.LAYERS, names.FIRMWARE, names.TPM)
 
@@ -48,8 +51,10 @@ def settle(context: Context, request: SettleMachine, operation: Operation) -> No
     if folder is not None:
         with contextlib.suppress(NotFound), machine_lock(folder / names.LOCK, folder.name, "settle", patience=_PATIENCE):
             recover(context, folder)
+            drop(context.home, request.id, keep=leaf_of(folder / names.RUN), timeout=_EMPTYING)  # it may run again by now
             return
     uncable_all(context.home, request.id)
+    drop(context.home, request.id, timeout=_EMPTYING)
 
 
 def recover(context: Context, folder: Path, *, keep_cards: bool = False) -> bool:
@@ -99,6 +104,7 @@ def _finish(context: Context, folder: Path, entry: journal.Entry) -> bool:
         due = read_due(folder / names.RUN)
         stands = entry.stands or due is not None
         done = _rejoin(context, folder, goes_on=not stands) and _rewire(context, folder, alive=True)
+        done = done and (entry.verb != "limit" or _uphold(context, folder))
         done = done and (entry.verb not in _TOLD or _finish_start(context, folder))
         if due is not None and not due.stands and not entry.stands:
             _finish_due(context, folder)
@@ -119,6 +125,7 @@ def sweep(context: Context) -> None:
     sweep_machines(home, end=lambda folder: _end_half_made(home, folder))
     sweep_warm(home)
     sweep_locks(home.host)
+    sweep_groups(home)
     for name in machine_names(home):
         folder = home.machine(name)
         if (folder / names.JOURNAL).exists() and (is_ephemeral(folder) or _is_just_made(folder)):
@@ -191,6 +198,16 @@ def _rewire(context: Context, folder: Path, *, alive: bool) -> bool:
     except (InsulaError, OSError):
         return False
     return True
+
+
+def _uphold(context: Context, folder: Path) -> bool:
+    """Hold a running machine to its limits as its record says them; whether that could be done."""
+    from insula.operations.limiting import uphold
+
+    with contextlib.suppress(InsulaError, OSError):
+        uphold(context, folder, read_machine(folder))
+        return True
+    return False
 
 
 def _sweep_files(folder: Path) -> None:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+import msgspec
+
 from insula.errors import InsulaError
 from insula.host.files import remove_tree
 from insula.model.status import End
 from insula.operations.cabling import uncable
 from insula.operations.observe import observe_state, read_exit, wait_gone
+from insula.resources.groups import drop, group_of, leaf_of, was_out_of_memory
 from insula.store import names
 from insula.store.ends import write_end
 from insula.store.events import append_event
@@ -44,10 +47,12 @@ def settle_locked(home: Home, folder: Path, *, keep_ephemeral: bool = False, kee
         return True
     if not wait_gone(folder, _KEEPERS_LAST):
         end_by_force(folder)
-    end = read_exit(folder)
-    if not keep_cards:
-        with contextlib.suppress(InsulaError):
-            uncable(home, read_machine(folder))
+    end = _end_of(home, folder)
+    with contextlib.suppress(InsulaError):
+        record = read_machine(folder)
+        drop(home, record.id, keep=leaf_of(folder / names.RUN_NEXT))
+        if not keep_cards:
+            uncable(home, record)
     append_event(folder, "ended", reason=end.reason, detail=end.detail)
     if not keep_ephemeral and is_ephemeral(folder):
         remove_machine_folder(home, folder)
@@ -57,6 +62,16 @@ def settle_locked(home: Home, folder: Path, *, keep_ephemeral: bool = False, kee
     if not noted:  # a full disk, with a little room now; better no note than a machine that cannot be settled
         _note(folder, end)
     return True
+
+
+def _end_of(home: Home, folder: Path) -> End:
+    """Why it ended. A QEMU that the kernel killed because of the fence around its memory has no words of its own for that."""
+    end = read_exit(folder)
+    if end.reason in ("killed", "crashed"):
+        group = group_of(home, folder / names.RUN)
+        if group is not None and was_out_of_memory(group):
+            return msgspec.structs.replace(end, reason="memory-limit", detail="QEMU took more memory than this machine may have")
+    return end
 
 
 def end_by_force(folder: Path) -> None:

@@ -30,11 +30,13 @@ from insula.operations.context import Context
 from insula.operations.failed_boot import Printed, explain
 from insula.operations.hold import Held, hold_machine, status_of
 from insula.operations.identify import guest_identity, wait_hook
+from insula.operations.limiting import hold_back, placed
 from insula.operations.merge import merge_behind
 from insula.operations.operation import Operation, Steps
 from insula.operations.ports import open_ports
 from insula.operations.settle import settle_locked
 from insula.operations.stop import pull_plug
+from insula.resources.groups import NOWHERE, Place
 from insula.store import names
 from insula.store.events import append_event
 from insula.store.machines import MachineRecord, as_launched, write_machine
@@ -100,8 +102,9 @@ def boot(
         printed = Printed(folder)
         steps.undo(lambda: _end(context, folder))  # before, not after: Ctrl-C may come between the two
         record = wired(context, folder, record)
-        with cabled(context, folder, record) as nics:
-            context.engine.launch(launch_plan(folder, record, nics))
+        with placed(context, record) as place, cabled(context, folder, record) as nics:
+            context.engine.launch(launch_plan(folder, record, nics, place=place))
+            hold_back(context, folder, record)
         append_event(folder, "started")
         open_ports(context, folder.name, record, record.published)
         if launched is not None:
@@ -174,7 +177,12 @@ def _with_board(context: Context, folder: Path, record: MachineRecord, *, balloo
 
 
 def launch_plan(
-    folder: Path, record: MachineRecord, nics: tuple[NicPlan, ...], load: LoadPlan | None = None, run: str = names.RUN
+    folder: Path,
+    record: MachineRecord,
+    nics: tuple[NicPlan, ...],
+    load: LoadPlan | None = None,
+    run: str = names.RUN,
+    place: Place = NOWHERE,
 ) -> LaunchPlan:
     """The engine's view of a machine: pure, but for the absolute paths it makes."""
     from insula.engines.base import DiskPlan, LaunchPlan, LayerFile
@@ -206,6 +214,8 @@ def launch_plan(
         on_end=_settle_command(folder.parent.parent, record.id),
         load=load,
         run=run,
+        group=place.leaf,
+        entrances=place.entrances,
     )
 
 

@@ -96,6 +96,7 @@ QMP_READ_SOCKET: Final = "qmp-read.sock"
 STATUS: Final = "status.json"
 EXIT: Final = "exit.json"
 DUE: Final = "due.json"
+GROUP: Final = "group"
 
 # -- prefixes of folders that are not finished or not wanted any more ---------------------------------------------------------
 NEW_PREFIX: Final = ".new-"
@@ -186,6 +187,13 @@ def default_root() -> str:
 def run_folder(name: str) -> str:
     """The run folder of a machine in the default home, as text: for who cannot spare the time to load pathlib."""
     return os.path.join(default_root(), "machines", name, RUN)
+
+
+def home_key(home: str | os.PathLike[str]) -> str:
+    """8 hex digits that stand for the home at this path, where what belongs to it is beside what belongs to others."""
+    from insula.host.digest import digest_of
+
+    return digest_of(os.fsencode(os.path.realpath(home)))[:8]
 
 
 def is_component(name: str) -> bool:

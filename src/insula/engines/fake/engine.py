@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -28,7 +28,16 @@ from insula.store.names import Home
 TEST_RUN: Final = "INSULA_TEST_RUN"
 
 FEATURES: Final = Features(
-    direct_boot=True, uefi=True, pause=True, power_button=True, save=True, nat=True, taps=False, most_disks=5, most_nics=4
+    direct_boot=True,
+    uefi=True,
+    pause=True,
+    power_button=True,
+    save=True,
+    nat=True,
+    taps=False,
+    groups=False,
+    most_disks=5,
+    most_nics=4,
 )
 
 
@@ -44,6 +53,7 @@ class _Machine:
     cables: dict[int, bool] = field(default_factory=dict)
     cards: dict[int, tuple[str, bool]] = field(default_factory=dict)
     button: int = 0
+    throttles: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 class FakeEngine:
@@ -95,6 +105,9 @@ class FakeEngine:
     def resume(self, run: Path) -> None:
         self._running(run).paused = False
         self._tell(run)
+
+    def throttle(self, run: Path, disks: Collection[str], limits: Mapping[str, int]) -> None:
+        self._running(run).throttles.update({disk: dict(limits) for disk in disks})
 
     def power_button(self, run: Path) -> None:
         self._running(run).button += 1

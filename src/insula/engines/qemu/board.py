@@ -147,7 +147,7 @@ def build_board(plan: LaunchPlan) -> Board:
         objects=(
             _backend(plan),
             Part("rng-builtin", {"id": "rng0"}),
-            *(Part("throttle-group", {"id": _throttle(disk)}) for disk in plan.disks),
+            *(Part("throttle-group", {"id": throttle_group(disk.name)}) for disk in plan.disks),
         ),
         channels=_CHANNELS if plan.tpm is None else (*_CHANNELS, Channel(_TPM, _TPM)),
         monitors=("mon-keeper", "mon-verbs", "mon-readers"),
@@ -256,12 +256,13 @@ def _chain(disk: DiskPlan, files: list[File], nodes: list[Mapping[str, Any]]) ->
             node_format["detect-zeroes"] = "unmap"
         nodes.append(node_format)
         below = node
-    limits = {"driver": "throttle", "node-name": disk.name, "throttle-group": _throttle(disk)}
+    limits = {"driver": "throttle", "node-name": disk.name, "throttle-group": throttle_group(disk.name)}
     nodes.append({**limits, "file": below, "discard": "unmap"})
 
 
-def _throttle(disk: DiskPlan) -> str:
-    return f"limit-{disk.name}"
+def throttle_group(disk: str) -> str:
+    """What holds the disk called so to its limits."""
+    return f"limit-{disk}"
 
 
 def _devices(plan: LaunchPlan) -> tuple[Part, ...]:

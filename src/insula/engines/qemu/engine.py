@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from insula.engines.qemu.probe import Build, Notes
 
 FEATURES: Final = Features(
-    direct_boot=True, uefi=True, pause=True, power_button=True, save=True, nat=True, taps=True, most_disks=5, most_nics=4
+    direct_boot=True,
+    uefi=True,
+    pause=True,
+    power_button=True,
+    save=True,
+    nat=True,
+    taps=True,
+    groups=True,
+    most_disks=5,
+    most_nics=4,
 )
 
 
@@ -86,6 +95,12 @@ class QemuEngine:
         from insula.engines.qemu import monitor
 
         monitor.resume(run / names.QMP_SOCKET)
+
+    def throttle(self, run: Path, disks: Collection[str], limits: Mapping[str, int]) -> None:
+        from insula.engines.qemu import monitor
+        from insula.engines.qemu.board import throttle_group
+
+        monitor.throttle(run / names.QMP_SOCKET, [throttle_group(disk) for disk in disks], limits)
 
     def power_button(self, run: Path) -> None:
         from insula.engines.qemu import monitor

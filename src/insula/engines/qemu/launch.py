@@ -13,7 +13,7 @@ import select
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,6 +81,8 @@ def launch(plan: LaunchPlan, build: Build, *, tracks: bool = False, instead: Ins
             jail, shown = _jail(plan, root, ids.machine)
             if tracks:
                 jail, shown = _with_tracking(jail, shown, plan.run_folder)
+            if plan.group:
+                (plan.run_folder / names.GROUP).write_text(plan.group)
         helpers = _networks(plan, descriptors, ids.network, watch)
         tpm = _tpm(plan, descriptors, ids.tpm, watch)
         undo.callback(_end, plan)
@@ -243,10 +245,10 @@ def _start(plan: LaunchPlan, jail: Jail, porter: list[str], qemu: list[str], des
     for name, number in descriptors.keeper.items():
         inner += [f"--{name}", str(number)]
     inner += ["--keep", ",".join(str(number) for number in descriptors.qemu.values()), "--", *qemu]
-    words = [*porter, *porter_words(speaking, plan.on_end)]
+    words = [*porter, *group_words(plan.entrances), *porter_words(speaking, plan.on_end)]
     calls = open_filter("machine")
     try:
-        passed = [*descriptors.numbers(), *([] if calls is None else [calls])]
+        passed = [*descriptors.numbers(), *plan.entrances, *([] if calls is None else [calls])]
         jail = replace(jail, calls=calls, largest=largest_file(plan))
         run([*words, "--", *jail_argv(jail, inner)], pass_fds=passed, timeout=PATIENCE)
         descriptors.close()  # so that the pipe ends when the last who could speak on it has ended
@@ -257,6 +259,11 @@ def _start(plan: LaunchPlan, jail: Jail, porter: list[str], qemu: list[str], des
         os.close(listening)
         if calls is not None:
             os.close(calls)
+
+
+def group_words(entrances: Iterable[int]) -> list[str]:
+    """Pure: how a half of the keeper is told to enter control groups (native/keeper/group.c)."""
+    return [word for entrance in entrances for word in ("--group", str(entrance))]
 
 
 def porter_words(speaking: int, on_end: tuple[str, ...]) -> list[str]:

@@ -3,6 +3,7 @@ machine's lock. All raise what `Monitor` raises."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +45,13 @@ def resume(socket_path: Path) -> None:
 def power_button(socket_path: Path) -> None:
     """Press the power button; returns at once."""
     execute(socket_path, "system_powerdown")
+
+
+def throttle(socket_path: Path, groups: Collection[str], limits: Mapping[str, int]) -> None:
+    """Hold these throttle groups to ``limits``."""
+    with Monitor(socket_path) as monitor:
+        for group in groups:
+            monitor.execute("qom-set", {"path": f"/objects/{group}", "property": "limits", "value": dict(limits)})
 
 
 def quit_qemu(socket_path: Path) -> None:

@@ -1,0 +1,386 @@
+"""Control groups: where they can be had here, made, entered, written, read, emptied and removed. Nobody else touches them.
+
+A host has trees of them: of version 1, one for each controller or few; of version 2, one for all; of a hybrid both, the second
+without controllers (it still tells of pressure). A group of ours has the same path in every tree it could be made in, below a
+folder called ``insula``. Its processes enter it before they become what is to be held (native/keeper/group.c).
+Formats: cgroups(7), and the kernel's admin-guide/cgroup-v1 and cgroup-v2.
+
+Root makes groups at the top of each tree, and not below its own: a machine outlives the session that started it. Others can make
+them where a tree was delegated to him.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import select
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+TOP: Final = "insula"
+_FORMER: Final = "insula-callers"  # version 2: where those go who were in a group that is to have groups below it
+CONTROLLERS: Final = ("cpu", "cpuacct", "cpuset", "memory", "blkio", "io", "pids")
+_PROCESSES: Final = "cgroup.procs"
+_SUBTREE: Final = "cgroup.subtree_control"
+_TRIES: Final = 3
+_MOMENT: Final = 5  # milliseconds
+
+Kind = Literal["v1", "v2", "hybrid", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """One tree: its version (1 or 2), the controllers it has, and the folder in it below which we may make groups."""
+
+    version: int
+    controllers: frozenset[str]
+    base: Path
+
+
+def kind_of(trees: Sequence[Tree]) -> Kind:
+    """What kind of host has these trees."""
+    versions = {tree.version for tree in trees}
+    if versions == {1, 2}:
+        return "hybrid"
+    return "none" if not versions else "v1" if versions == {1} else "v2"
+
+
+def find_trees(proc: Path = Path("/proc/self"), *, root: bool | None = None) -> list[Tree]:
+    """All trees that are mounted here; ``root``: whether for root's groups (None: for those of who asks)."""
+    try:
+        mounts, groups = (proc / "mountinfo").read_text(errors="replace"), (proc / "cgroup").read_text(errors="replace")
+    except OSError:
+        return []
+    return [
+        Tree(version, names if version == 1 else frozenset(_read(base / "cgroup.controllers").split()) & set(CONTROLLERS), base)
+        for version, names, base in parse_trees(mounts, groups, root=os.geteuid() == 0 if root is None else root)
+    ]
+
+
+def parse_trees(mounts: str, groups: str, *, root: bool) -> list[tuple[int, frozenset[str], Path]]:
+    """Pure: version, controllers (of version 1) and base of each tree, from proc(5)'s mountinfo and cgroup."""
+    own = {}
+    for line in groups.splitlines():
+        number, words, path = line.split(":", 2)
+        own[frozenset[str]() if number == "0" else frozenset(words.split(","))] = path
+    found: dict[frozenset[str], tuple[int, frozenset[str], Path]] = {}
+    for line in mounts.splitlines():
+        before, _, after = line.partition(" - ")
+        (_, _, _, top, point, *_), (kind, _, options) = before.split(), after.split(" ", 2)
+        if kind not in ("cgroup", "cgroup2"):
+            continue
+        names = frozenset(options.split(",")) & set(CONTROLLERS) if kind == "cgroup" else frozenset[str]()
+        if kind == "cgroup" and not names:
+            continue
+        base = Path(_unescaped(point))
+        if not root:
+            place = next((path for key, path in own.items() if names <= key and (names or not key)), "/")
+            base /= _parent(place.removeprefix(top.rstrip("/"))).lstrip("/")
+        found.setdefault(names, (1 if names else 2, names, base))
+    return list(found.values())
+
+
+def _parent(place: str) -> str:
+    """Where groups go of a caller who was put aside for them before."""
+    return place.removesuffix(f"/{_FORMER}")
+
+
+def _unescaped(text: str) -> str:
+    for escape, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(escape, character)
+    return text
+
+
+def is_usable(tree: Tree) -> bool:
+    """Whether we may make groups in it, as far as its permissions say."""
+    return os.access(tree.base, os.W_OK | os.X_OK) and os.access(tree.base / _PROCESSES, os.W_OK)
+
+
+def usable_trees() -> list[Tree]:
+    """Those of `find_trees` in which we may make groups."""
+    return [tree for tree in find_trees() if is_usable(tree)]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One group, ``insula/PARENT/LEAF``, in the trees it is in."""
+
+    parent: str
+    leaf: str
+    trees: tuple[Tree, ...]
+
+    def folder(self, tree: Tree) -> Path:
+        return tree.base / TOP / self.parent / self.leaf
+
+    def where(self, controller: str) -> Path | None:
+        """Its folder in the tree that has ``controller``; None where that governs it not. ``''``: in the one of version 2."""
+        for tree in self.trees:
+            folder = self.folder(tree)
+            if tree.version == 2 and not controller:
+                return folder
+            if controller in tree.controllers and (
+                tree.version == 1 or controller in _read(folder / "cgroup.controllers").split()
+            ):
+                return folder
+        return None
+
+    def versions(self) -> dict[str, int]:
+        """The controllers that govern it, and of which version each is."""
+        found: dict[str, int] = {}
+        for tree in self.trees:
+            names = tree.controllers if tree.version == 1 else _read(self.folder(tree) / "cgroup.controllers").split()
+            found |= dict.fromkeys(names, tree.version)
+        return found
+
+    def read(self, controller: str, file: str) -> str | None:
+        """What ``file`` of it says; None when there is none."""
+        folder = self.where(controller)
+        try:
+            return (folder / file).read_text() if folder is not None else None
+        except OSError:
+            return None
+
+    def write(self, controller: str, file: str, value: str) -> None:
+        """Raises OSError."""
+        folder = self.where(controller)
+        if folder is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), file)
+        _write(folder / file, value)
+
+    def members(self) -> dict[Tree, set[int]]:
+        """The pids in it, tree by tree."""
+        return {tree: {int(pid) for pid in _read(self.folder(tree) / _PROCESSES).split()} for tree in self.trees}
+
+    def take(self, pids: Iterable[int]) -> None:
+        """Move processes, with all their threads, into it; those that have ended are passed over. Raises OSError."""
+        for tree in self.trees:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    _write(self.folder(tree) / _PROCESSES, str(pid))
+
+    def is_whole(self) -> bool:
+        """Whether it is still there in all its trees."""
+        return all(self.folder(tree).is_dir() for tree in self.trees)
+
+
+@contextlib.contextmanager
+def made(parent: str, leaf: str, trees: Sequence[Tree]) -> Iterator[Group]:
+    """A new group, in those of ``trees`` where one can be had. Until the exit nobody sweeps it though nobody is in it."""
+    with contextlib.ExitStack() as held:
+        yield Group(parent, leaf, tuple(tree for tree in trees if _make(tree, parent, leaf, held)))
+
+
+def _make(tree: Tree, parent: str, leaf: str, held: contextlib.ExitStack) -> bool:
+    folder = tree.base / TOP / parent / leaf
+    for _ in range(_TRIES):  # somebody may remove what is empty just now
+        try:
+            for above in (tree.base / TOP, tree.base / TOP / parent):
+                with contextlib.suppress(FileExistsError):
+                    above.mkdir()
+                _prepare(tree, above)
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            held.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            _prepare(tree, folder)
+            if folder.is_dir():
+                return True
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return False
+    return False
+
+
+def _prepare(tree: Tree, folder: Path) -> None:
+    """What a new group needs before processes or groups can be in it: version 1's cpuset begins empty, and of version 2 each
+    controller must be passed on."""
+    if tree.version == 2:
+        _pass_on(folder.parent)
+    elif "cpuset" in tree.controllers:
+        for file in ("cpuset.mems", "cpuset.cpus"):
+            if not _read(folder / file).strip():
+                _write(folder / file, _read(folder.parent / file).strip())
+
+
+def _pass_on(folder: Path) -> None:
+    there = set(_read(folder / "cgroup.controllers").split()) & set(CONTROLLERS)
+    missing = there - set(_read(folder / _SUBTREE).split())
+    for controller in sorted(missing):
+        try:
+            _write(folder / _SUBTREE, f"+{controller}")
+        except OSError as refusal:
+            # A group with processes in it can have none below it that are governed; the real root of the tree is no such group.
+            if refusal.errno == errno.EBUSY and _put_aside(folder):
+                with contextlib.suppress(OSError):
+                    _write(folder / _SUBTREE, f"+{controller}")
+
+
+def _put_aside(folder: Path) -> bool:
+    """Move the processes of a delegated group into one below it."""
+    aside = folder / _FORMER
+    try:
+        aside.mkdir(exist_ok=True)
+        for pid in _read(folder / _PROCESSES).split():
+            with contextlib.suppress(ProcessLookupError):
+                _write(aside / _PROCESSES, pid)
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def entrances(group: Group) -> Iterator[tuple[int, ...]]:
+    """Descriptors by which a process enters the group, one for each tree: see native/keeper/group.c."""
+    with contextlib.ExitStack() as opened:
+        descriptors = []
+        for tree in group.trees:
+            descriptor = os.open(group.folder(tree) / _PROCESSES, os.O_WRONLY | os.O_CLOEXEC)
+            opened.callback(os.close, descriptor)
+            descriptors.append(descriptor)
+        yield tuple(descriptors)
+
+
+def warm_up(trees: Sequence[Tree]) -> None:
+    """Have the next process that enters a group not wait. The kernel makes the first after a while wait for all CPUs to have been
+    through a quiet moment, some 10 ms; for that long again everybody passes at once. It is enough to enter where one is."""
+    for line in _read(Path("/proc/self/cgroup")).splitlines():
+        number, names, place = line.split(":", 2)
+        for tree in trees:
+            if (number == "0") == (tree.version == 2) and (number == "0" or set(names.split(",")) & tree.controllers):
+                with contextlib.suppress(OSError):
+                    _write(_mount(tree.base) / place.lstrip("/") / _PROCESSES, "0")
+                    return
+
+
+def _mount(base: Path) -> Path:
+    return next((place for place in (base, *base.parents) if os.path.ismount(place)), base)
+
+
+def find(parent: str, leaf: str, trees: Sequence[Tree]) -> Group | None:
+    """The group, if it is in any tree."""
+    group = Group(parent, leaf, tuple(tree for tree in trees if (tree.base / TOP / parent / leaf).is_dir()))
+    return group if group.trees else None
+
+
+def leaves(parent: str, trees: Sequence[Tree]) -> set[str]:
+    """The groups there are below ``parent``."""
+    found = set()
+    for tree in trees:
+        with contextlib.suppress(OSError), os.scandir(tree.base / TOP / parent) as entries:
+            found |= {entry.name for entry in entries if entry.is_dir(follow_symlinks=False)}
+    return found
+
+
+def count(tree: Tree, *parts: str) -> int:
+    """How many groups are below ``insula/PARTS``: folders of cgroups count what is in them as others do."""
+    try:
+        return tree.base.joinpath(TOP, *parts).stat().st_nlink - 2
+    except OSError:
+        return 0
+
+
+def parents(tree: Tree) -> list[str]:
+    """The folders below ``insula``."""
+    with contextlib.suppress(OSError), os.scandir(tree.base / TOP) as entries:
+        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return []
+
+
+def weigh(tree: Tree, parts: Sequence[str], file: str, value: str) -> None:
+    """Write a file of ``insula/PARTS``, if it is there and takes it."""
+    with contextlib.suppress(OSError):
+        _write(tree.base.joinpath(TOP, *parts, file), value)
+
+
+def remove(group: Group, timeout: float = 0.0) -> bool:
+    """Remove a group once nobody is in it, for which ``timeout`` seconds are granted; and its parents, if they are empty. Whether
+    it is gone."""
+    deadline = time.monotonic() + timeout
+    gone = [_remove(group.folder(tree), deadline) for tree in group.trees]
+    _remove_empty(group.parent, group.trees)
+    return all(gone)
+
+
+def _remove_empty(parent: str, trees: Sequence[Tree]) -> None:
+    for tree in trees:
+        with contextlib.suppress(OSError):
+            (tree.base / TOP / parent).rmdir()
+            (tree.base / TOP).rmdir()
+
+
+def sweep(parent: str, trees: Sequence[Tree]) -> list[str]:
+    """Remove the groups below ``parent`` in which nobody is and that nobody makes just now. Returns their names."""
+    gone = [leaf for leaf in sorted(leaves(parent, trees)) if all(_sweep(tree.base / TOP / parent / leaf) for tree in trees)]
+    if gone:
+        _remove_empty(parent, trees)
+    return gone
+
+
+def _sweep(folder: Path) -> bool:
+    """Whether it is gone; whoever makes it holds its lock in the first tree before it is made in the next."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        folder.rmdir()
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _remove(folder: Path, deadline: float) -> bool:
+    while True:
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            return True
+        except OSError as refusal:
+            if refusal.errno != errno.EBUSY or not _wait_for_one(folder, deadline):
+                return False
+        else:
+            return True
+
+
+def _wait_for_one(folder: Path, deadline: float) -> bool:
+    """Wait until one of the processes in it ends, or a moment if none is seen: the kernel tells nobody when it is done with the
+    last. Whether it is worth looking again."""
+    if time.monotonic() >= deadline:
+        return False
+    for pid in _read(folder / _PROCESSES).split():
+        with contextlib.suppress(OSError):
+            descriptor = os.pidfd_open(int(pid))
+            try:
+                poller = select.poll()
+                poller.register(descriptor, select.POLLIN)
+                return bool(poller.poll(max(0.0, deadline - time.monotonic()) * 1000))
+            finally:
+                os.close(descriptor)
+    select.poll().poll(_MOMENT)
+    return True
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _write(path: Path, value: str) -> None:
+    """One write(2), which is how these files want it."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, value.encode())
+    finally:
+        os.close(descriptor)
