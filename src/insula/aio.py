@@ -151,6 +151,10 @@ class Machine(_Forkable):
     async def limit_network(self, *, up: int | str | None = None, down: int | str | None = None, network: str = "") -> None:
         await _in_thread(self.sync.limit_network, up=up, down=down, network=network)
 
+    async def limit(self, **limits: str | float) -> None:
+        """As `insula.Machine.limit`."""
+        await _in_thread(self.sync.limit, **limits)
+
     async def publish(self, *ports: str) -> list[PortStatus]:
         return await _in_thread(self.sync.publish, *ports)
 
@@ -245,6 +249,7 @@ class Insula:
         cold: bool = False,
         publish: Sequence[str] = (),
         firewall: Firewall | None = None,
+        limits: Mapping[str, str | float] | None = None,
         progress: Callable[[Progress], None] | None = None,
         **shape: Unpack[Shape],
     ) -> Machine:
@@ -257,6 +262,7 @@ class Insula:
             cold=cold,
             publish=publish,
             firewall=firewall,
+            limits=limits,
             progress=progress,
             **shape,
         )
@@ -269,9 +275,12 @@ class Insula:
         name: str = "",
         publish: Sequence[str] = (),
         firewall: Firewall | None = None,
+        limits: Mapping[str, str | float] | None = None,
         **shape: Unpack[Shape],
     ) -> Machine:
-        return Machine(await _in_thread(self.sync.create, image, name=name, publish=publish, firewall=firewall, **shape))
+        """As `insula.Insula.create`."""
+        made = await _in_thread(self.sync.create, image, name=name, publish=publish, firewall=firewall, limits=limits, **shape)
+        return Machine(made)
 
     async def create_network(
         self,

@@ -4,7 +4,7 @@ A run is known by a token in the environment of all it starts and by the one fol
 programs on the same host, another run of these tests among them, are none of its business: a process counts only if it
 carries the token or holds on to the folder; links, cgroups and shared memory count only if they bear Insula's name and were not
 there when the run began. Tables of rules and named network namespaces count whatever they are called, and a switch of the
-network (sysctl) if it was there before with another value. Those of a home's networks (named by its key) count only if that home
+network (sysctl) if it was there before with another value. Those of a home (named by its key) count only if that home
 is in the folder, those named by another process's pid only once that has ended; and while any home is joined to the host its
 switches are not as they will be.
 """
@@ -27,7 +27,7 @@ from insula.networks.naming import home_key
 
 MARKER = "INSULA_TEST_RUN"
 _DEVICES = [Path(f"/dev/{name}") for name in ("null", "zero", "full", "random", "urandom", "tty", "ptmx", "net/tun", "kvm")]
-_KEYED = re.compile(r"(?:^v|insula_)([0-9a-f]{8})$")  # links and tables of the host that belong to a home's networks
+_KEYED = re.compile(r"(?:^v|insula_|/insula/)([0-9a-f]{8})$")  # links, tables and cgroups of the host that belong to a home
 _MADE_BY = re.compile(r"^ins[a-z]+([0-9]+)[a-z]?$")  # those that tests make beside Insula, and the pid of who made them
 _PATIENCE = 30.0  # seconds; what is on its way out may finish
 
@@ -52,7 +52,7 @@ def host_state() -> HostState:
     return HostState(
         links=frozenset(name for name in _listing(Path("/sys/class/net")) if name.startswith("ins") or _KEYED.search(name)),
         tables=frozenset(nft_tables()),
-        cgroups=frozenset(str(path) for path in Path("/sys/fs/cgroup").rglob("insula*") if path.is_dir()),
+        cgroups=frozenset(str(path) for path in Path("/sys/fs/cgroup").rglob("insula/*") if path.is_dir()),
         shared_memory=frozenset(name for name in _listing(Path("/dev/shm")) if "insula" in name),
         network_namespaces=frozenset(name for name in _listing(Path("/run/netns"))),
         default_homes=frozenset(str(path) for path in _default_homes() if path.exists()),
@@ -86,7 +86,7 @@ def _find(folder: Path, token: str, before: HostState | None) -> Iterator[str]:
 
 def new_names(folder: Path, before: HostState | None, now: HostState) -> list[str]:
     """What is there now and was not before, but for the networks of homes that are not in ``folder``; see `left_behind`."""
-    ours, found = {home_key(Path(place)) for place, below, _ in os.walk(folder) if "fabric" in below}, []
+    ours, found = {home_key(Path(place)) for place, below, _ in os.walk(folder) if {"fabric", "machines"} & {*below}}, []
     for field in fields(HostState):
         former = getattr(before, field.name) if before else frozenset()
         came = getattr(now, field.name) - former

@@ -21,6 +21,7 @@ from insula.cli.common import (
     shape_options,
     tpm_option,
 )
+from insula.cli.limits import limit_options, limits_asked
 from insula.cli.render import ProgressLine, age, print_json, print_pairs, print_table
 from insula.cli.values import Seconds, later, strip_dashes
 from insula.model.network import format_publish, format_rate, format_rule
@@ -54,6 +55,7 @@ _TIMEOUT = click.option("--timeout", type=Seconds(), default=60.0, show_default=
 @tpm_option
 @shape_options
 @connection_options
+@limit_options
 @click.option("-d", "--detach", is_flag=True, help="Leave the machine running and come back at once.")
 @click.option("--rm", is_flag=True, help="Delete the machine when it ends.")
 @click.option("-i", "--interactive", is_flag=True, help="Pass standard input to the command.")
@@ -88,6 +90,7 @@ def run(image: str, argv: tuple[str, ...], as_json: bool, quiet: bool, **options
         name=options["name"],
         spec=make_spec(options),
         **connection(options),
+        limits=limits_asked(options),
         ephemeral=options["rm"] or (attached and not options["name"]),
         attached=attached and not options["name"],
         shell=shell,
@@ -126,13 +129,16 @@ def run(image: str, argv: tuple[str, ...], as_json: bool, quiet: bool, **options
 @tpm_option
 @shape_options
 @connection_options
+@limit_options
 @dry_run_option
 @quiet_option
 @json_option
 @click.argument("image", shell_complete=later("images"))
 def create(image: str, name: str, dry_run: bool, quiet: bool, as_json: bool, **shape: Any) -> None:
     """Make a stopped machine from IMAGE."""
-    request = CreateMachine(image=image, name=name, spec=make_spec(shape), **connection(shape), dry_run=dry_run)
+    request = CreateMachine(
+        image=image, name=name, spec=make_spec(shape), **connection(shape), limits=limits_asked(shape), dry_run=dry_run
+    )
     machine = perform(request, quiet or as_json)
     if as_json:
         print_json(machine)
@@ -200,6 +206,16 @@ def _firewall(firewall: Any) -> str:
     return "; ".join([*words, *(format_rule(rule) for rule in firewall.rules)])
 
 
+def _limits(detail: Any) -> str:
+    """``cpu-limit 0.5 (control group, version 1)``; of a machine that is off, what it is to be held to."""
+    from insula.model.limits import WORDS, Limits
+
+    if detail.holds:
+        return "; ".join(f"{each.limit} {each.asked} ({'' if each.holds else 'NOT HELD: '}{each.by})" for each in detail.holds)
+    asked = {field: getattr(detail.limits, field) for field in WORDS if getattr(detail.limits, field) != getattr(Limits(), field)}
+    return ", ".join(f"{WORDS[field][0]} {WORDS[field][2](value)}" for field, value in asked.items())
+
+
 def _print_security(security: Any) -> None:
     print_pairs([("name", security.name), ("QEMU", security.qemu)])
     print_table(("LAYER", "STATE", "SEEN"), ((layer.name, str(layer.state), layer.detail) for layer in security.layers))
@@ -223,6 +239,7 @@ def _print_details(detail: Any) -> None:
                 f"{detail.cpus} CPU, {format_size(detail.memory)} memory, {format_size(detail.disk)} disk" if detail.cpus else "",
             ),
             ("disk used", format_size(detail.disk_used)),
+            ("limits", _limits(detail)),
             ("networks", ", ".join(_card(name, nic) for name, nic in zip(detail.networks, detail.nics, strict=False)) or "none"),
             ("firewall", _firewall(detail.firewall)),
             ("published", ", ".join(format_publish(port) for port in detail.published)),

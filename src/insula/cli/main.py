@@ -27,6 +27,7 @@ _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "pause": ("machine", "pause", "Stop the CPUs of machines; their memory is kept."),
     "resume": ("machine", "resume", "Let paused machines run on."),
     "delete": ("machine", "delete", "Delete machines with their disks."),
+    "limit": ("limits", "limit", "Limit what machines may have of this host."),
     "rename": ("machine", "rename", "Give a machine another name."),
     "snapshot": ("rewind", "snapshot", "Keep a machine as it is, and bring it back to that."),
     "spare": ("spare", "spare", "Keep forks made ahead, so that run and fork need not wait for them."),

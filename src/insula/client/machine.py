@@ -223,6 +223,18 @@ class Machine:
         self._client.do(network_requests.LimitNetwork(name=self.name, network=network, up=rates[0], down=rates[1]))
         return self
 
+    def limit(self, **limits: str | float) -> Machine:
+        """Limit what it may have of this host, at once if it runs, and from now on: the flags of `insula limit` with ``_`` for
+        ``-``, such as ``cpu_limit=0.5`` or ``disk_rate="20M"``; ``"none"`` takes one back.
+
+        Raises UsageError (``bad_limit``, ``contradictory_limits``, ``beyond_host``), HostLacks (``no_group``).
+        """
+        from insula.model.limits import words_of
+        from insula.model.resource_requests import LimitMachine
+
+        self._client.do(LimitMachine(name=self.name, changes=words_of(limits)))
+        return self
+
     def publish(self, *ports: str) -> list[PortStatus]:
         """Have ports of this host lead to it, such as ``8080:80`` or ``0.0.0.0:5353:53/udp``.
 

@@ -7,7 +7,7 @@ with insula.run("debian") as machine:
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypedDict, Unpack
 
@@ -19,6 +19,7 @@ from insula.model.spec import Display, Firmware, MachineSpec, networks_asked
 from insula.model.units import parse_size
 
 if TYPE_CHECKING:
+    from insula.model.limits import Limits
     from insula.model.network import Mode, Publish
     from insula.model.status import DiskUsage, MachineStatus, NetworkDetails, NetworkStatus, WarmStatus
     from insula.operations.image import ImageStatus
@@ -56,6 +57,7 @@ class Insula:
         cold: bool = False,
         publish: Sequence[str] = (),
         firewall: Firewall | None = None,
+        limits: Mapping[str, str | float] | None = None,
         progress: Callable[[Progress], None] | None = None,
         **shape: Unpack[Shape],
     ) -> Machine:
@@ -65,6 +67,7 @@ class Insula:
 
         Without ``name`` the machine is temporary: it is deleted at the end of a ``with`` block and, at the latest, when this
         process ends. ``shape``: cpus, memory and disk (bytes, or text like ``1G``), network, firmware, display, tpm.
+        ``limits``: what it may have of this host, as `Machine.limit` takes it.
         """
         request = requests.RunMachine(
             image=image,
@@ -74,6 +77,7 @@ class Insula:
             attached=not name,
             published=_ports(publish),
             firewall=firewall or Firewall(),
+            limits=_limits(limits),
             timeout=timeout,
             cold=cold,
         )
@@ -87,6 +91,7 @@ class Insula:
         name: str = "",
         publish: Sequence[str] = (),
         firewall: Firewall | None = None,
+        limits: Mapping[str, str | float] | None = None,
         **shape: Unpack[Shape],
     ) -> Machine:
         """Make a stopped machine; arguments as for `run`."""
@@ -96,6 +101,7 @@ class Insula:
             spec=make_spec(**shape),
             published=_ports(publish),
             firewall=firewall or Firewall(),
+            limits=_limits(limits),
         )
         status = self.client.do(request)
         return Machine(self.client, status.name)
@@ -225,6 +231,12 @@ def _ports(words: Sequence[str]) -> tuple[Publish, ...]:
     from insula.model.network import parse_publish
 
     return tuple(parse_publish(word) for word in words)
+
+
+def _limits(words: Mapping[str, str | float] | None) -> Limits:
+    from insula.model.limits import Limits, words_of
+
+    return words_of(words or {}).apply(Limits())
 
 
 def _bytes(size: Size) -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from insula.errors import ChildFailed, HostLacks
+from insula.host.cgroups import find_trees, kind_of
 from insula.host.files import free_bytes
 from insula.host.namespaces import package_namespace
 from insula.host.process import find_program, run
@@ -61,53 +62,27 @@ def id_ranges() -> Fact:
         return Fact(name, FactState.LIMITED, refusal.message, "images cannot be built by this user", fix)
 
 
+_KINDS: Final = {"v1": "version 1", "v2": "version 2", "hybrid": "hybrid (version 1 with an empty 2)"}
+
+
 def cgroups() -> Fact:
     """Which cgroups are there, and may groups be made in them? They share CPU and memory out among machines."""
     name = "cgroups"
-    kind, folders = _own_cgroups()
-    able = sorted(controllers for controllers, folder in folders.items() if _may_make_group(folder))
-    if not folders:
+    trees = find_trees()
+    if not trees:
         return Fact(name, FactState.LIMITED, "none are mounted", "machines cannot be given shares of CPU and memory")
+    kind = _KINDS[kind_of(trees)]
     wanted = {"cpu", "memory", "pids"}
-    have = wanted & {word for controllers in able for word in controllers.split(",")}
-    if have == wanted:
-        return Fact(name, FactState.OK, f"{kind}; groups can be made for cpu, memory and pids")
+    have = {word for tree in trees if _may_make_group(tree.base) for word in tree.controllers}
+    if wanted <= have:
+        also = "".join(f", {word}" for word in ("cpuset", "blkio", "io") if word in have)
+        return Fact(name, FactState.OK, f"{kind}; groups can be made for cpu, memory, pids{also}")
     fix = "run as root" if os.geteuid() else ""
-    if os.geteuid() and kind == "version 2":
+    if os.geteuid() and kind == _KINDS["v2"]:
         fix = "systemd-run --user --scope -p Delegate=yes -- $SHELL"
     lacking = ", ".join(sorted(wanted - have))
-    return Fact(
-        name, FactState.LIMITED, f"{kind}; none can be made for {lacking}", "machines get no shares and limits of these", fix
-    )
-
-
-def _own_cgroups() -> tuple[str, dict[str, Path]]:
-    """The kind of cgroups mounted here, and for each set of controllers this process's own group. Format: cgroups(7)."""
-    mounted: dict[str, Path] = {}
-    unified: Path | None = None
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, point, kind, options, *_ = line.split()
-        if kind == "cgroup2":
-            unified = Path(point)
-        elif kind == "cgroup":
-            mounted |= {option: Path(point) for option in options.split(",") if option in ("cpu", "memory", "pids")}
-    folders: dict[str, Path] = {}
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        number, controllers, path = line.split(":", 2)
-        if number == "0" and unified is not None and not mounted:
-            own = unified / path.lstrip("/")
-            folders[_text(own / "cgroup.controllers").replace(" ", ",") or "none"] = own
-        for controller in controllers.split(","):
-            if controller in mounted:
-                folders[controller] = mounted[controller] / path.lstrip("/")
-    kind = (
-        "version 2"
-        if unified is not None and not mounted
-        else "version 1"
-        if unified is None
-        else "hybrid (version 1 with an empty 2)"
-    )
-    return kind, folders
+    costs = "machines get no limits of these, and shares of the CPU by niceness"
+    return Fact(name, FactState.LIMITED, f"{kind}; none can be made for {lacking}", costs, fix)
 
 
 def _may_make_group(parent: Path) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from insula.errors import UsageError
+from insula.model.names import nearest
 from insula.model.network import Rates, format_rate, parse_rate
 from insula.model.text import clean
 from insula.model.units import GIB, KIB, MIB, parse_size
@@ -292,6 +293,28 @@ WORDS: Final[Mapping[str, tuple[str, Callable[[str], Any], Callable[[Any], str]]
     ),
     "net": ("net-rate", parse_net_rate, format_net_rate),
 }
+
+
+def words_of(said: Mapping[str, object]) -> LimitChanges:
+    """Changes from words and values such as ``{"cpu-limit": 0.5, "disk_rate": "20M"}``, as a profile or a program says them.
+
+    Raises UsageError (``bad_limit``), whose message begins with the word that is wrong.
+    """
+    fields = {word: field for field, (word, _, _) in WORDS.items()}
+    found = {}
+    for word, value in said.items():
+        field = fields.get(word.replace("_", "-"))
+        if field is None:
+            near = nearest(word.replace("_", "-"), list(fields))
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(fields)}"
+            raise _bad(f"{clean(word, longest=80)}: there is no such limit", hint)
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            raise _bad(f"{word}: that is no value for a limit", "write text or a number")
+        try:
+            found[field] = WORDS[field][1](str(value))
+        except UsageError as cause:
+            raise _bad(f"{word}: {cause.message}", cause.hint or "") from None
+    return LimitChanges(**found)
 
 
 def _bad(message: str, hint: str) -> UsageError:

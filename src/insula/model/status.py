@@ -7,6 +7,7 @@ from enum import StrEnum
 import msgspec
 
 from insula.model.identity import Renewal
+from insula.model.limits import Hold, Limits
 from insula.model.network import Firewall, Nic, Publish
 
 
@@ -63,7 +64,7 @@ class MachineDetails(MachineStatus, frozen=True, kw_only=True):
     """What `show` tells: all that `list` does, under the same names, and more.
 
     ``origin``: what it was forked or cloned from (``web@snap1``), as that was called then. ``renewed``: of a fork, which parts of
-    its former identity were made new, and which were not.
+    its former identity were made new, and which were not. ``holds``: how it is held to ``limits`` while it runs.
     """
 
     id: str
@@ -85,6 +86,8 @@ class MachineDetails(MachineStatus, frozen=True, kw_only=True):
     tpm: bool = False
     origin: str = ""
     renewed: Renewal | None = None
+    limits: Limits = Limits()
+    holds: list[Hold] = []
 
 
 class SnapshotStatus(msgspec.Struct, frozen=True):

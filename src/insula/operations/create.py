@@ -18,7 +18,6 @@ import msgspec
 
 from insula.errors import AlreadyExists, UsageError
 from insula.model.identity import new_identity
-from insula.model.limits import check_limits
 from insula.model.names import check_machine_name, generate_machine_name
 from insula.model.requests import CreateMachine
 from insula.model.spec import check_spec
@@ -30,6 +29,7 @@ from insula.operations.context import Context
 from insula.operations.hold import status_of
 from insula.operations.identities import own_identity
 from insula.operations.image import find_or_build
+from insula.operations.limiting import check
 from insula.operations.operation import Operation
 from insula.operations.recover import sweep
 from insula.store import names
@@ -55,7 +55,7 @@ def create(context: Context, request: CreateMachine, operation: Operation) -> Ma
     """Make a machine. Raises UsageError, AlreadyExists, NotFound (no such image), HostLacks; then nothing is left."""
     if request.dry_run:
         check_spec(request.spec)
-        check_limits(request.limits)
+        check(request.limits)
         return _planned(_free_name(context, request.name), request)
     name, image = prepare(context, request, operation)
     with created(context, request, name, image, operation) as folder:
@@ -85,7 +85,7 @@ def created(context: Context, request: CreateMachine, name: str, image: Image, o
 def prepare(context: Context, request: CreateMachine, operation: Operation) -> tuple[str, Image]:
     """The name a machine is to have, and its image, built if need be. Raises as `create`."""
     check_spec(request.spec)
-    check_limits(request.limits)
+    check(request.limits)
     name = _free_name(context, request.name)
     check_connection(context, name, request)
     operation.target = name

@@ -10,6 +10,7 @@ import msgspec
 
 from insula.errors import InsulaError
 from insula.host.files import disk_usage
+from insula.model.limits import Hold
 from insula.model.names import LONGEST_SHOWN
 from insula.model.network import Firewall, Nic
 from insula.model.requests import ListMachines, ShowMachine
@@ -67,6 +68,8 @@ def show_machine(context: Context, request: ShowMachine, operation: Operation) -
         origin=_origin(folder),
         renewed=record.renewed,
         guest=_guest(folder) if status.agent else {},
+        limits=record.limits,
+        holds=_holds(context, folder, record) if status.state.has_process else [],
         process=_processes(folder, record.id) if status.state.has_process else {},
     )
 
@@ -143,6 +146,12 @@ def _processes(folder: Path, machine_id: str) -> dict[str, int]:
     from insula.model.text import clean
 
     return {clean(untrusted_name): pid for pid, untrusted_name in inhabitants(folder, machine_id).items()}
+
+
+def _holds(context: Context, folder: Path, record: MachineRecord) -> list[Hold]:
+    from insula.operations.limiting import holds
+
+    return holds(context, folder, record)
 
 
 def record_of(context: Context, name: str) -> tuple[Path, MachineRecord]:

@@ -88,6 +88,14 @@ def test_networks_of_homes_elsewhere_are_others_business(tmp_path: Path, quick: 
     assert "links: ins0" in leaks.new_names(tmp_path / "run", now, later)
 
 
+def test_groups_of_homes_elsewhere_are_others_business(tmp_path: Path, quick: None) -> None:
+    now, tree = leaks.host_state(), "/sys/fs/cgroup/cpu/insula"
+    (tmp_path / "run" / "home" / "machines").mkdir(parents=True)
+    left = f"{tree}/{home_key(tmp_path / 'run' / 'home')}"
+    later = replace(now, cgroups=now.cgroups | {left, f"{tree}/{home_key(tmp_path / 'elsewhere')}"})
+    assert leaks.new_names(tmp_path / "run", now, later) == [f"cgroups: {left}"]
+
+
 def test_what_another_process_still_uses_is_no_leak(tmp_path: Path, sleeper: list[subprocess.Popen[bytes]]) -> None:
     now, pid = leaks.host_state(), _start(sleeper)
     made = replace(now, links=now.links | {f"inso{pid}", f"inso{os.getpid()}"}, network_namespaces=frozenset({f"insout{pid}"}))

@@ -204,3 +204,29 @@ def test_the_process_that_made_the_namespace_goes(start, tmp_path: Path, gate: P
     assert not porter.told()
     gate.write_text("go\n")
     assert porter.wait_ended()
+
+
+def test_the_jail_is_put_into_its_groups_and_the_porter_is_not(start, tmp_path: Path) -> None:
+    places = [tmp_path / "cpu.procs", tmp_path / "memory.procs"]
+    for place in places:
+        place.touch()
+    doors = [os.open(place, os.O_WRONLY | os.O_APPEND) for place in places]
+    words = [word for door in doors for word in ("--group", str(door))]
+    porter = start(
+        "/bin/sh", "-c", f"ls -l /proc/self/fd >{tmp_path}/inside; echo ready >/proc/self/fd/READY", pass_fds=doors, options=words
+    )
+    for door in doors:
+        os.close(door)
+    assert porter.line() == "ready\n"
+    assert porter.wait_ended()
+    assert [place.read_text() for place in places] == ["0", "0"]
+    assert ".procs" not in (tmp_path / "inside").read_text()
+    assert ".procs" not in (tmp_path / "fds").read_text()
+
+
+def test_a_jail_that_cannot_enter_its_group_does_not_start(start, tmp_path: Path) -> None:
+    door = os.open(tmp_path, os.O_RDONLY)
+    porter = start("/bin/sh", "-c", "echo ready >/proc/self/fd/READY", pass_fds=[door], options=["--group", str(door)])
+    os.close(door)
+    assert porter.line().startswith("failed: cannot enter its control group: ")
+    assert porter.wait_ended()
