@@ -62,6 +62,7 @@ def test_every_verb_ends_and_nothing_else_is_harmed(home: Path, tiny: str, name:
         _taken_over(home, tiny, name, manner, secret)
         for words in (
             ("show", "--json", name), ("show", "--security", "--json", name), ("logs", name), ("events", name), ("stats", name),
+            ("guard", "--once", "--interval", "0.1", name),
             ("exec", "--json", name, "--", "true"), ("copy", "--json", f"{name}:/etc", str(tmp_path)),
             ("pause", "--json", name), ("resume", "--json", name),
             ("snapshot", "create", "--json", f"{name}@on"), ("fork", "--json", "--name", f"{name}-f", name),

@@ -50,6 +50,7 @@ _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "capture": ("ports", "capture", "Write down what passes a machine's network card."),
     "stats": ("usage", "stats", "Show what machines use of this host."),
     "top": ("live", "top", "Watch what machines use of this host."),
+    "guard": ("guard", "guard", "Keep machines from making others suffer."),
     "doctor": ("host", "doctor", "Find out what this host can do, and mend what is missing."),
     "completion": ("host", "completion", "Print the completion script for a shell."),
     "_ended": ("behind", "ended", ""),

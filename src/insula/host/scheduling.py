@@ -48,7 +48,9 @@ def be_nice(pids: Iterable[int], niceness: int) -> None:
         for pid in pids:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 (Path("/proc") / str(pid) / "autogroup").write_text(str(niceness))
-        return
+        if os.geteuid() != 0:
+            return  # a thread it made nicer nobody but root could make as it was
+    # Sessions are weighed only in the root group: in another, as all in a container are, threads are.
     for thread in _threads(pids):
         with contextlib.suppress(ProcessLookupError):
             os.setpriority(os.PRIO_PROCESS, thread, niceness)

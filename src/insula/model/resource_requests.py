@@ -21,6 +21,16 @@ class ShowUsage(Request, frozen=True):
     interval: float = 0.0
 
 
+class GuardMachines(Request, frozen=True):
+    """Find out who makes others suffer, and hold that one down for as long; none named: look at all that run. ``once``: until it
+    can be judged. ``dry_run``: only say so."""
+
+    names: tuple[str, ...] = ()
+    interval: float = 1.0
+    once: bool = False
+    dry_run: bool = False
+
+
 class WatchUsage(Request, frozen=True):
     """The same again and again, as lines of JSON, ``count`` times or until the caller has enough."""
 

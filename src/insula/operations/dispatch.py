@@ -64,6 +64,7 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "ShowTraffic": ("traffic", "show", "stats"),
     "ShowUsage": ("stats", "show_usage", "stats"),
     "WatchUsage": ("stats", "watch_usage", "top"),
+    "GuardMachines": ("guard", "guard", "guard"),
     "ListMachines": ("look", "list_machines", "list"),
     "ShowMachine": ("look", "show_machine", "show"),
     "ShowSecurity": ("security", "show_security", "show"),

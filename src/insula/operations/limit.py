@@ -12,6 +12,7 @@ from insula.operations import journal
 from insula.operations.cabling import check_holds, narrowed
 from insula.operations.context import Context
 from insula.operations.hold import hold_machine, status_of
+from insula.operations.holding import as_held, forget
 from insula.operations.limiting import check, uphold
 from insula.operations.operation import Operation
 from insula.store.events import append_event
@@ -36,8 +37,9 @@ def limit(context: Context, request: LimitMachine, operation: Operation) -> Mach
         with journal.noted(held.folder, "limit", "hold it to its limits", stands=stands, takes_back=True):
             if held.status.state.has_process:
                 operation.tell("hold it to its limits")
-                uphold(context, held.folder, after, held.record)
+                uphold(context, held.folder, after, as_held(context, held.folder, held.record))
             write_machine(held.folder, after)
+            forget(held.folder)  # what it was held down to for a while is taken back by this
         said = [field for field in WORDS if getattr(request.changes, field) is not None]
         append_event(held.folder, "limited", **{WORDS[field][0]: WORDS[field][2](getattr(limits, field)) for field in said})
         return status_of(held.folder)

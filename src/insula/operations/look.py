@@ -149,9 +149,9 @@ def _processes(folder: Path, machine_id: str) -> dict[str, int]:
 
 
 def _holds(context: Context, folder: Path, record: MachineRecord) -> list[Hold]:
-    from insula.operations.limiting import holds
+    from insula.operations.holding import holds_now
 
-    return holds(context, folder, record)
+    return holds_now(context, folder, record)
 
 
 def record_of(context: Context, name: str) -> tuple[Path, MachineRecord]:

@@ -20,8 +20,9 @@ from insula.errors import Busy, NotFound
 
 _POLL_START = 0.01
 _POLL_MOST = 0.2
+_TRIES = 3
 # Verbs nobody asked for: they hold a machine for instants, and whoever comes meanwhile waits so many seconds for them.
-_BEHIND = {"merge": 30.0, "settle": 30.0, "recover": 30.0}
+_BEHIND = {"guard": 30.0, "merge": 30.0, "settle": 30.0, "recover": 30.0}
 _UNSIGNED = 1.0  # whoever holds a lock without a card has just taken it, or is just letting go
 
 
@@ -154,6 +155,34 @@ def only_one(lock: Path) -> Iterator[None]:
         with contextlib.suppress(FileNotFoundError):
             lock.unlink()  # while we hold it: who opened it meanwhile sees that it is gone
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def alone(lock: Path) -> Iterator[bool]:
+    """Of two who would do the same work at once the second is told so: yields whether nobody does it. The file goes when the work
+    is done."""
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        if not _is_free(descriptor):
+            yield False
+            return
+        try:
+            yield is_still_there(descriptor, lock)
+        finally:
+            if is_still_there(descriptor, lock):
+                lock.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def _is_free(descriptor: int) -> bool:
+    """Take a lock; whoever sweeps holds one for an instant, to see whether somebody does the work."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        threading.Event().wait(_POLL_MOST)
+    return False
 
 
 def sweep_locks(folder: Path) -> None:

@@ -97,6 +97,7 @@ STATUS: Final = "status.json"
 EXIT: Final = "exit.json"
 DUE: Final = "due.json"
 GROUP: Final = "group"
+HELD: Final = "held.json"  # by whom others suffered: what it is held down to for a while
 
 # -- prefixes of folders that are not finished or not wanted any more ---------------------------------------------------------
 NEW_PREFIX: Final = ".new-"
@@ -113,6 +114,7 @@ INITRD: Final = "initrd"
 # -- beside the images, and what is remembered about them elsewhere ----------------------------------------------------------
 IMAGES_LOCK: Final = ".lock"  # held for the instants in which folders of images come, go, or are named
 BUILD_ROOM: Final = "room"  # in a building folder: owned by the ids of a user namespace
+GUARD_LOCK: Final = "guard.lock"  # in host/: a guard is at work
 VERIFIED: Final = "verified"  # in host/: which files of images were hashed, and how they looked then
 
 
