@@ -45,7 +45,6 @@ from insula.engines.qemu.outgoing import (
     let_run,
     set_capabilities,
     stop,
-    wait_tidy,
     why,
 )
 from insula.engines.qemu.qmp import Monitor, Refused
@@ -213,9 +212,7 @@ def _write_memory(monitor: Monitor, sets: DescriptorSets, path: Path, mapped: bo
     with capable(monitor, *(_CAPABILITIES if mapped else ())):
         monitor.execute("migrate", {"uri": f"file:{descriptors}"})
         forget_emptied(path)
-        since = _wait_written(monitor)
-        wait_tidy(monitor)
-        return since
+        return _wait_written(monitor)
 
 
 def _wait_written(monitor: Monitor) -> float:

@@ -33,20 +33,26 @@ def set_capabilities(monitor: Monitor, names: tuple[str, ...], state: bool) -> N
 
 @contextlib.contextmanager
 def capable(monitor: Monitor, *names: str) -> Iterator[None]:
-    """Within the context QEMU has these capabilities, and tells of what becomes of a migration."""
+    """Within the context QEMU has these capabilities, and tells of what becomes of a migration, which is over on the way out."""
     names = (*names, "events")
     set_capabilities(monitor, names, True)
     try:
         yield
-    finally:
+    except BaseException:
         with contextlib.suppress(InsulaError):
+            monitor.execute("migrate_cancel")
+            wait_tidy(monitor)
             set_capabilities(monitor, names, False)
+        raise
+    wait_tidy(monitor)
+    with contextlib.suppress(InsulaError):
+        set_capabilities(monitor, names, False)
 
 
 def wait_tidy(monitor: Monitor) -> None:
-    """Wait until QEMU has put away what it migrated with, which it does after it said `completed` and as its capabilities then
-    are: with multifd turned off before, the channels stay, and the next save aborts QEMU. Giving up its yank instance is the
-    last it does (migration_cleanup in QEMU's migration.c).
+    """Wait until QEMU has put away what it migrated with, which it does after it said `completed` or `failed`, and as its
+    capabilities then are: with multifd turned off before, the channels stay, and the next save aborts QEMU. Giving up its yank
+    instance is the last it does (migration_cleanup in QEMU's migration.c).
     """
     deadline = time.monotonic() + DEVICES
     while is_migrating(monitor):

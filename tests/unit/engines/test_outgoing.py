@@ -1,0 +1,40 @@
+"""What QEMU is told around a migration, in which order: with a double that records it and answers as QEMU does."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, cast
+
+import pytest
+
+from insula.engines.qemu.outgoing import capable
+from insula.engines.qemu.qmp import Monitor
+from insula.errors import InsulaError
+
+
+class _Double:
+    """Knows a migration for as long as it was not asked ``looks`` times whether it is over."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks, self.told = looks, list[str]()
+
+    def execute(self, command: str, arguments: dict[str, Any] | None = None) -> object:
+        if command == "migrate-set-capabilities":
+            command += " on" if (arguments or {})["capabilities"][0]["state"] else " off"
+        self.told.append(command)
+        if command == "query-yank":
+            self.looks -= 1
+            return [{"type": "migration"}] if self.looks > 0 else []
+        return {}
+
+
+@pytest.mark.parametrize("failure", [None, InsulaError("no space", code="no_space"), KeyboardInterrupt()])
+def test_nothing_is_turned_off_before_qemu_has_tidied_up(failure: BaseException | None) -> None:
+    """Else its channels stay, and the next save aborts it."""
+    double = _Double(3)
+    raised = contextlib.nullcontext() if failure is None else pytest.raises(type(failure))
+    with raised, capable(cast("Monitor", double), "multifd"):
+        if failure is not None:
+            raise failure
+    cancelled = [] if failure is None else ["migrate_cancel"]
+    assert double.told == ["migrate-set-capabilities on", *cancelled, *["query-yank"] * 3, "migrate-set-capabilities off"]
