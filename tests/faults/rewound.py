@@ -15,6 +15,7 @@ from pathlib import Path
 
 import insula
 from insula.errors import NotFound
+from insula.host import cgroups
 from insula.host.files import is_temporary
 from insula.host.watch import Watch
 from insula.operations.observe import is_alive
@@ -51,6 +52,13 @@ _KNOWN = {
     names.SUSPENDED,
 }
 _IN_SNAPSHOT = {names.SNAPSHOT_RECORD, names.MEMORY, names.STATE, names.VARIABLES, names.TPM, names.VERIFIED_LAYERS}
+
+
+def empty_groups(home: Path) -> list[str]:
+    """Control groups of the home in which nobody is, or not in all of its trees."""
+    trees, parent = cgroups.usable_trees(), names.home_key(home)
+    found = {leaf: cgroups.find(parent, leaf, trees) for leaf in cgroups.leaves(parent, trees)}
+    return [leaf for leaf, group in found.items() if group is None or not all(group.members().values())]
 
 
 def victim(home: Path, step: int | str, verb: str, name: str, **told: str) -> tuple[int, list[str], str]:

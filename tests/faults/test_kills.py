@@ -12,7 +12,7 @@ import insula
 from insula.errors import NotFound
 from insula.operations.observe import is_alive
 from insula.store import names
-from tests.faults.rewound import run_next, strike, victim
+from tests.faults.rewound import empty_groups, run_next, strike, victim
 from tests.framework.doors import run_cli
 from tests.framework.points import Points
 from tests.framework.processes import wait_settled
@@ -185,6 +185,28 @@ def _check_whole(home: Path, name: str, verb: str) -> None:
     scraps = [entry.name for entry in (home / "machines").iterdir() if entry.name.startswith(".")]
     run_next(home)
     assert [entry.name for entry in (home / "machines").iterdir() if entry.name.startswith(".")] == [], scraps
+    assert empty_groups(home) == []
+
+
+def test_a_machine_whose_limits_were_being_changed_is_held_to_its_record(
+    home: Path, tiny: str, running: str, points: Points
+) -> None:
+    """Killed between any two changes it is held by the next verb to what is written down, be that the new limits or the old."""
+
+    def struck(step: int) -> int:
+        machine = insula.connect(home).get(running)
+        machine.limit(cpu_shares=1000, disk_rate="none")
+        return strike(home, f"c{step}", "limit-machine", running, lambda _: held(machine))
+
+    def held(machine: insula.Machine) -> None:
+        machine.limit(io_weight=20)
+        limits = machine.show().limits
+        assert (limits.cpu_shares, limits.disk_rate) in ((1000, 0), (500, 8 << 20))
+        assert all(hold.holds for hold in machine.show().holds)
+        assert machine.exec("true").code == 0
+        assert empty_groups(home) == []
+
+    points.each(struck, rounds=4, least=3)
 
 
 def _wait_gone(home: Path, name: str) -> None:

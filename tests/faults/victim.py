@@ -26,7 +26,9 @@ from pathlib import Path
 from insula.client.local import LocalClient
 from insula.errors import InsulaError
 from insula.model import network_requests, requests
+from insula.model.limits import LimitChanges
 from insula.model.network import Publish, parse_rule
+from insula.model.resource_requests import LimitMachine
 from insula.model.spec import MachineSpec
 from insula.model.transfer import Transfer
 from insula.operations import merge
@@ -79,6 +81,7 @@ def _network_request(verb: str, name: str) -> requests.Request:
         "publish": network_requests.PublishPorts(name=name, ports=(port,)),
         "unpublish": network_requests.UnpublishPorts(name=name),
         "firewall": network_requests.SetFirewall(name=name, add=(parse_rule("deny to any tcp 81"),)),
+        "limit-machine": LimitMachine(name=name, changes=LimitChanges(cpu_shares=500, disk_rate=8 << 20)),
         "limit": network_requests.LimitNetwork(name=name, up=10_000_000, down=10_000_000),
         "unplug": network_requests.SetLink(name=name, network="nat", up=False),
         "network-create": network_requests.CreateNetwork(name=_NETWORK, mode="private"),

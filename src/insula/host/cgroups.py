@@ -16,6 +16,7 @@ import errno
 import fcntl
 import os
 import select
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ CONTROLLERS: Final = ("cpu", "cpuacct", "cpuset", "memory", "blkio", "io", "pids
 _PROCESSES: Final = "cgroup.procs"
 _SUBTREE: Final = "cgroup.subtree_control"
 _TRIES: Final = 3
+_WARM_PAUSE: Final = 0.005  # seconds; the kernel's moment is rarely shorter
+_WARM_TIMES: Final = 200
 _MOMENT: Final = 5  # milliseconds
 
 Kind = Literal["v1", "v2", "hybrid", "none"]
@@ -247,20 +250,43 @@ def entrances(group: Group) -> Iterator[tuple[int, ...]]:
         yield tuple(descriptors)
 
 
-def warm_up(trees: Sequence[Tree]) -> None:
-    """Have the next process that enters a group not wait. The kernel makes the first after a while wait for all CPUs to have been
-    through a quiet moment, some 10 ms; for that long again everybody passes at once. It is enough to enter where one is."""
+@contextlib.contextmanager
+def warmed() -> Iterator[None]:
+    """Within it a process that enters a group does not wait. The kernel makes the first after a while wait until all CPUs have
+    been through a quiet moment, some 10 ms; for about as long again everybody passes at once. So somebody enters where it is
+    already, beside what else is to be done."""
+    descriptor, over = _own_processes(), threading.Event()
+
+    def enter() -> None:
+        for _ in range(_WARM_TIMES):
+            with contextlib.suppress(OSError):
+                os.write(descriptor, b"0")
+            if over.wait(_WARM_PAUSE):
+                return
+
+    if descriptor < 0:
+        yield
+        return
+    thread = threading.Thread(target=enter)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        os.close(descriptor)
+
+
+def _own_processes() -> int:
+    """An open `cgroup.procs` of a group that we are in and may enter; -1 where there is none."""
+    trees = find_trees(root=True)
     for line in _read(Path("/proc/self/cgroup")).splitlines():
-        number, names, place = line.split(":", 2)
+        number, words, place = line.split(":", 2)
         for tree in trees:
-            if (number == "0") == (tree.version == 2) and (number == "0" or set(names.split(",")) & tree.controllers):
+            if tree.version == 2 if number == "0" else tree.controllers & {*words.split(",")}:
                 with contextlib.suppress(OSError):
-                    _write(_mount(tree.base) / place.lstrip("/") / _PROCESSES, "0")
-                    return
-
-
-def _mount(base: Path) -> Path:
-    return next((place for place in (base, *base.parents) if os.path.ismount(place)), base)
+                    return os.open(tree.base / place.lstrip("/") / _PROCESSES, os.O_WRONLY | os.O_CLOEXEC)
+    return -1
 
 
 def find(parent: str, leaf: str, trees: Sequence[Tree]) -> Group | None:

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from insula.errors import HostLacks
-from insula.host.cgroups import find_trees, is_usable, warm_up
+from insula.host.cgroups import usable_trees, warmed
 from insula.host.scheduling import be_nice, bind, has_autogroup, online_cpus
-from insula.host.together import Beside
 from insula.model.limits import Hold, Limits, check_host, check_limits, format_pin
 from insula.operations.context import Context
-from insula.resources.groups import NOWHERE, Place, group_of, mended, new_place, write_all
+from insula.resources.groups import NOWHERE, Place, group_of, leaf_of, mended, new_place, write_all
 from insula.resources.shares import Setting, hold_of, nice_of, settings, wished
 from insula.resources.throttles import throttle_limits
 from insula.store import names
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from insula.host.cgroups import Group
 
 _DISK: Final = frozenset({"disk_iops", "disk_iops_burst", "disk_rate", "disk_rate_burst", "burst_time"})
+_STRAYED: Final = "somebody removed its control group or took it out; the next insula limit puts it back"
 _NO_CPU: Final = "run Insula as root, or where it may make groups: systemd-run --user --scope -p Delegate=yes -- $SHELL"
 
 
@@ -44,7 +44,7 @@ def check(limits: Limits) -> None:
 
 def _possible(limits: Limits) -> list[Hold]:
     """How a machine that is yet to be started would be held to ``limits``."""
-    versions = {name: tree.version for tree in find_trees() if is_usable(tree) for name in tree.controllers}
+    versions = {name: tree.version for tree in usable_trees() for name in tree.controllers}
     return _holds(limits, versions)
 
 
@@ -64,13 +64,8 @@ def placed(context: Context, record: MachineRecord) -> Iterator[Place]:
     if not context.engine.features.groups:
         yield NOWHERE
         return
-    warming = Beside(lambda: warm_up(find_trees()))
-    warming.begin()
-    try:
-        with new_place(context.home, record.id, lambda group: _settings(group, record)) as place:
-            yield place
-    finally:
-        warming.join()
+    with new_place(context.home, record.id, lambda group: _settings(group, record)) as place, warmed():
+        yield place
 
 
 def _settings(group: Group, record: MachineRecord) -> list[Setting]:
@@ -150,11 +145,13 @@ def _tell_threads(folder: Path, record: MachineRecord, versions: dict[str, int],
 
 def holds(context: Context, folder: Path, record: MachineRecord) -> list[Hold]:
     """How a running machine is held to its limits, as the kernel tells it now."""
-    group = group_of(context.home, folder / names.RUN)
-    versions = group.versions() if group else {}
-    found = _holds(record.limits, versions)
-    if group is None:
-        return found
+    run = folder / names.RUN
+    group = group_of(context.home, run)
+    if not leaf_of(run):  # it was given none, so somebody else holds
+        return _holds(record.limits, {})
+    found = _possible(record.limits)
+    if group is None or not all(there >= {*_pids(folder, record)} for there in group.members().values()):
+        return [Hold(hold.limit, hold.asked, False, _STRAYED) if "group" in hold.by else hold for hold in found]
     return [_as_seen(hold, group, record) for hold in found]
 
 
