@@ -120,6 +120,9 @@ class Machine(_Forkable):
     async def resume(self) -> None:
         await _in_thread(self.sync.resume)
 
+    async def resize(self, *, cpus: int | None = None, memory: str | int | None = None) -> MachineStatus:
+        return await _in_thread(self.sync.resize, cpus=cpus, memory=memory)
+
     async def rename(self, new_name: str) -> None:
         await _in_thread(self.sync.rename, new_name)
 

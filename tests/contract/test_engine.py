@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from insula.engines.base import DirectBoot, DiskPlan, LayerFile
-from insula.errors import DamagedRecord, HostLacks, MachineEnded, UsageError
+from insula.engines.base import DirectBoot, DiskPlan, Hardware, LayerFile
+from insula.errors import DamagedRecord, GuestError, HostLacks, MachineEnded, UsageError
 from insula.host.sockets import is_listening
+from insula.model.shape import PIECE, Dimm
+from insula.model.units import GIB, MIB
 from insula.store import names
 from tests.contract.conftest import Bench
 
@@ -120,3 +123,47 @@ def test_hardware_once_chosen_is_kept(bench: Bench) -> None:
 def test_an_architecture_it_cannot_run(bench: Bench) -> None:
     with pytest.raises(HostLacks):
         bench.engine.choose_board("m68k")
+
+
+@pytest.mark.full  # nobody is in the machine who would say that he has seen a piece, so each is waited for
+def test_cpus_and_memory_are_plugged_in(bench: Bench) -> None:
+    engine, plan = bench.engine, bench.plan()
+    run = bench.launch(plan)
+    assert engine.hardware(run) == Hardware((0,))
+    engine.plug_cpu(run, plan.board, plan.cpus, 3)
+    dimm = Dimm("0a1b2c3d", 2, PIECE)
+    engine.plug_memory(run, dimm)
+    found = engine.hardware(run)
+    assert found.cpus == (0, 3)
+    assert list(found.pieces) == [dimm.name]
+    assert found.pieces[dimm.name] >= 4 * GIB
+    assert found.pieces[dimm.name] % PIECE == 0
+
+
+def test_to_pull_what_is_not_there_is_fine(bench: Bench) -> None:
+    run = bench.launch(bench.plan())
+    bench.engine.pull_cpu(run, 5)
+    bench.engine.pull_memory(run, Dimm("0a1b2c3d", 0, PIECE))
+    assert bench.engine.hardware(run) == Hardware((0,))
+
+
+def test_it_goes_on_with_the_pieces_it_is_told_of(bench: Bench) -> None:
+    """As a machine does whose state is loaded: they are there from the first instant."""
+    dimms = (Dimm("0a1b2c3d", 1, PIECE, 4 * GIB), Dimm("4e5f6071", 0, 2 * PIECE, 4 * GIB + PIECE))
+    run = bench.launch(bench.plan(cpus=2, present=(0, 2, 5), dimms=dimms))
+    found = bench.engine.hardware(run)
+    assert found.cpus == (0, 2, 5)
+    assert dict(found.pieces) == {dimm.name: dimm.address for dimm in dimms}
+
+
+def test_a_machine_that_has_ended_has_no_hardware(bench: Bench, tmp_path: Path) -> None:
+    with pytest.raises(MachineEnded):
+        bench.engine.hardware(tmp_path / "run")
+
+
+def test_a_machine_for_forks_has_no_balloon(bench: Bench) -> None:
+    plan = bench.plan()
+    run = bench.launch(bench.plan(board=replace(plan.board, balloon=False)))
+    with pytest.raises(GuestError) as raised:
+        bench.engine.balloon(run, 96 * MIB)
+    assert raised.value.code == "no_balloon"

@@ -66,6 +66,8 @@ def request_for(verb: str, name: str, machine_id: str = "") -> requests.Request:
         "clone": requests.CloneMachine(name=name, new_name=f"{name}-x1"),
         "clone-full": requests.CloneMachine(name=name, new_name=f"{name}-x1", full=True),
         "warm": requests.WarmImage(image="tiny", spec=_SPEC, refresh=True),
+        "grow": LimitMachine(name=name, memory=256 << 20),
+        "shrink": LimitMachine(name=name, memory=128 << 20),
         "spare": requests.SetSpares(origin=f"{name}@base", count=1),
     }
     return made[verb] if verb in made else _network_request(verb, name)

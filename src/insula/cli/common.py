@@ -155,6 +155,8 @@ def perform_each(names: Sequence[str], make: Callable[[str], Request], as_json: 
             results.append(result)
             if not (as_json or quiet):
                 click.echo(f"{name} is {result.state} already" if unchanged else f"{name} {done}")
+                if note := getattr(result, "note", None):
+                    click.echo(f"{name}: {note}")
         except InsulaError as error:
             status = max(status, report(error.code, error.message, error.hint, as_json, error.exit_code, cause=error))
     if as_json:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from insula.cli.common import json_option, perform_each, quiet_option
+from insula.cli.common import Size, json_option, perform_each, quiet_option
 from insula.cli.values import later
 from insula.errors import InsulaError, NotFound, UsageError
 from insula.model.limits import WORDS, LimitChanges, Limits, check_limits, words_of
@@ -74,17 +74,27 @@ def limits_asked(options: dict[str, Any]) -> Limits:
     return check_limits(limit_changes(options).apply(Limits()))
 
 
-@click.command(epilog="Examples: insula limit --cpu-limit 0.5 --disk-rate 20M web  |  insula limit --cpu-limit none web")
+@click.command(epilog="Examples: insula limit --cpu-limit 0.5 --disk-rate 20M web  |  insula limit --cpus 2 --memory 1G web")
+@click.option("--cpus", type=int, help="How many CPUs it has.")
+@click.option("--memory", type=Size(), help="How much memory it has.")
 @limit_options
 @quiet_option
 @json_option
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=later("machines"))
-def limit(names: tuple[str, ...], quiet: bool, as_json: bool, **options: Any) -> int:
-    """Limit what machines may have of this host, at once and at every later start. 'none' takes a limit back."""
+def limit(names: tuple[str, ...], cpus: int | None, memory: int | None, quiet: bool, as_json: bool, **options: Any) -> int:
+    """Limit what machines may have of this host, at once and at every later start. 'none' takes a limit back.
+
+    CPUs and memory are plugged in and pulled out as far as the guest goes along; the rest comes with the next start, which is
+    said.
+    """
     changes = limit_changes(options)
-    if not changes:
+    if not changes and cpus is None and memory is None:
         raise click.UsageError("say what to limit, such as --cpu-limit 0.5")
-    return perform_each(names, lambda name: LimitMachine(name=name, changes=changes), as_json, quiet, "is limited")
+
+    def make(name: str) -> LimitMachine:
+        return LimitMachine(name=name, changes=changes, cpus=cpus, memory=memory)
+
+    return perform_each(names, make, as_json, quiet, "is limited")
 
 
 def profiles_path() -> Path:

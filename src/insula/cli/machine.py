@@ -221,6 +221,11 @@ def _print_security(security: Any) -> None:
     print_table(("LAYER", "STATE", "SEEN"), ((layer.name, str(layer.state), layer.detail) for layer in security.layers))
 
 
+def _shape(detail: Any) -> str:
+    sizes = f"{format_size(detail.memory)} memory, {format_size(detail.disk)} disk"
+    return f"{detail.cpus} CPU, {sizes}" if detail.cpus else ""
+
+
 def _print_details(detail: Any) -> None:
     ended = detail.ended
     print_pairs(
@@ -234,10 +239,9 @@ def _print_details(detail: Any) -> None:
             ("renewed", ", ".join(detail.renewed.done) if detail.renewed else ""),
             ("not renewed", "; ".join(f"{part} ({why})" for part, why in detail.renewed.left.items()) if detail.renewed else ""),
             ("image", f"{detail.image} ({detail.image_digest[:12]})" if detail.image_digest else detail.image),
-            (
-                "shape",
-                f"{detail.cpus} CPU, {format_size(detail.memory)} memory, {format_size(detail.disk)} disk" if detail.cpus else "",
-            ),
+            ("shape", _shape(detail)),
+            ("next start", detail.next_start or ""),
+            ("freed memory", f"returns {detail.returns}" if detail.returns else ""),
             ("disk used", format_size(detail.disk_used)),
             ("limits", _limits(detail)),
             ("networks", ", ".join(_card(name, nic) for name, nic in zip(detail.networks, detail.nics, strict=False)) or "none"),

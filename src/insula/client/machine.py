@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from insula.client.local import LocalClient
 from insula.errors import GuestError, NotFound
 from insula.model import network_requests, requests, resource_requests
+from insula.model.units import parse_size
 
 if TYPE_CHECKING:
     from insula.model.network import Firewall, Profile
@@ -124,6 +125,13 @@ class Machine:
     def resume(self) -> Machine:
         self._client.do(requests.ResumeMachine(name=self.name))
         return self
+
+    def resize(self, *, cpus: int | None = None, memory: str | int | None = None) -> MachineStatus:
+        """Change its CPUs and its memory (bytes, or as ``1G``): at its next start, and at once if it runs and its guest goes
+        along; what comes later is in the ``note`` of what is returned. Raises GuestError, HostLacks (``no_memory``)."""
+        size = parse_size(memory) if isinstance(memory, str) else memory
+        status: MachineStatus = self._client.do(resource_requests.LimitMachine(name=self.name, cpus=cpus, memory=size))
+        return status
 
     def rename(self, new_name: str) -> Machine:
         self._client.do(requests.RenameMachine(name=self.name, new_name=new_name))

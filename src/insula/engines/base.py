@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from insula.model.shape import Dimm
 from insula.model.spec import MOST_DISK
 from insula.resources.metrics import DiskCounts
 from insula.store import names
@@ -65,11 +66,13 @@ class DirectBoot(msgspec.Struct, frozen=True):
 
 class LoadPlan(msgspec.Struct, frozen=True):
     """A state to go on from: ``state`` as `Engine.save` wrote it, and the file that is mapped as the guest's memory, whose
-    pages begin at ``offset`` (``memory`` None: the state holds them too)."""
+    pages begin at ``offset`` (``memory`` None: the state holds them too). ``pieces``: where in the file, by their names, plugged
+    pieces of memory are; what of others is not in it is in the state."""
 
     state: Path
     memory: Path | None = None
     offset: int = 0
+    pieces: Mapping[str, int] = {}
 
 
 class LaunchPlan(msgspec.Struct, frozen=True):
@@ -79,7 +82,9 @@ class LaunchPlan(msgspec.Struct, frozen=True):
     as text; ``on_end`` is the command that is run, outside the jail, once the machine has ended. ``display`` is a graphics card
     that nobody looks at yet, ``tpm`` the folder its TPM is kept in, if it has one. ``group``: the name of the control group that
     its processes enter by ``entrances``, open descriptors that stay the caller's; it is noted in the run folder. With ``load``
-    the machine does not boot but goes on, once it is told to resume.
+    the machine does not boot but goes on, once it is told to resume; with
+    the CPUs numbered ``present`` (None: with ``cpus``, which is how many it booted with) and the pieces ``dimms`` beside the
+    ``memory`` it booted with.
     """
 
     name: str
@@ -96,6 +101,8 @@ class LaunchPlan(msgspec.Struct, frozen=True):
     tpm: Path | None = None
     on_end: tuple[str, ...] = ()
     load: LoadPlan | None = None
+    present: tuple[int, ...] | None = None
+    dimms: tuple[Dimm, ...] = ()
     run: str = names.RUN
     group: str = ""
     entrances: tuple[int, ...] = ()
@@ -138,7 +145,7 @@ class SaveOrder(msgspec.Struct, frozen=True):
     ``uuid`` is the machine's as in its `LaunchPlan`, ``machine`` the versioned machine type, ``size`` the guest's memory in
     bytes; ``layers`` are the former heads' files, by disk, under the names they keep. ``at_instant`` is called while the guest
     stands still, ``switched`` as soon as the disks are in their new heads; then the guest goes on if ``go_on``, unless it was
-    paused before.
+    paused before. ``must_have``: the CPUs without which it cannot be saved.
     """
 
     uuid: str
@@ -151,6 +158,7 @@ class SaveOrder(msgspec.Struct, frozen=True):
     at_instant: Callable[[], None]
     switched: Callable[[], None]
     go_on: bool = True
+    must_have: tuple[int, ...] = ()
 
 
 # How a running machine's memory is taken. ``changed-pages``: the memory file is a link to the one the machine was loaded from,
@@ -158,13 +166,22 @@ class SaveOrder(msgspec.Struct, frozen=True):
 Method = Literal["changed-pages", "mapped-ram", "background-snapshot", "stream"]
 
 
+class Hardware(msgspec.Struct, frozen=True):
+    """What a running machine has: its CPUs by number, and, by name, the pieces of memory plugged in with their addresses. A guest
+    may let go of either by itself."""
+
+    cpus: tuple[int, ...]
+    pieces: Mapping[str, int] = {}
+
+
 class Saved(msgspec.Struct, frozen=True):
-    """What `Engine.save` did: the ``method``, where the pages begin in the memory file (None: they are in the state), and
-    how long the guest stood still, in seconds."""
+    """What `Engine.save` did: the ``method``, where the pages begin in the memory file (None: they are in the state),
+    how long the guest stood still, in seconds, and with what it must go on."""
 
     method: Method
     offset: int | None
     pause: float
+    hardware: Hardware | None = None
 
 
 class Features(msgspec.Struct, frozen=True):
@@ -275,4 +292,36 @@ class Engine(Protocol):
 
     def pull(self, run: Path, slot: int) -> None:
         """Pull a network card out; one that is gone is fine. Raises GuestError (``card_in_use``): the guest holds it."""
+        ...
+
+    def hardware(self, run: Path) -> Hardware:
+        """What CPUs and pieces of memory a running machine has."""
+        ...
+
+    def can_pull_cpus(self, board: BoardRecord) -> bool:
+        """Whether a machine on ``board`` from which a CPU was pulled can still be saved."""
+        ...
+
+    def plug_cpu(self, run: Path, board: BoardRecord, cpus: int, number: int) -> None:
+        """Plug in a CPU, of those the board of a machine that booted with ``cpus`` has room for. Whether the guest takes it
+        into use is the guest's affair."""
+        ...
+
+    def pull_cpu(self, run: Path, number: int) -> None:
+        """Pull a CPU out; one that is gone is fine. Raises GuestError (``cpu_in_use``): the guest does not let go of it."""
+        ...
+
+    def plug_memory(self, run: Path, dimm: Dimm) -> None:
+        """Plug in a piece of memory, which is the machine's own also where its other memory is a mapped file. After a failure
+        there is none. Raises HostLacks (``no_memory``)."""
+        ...
+
+    def pull_memory(self, run: Path, dimm: Dimm) -> None:
+        """Pull a piece of memory out; one that is gone is fine. Raises GuestError (``memory_in_use``): the guest does not let
+        go."""
+        ...
+
+    def balloon(self, run: Path, size: int) -> int:
+        """Ask the guest to do with ``size`` bytes of all its memory; what it has come to have, after a while. It may take memory
+        back later rather than end programs. Raises GuestError (``no_balloon``)."""
         ...

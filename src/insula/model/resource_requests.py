@@ -7,10 +7,13 @@ from insula.model.requests import Request
 
 
 class LimitMachine(Request, frozen=True):
-    """Change what the machine is held to, at once if it runs, and at every later start."""
+    """Change what the machine is held to, at once if it runs, and at every later start. ``cpus`` and ``memory`` (bytes): how
+    much of that it has, at its next start, and at once if it runs and its guest goes along; None leaves it."""
 
     name: str
     changes: LimitChanges = LimitChanges()
+    cpus: int | None = None
+    memory: int | None = None
 
 
 class ShowUsage(Request, frozen=True):

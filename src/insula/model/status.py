@@ -42,6 +42,8 @@ class MachineStatus(msgspec.Struct, frozen=True):
     """One machine, seen from outside. The order of the fields is the order in JSON: the most wanted first.
 
     ``reason``: why it is paused though nobody asked for it, such as ``no-space`` (the disk that holds its folder is full).
+    ``cpus`` and ``memory`` are what it has now; ``next_start``: what it boots with next time, where that is something else.
+    ``note``: what a verb could not do as it was asked to, and why.
     """
 
     name: str
@@ -58,6 +60,8 @@ class MachineStatus(msgspec.Struct, frozen=True):
     problem: str | None = None
     reason: str | None = None
     ended: End | None = None
+    next_start: str | None = None
+    note: str | None = None
 
 
 class MachineDetails(MachineStatus, frozen=True, kw_only=True):
@@ -65,6 +69,7 @@ class MachineDetails(MachineStatus, frozen=True, kw_only=True):
 
     ``origin``: what it was forked or cloned from (``web@snap1``), as that was called then. ``renewed``: of a fork, which parts of
     its former identity were made new, and which were not. ``holds``: how it is held to ``limits`` while it runs.
+    ``returns``: how memory that its guest frees comes back to the host, while it runs.
     """
 
     id: str
@@ -88,6 +93,7 @@ class MachineDetails(MachineStatus, frozen=True, kw_only=True):
     renewed: Renewal | None = None
     limits: Limits = Limits()
     holds: list[Hold] = []
+    returns: str = ""
 
 
 class SnapshotStatus(msgspec.Struct, frozen=True):

@@ -19,23 +19,33 @@ from insula.store.spares import spare_folders, spare_origins
 
 
 def admit(
-    context: Context, memory: int, board: BoardRecord, *, count: int = 1, whose: str = "the machine", replaces: str = ""
+    context: Context,
+    memory: int,
+    board: BoardRecord,
+    *,
+    count: int = 1,
+    whose: str = "the machine",
+    replaces: str = "",
+    grows: bool = False,
 ) -> None:
     """Let ``count`` machines of this kind come into being; spares go before they are refused. ``whose``: what a message calls
-    them. ``replaces``: the id of the machine whose place one takes, and whose memory that gets.
+    them. ``replaces``: the id of the machine whose place one takes, and whose memory that gets. ``grows``: it is no machine but
+    more memory for one that runs.
 
     Raises HostLacks (``no_memory``): the message has what is asked for and what is left, the hint how many fit. UsageError.
     """
     from insula.operations.spare import give_back_memory
 
     try:
-        check_room(context, memory, board, count=count, whose=whose, replaces=replaces)
+        check_room(context, memory, board, count=count, whose=whose, replaces=replaces, grows=grows)
     except HostLacks:
         give_back_memory(context)
-        check_room(context, memory, board, count=count, whose=whose, replaces=replaces)
+        check_room(context, memory, board, count=count, whose=whose, replaces=replaces, grows=grows)
 
 
-def check_room(context: Context, memory: int, board: BoardRecord, *, count: int, whose: str, replaces: str = "") -> None:
+def check_room(
+    context: Context, memory: int, board: BoardRecord, *, count: int, whose: str, replaces: str = "", grows: bool = False
+) -> None:
     """As `admit`, but spares stay."""
     alive = _alive(context)
     # What they own makes more room, never less: with enough of it nobody need look through all processes.
@@ -43,7 +53,7 @@ def check_room(context: Context, memory: int, board: BoardRecord, *, count: int,
         running = _claims(alive, owned)
         available = available_bytes() + (running.pop(replaces).owned if replaces in running else 0)
         room = Room(available, list(running.values()), overcommit())
-        each = room.counted(worst_case(memory, board.accelerator))
+        each = room.counted(memory if grows else worst_case(memory, board.accelerator))
         if count * each <= room.left:
             return
     raise _refusal(room, each, count, f"{count} {whose}" if count > 1 else whose)
@@ -87,7 +97,7 @@ def _claims(alive: Mapping[str, MachineRecord], owned: Mapping[str, int] | None 
         pids = all_inhabitants(alive) if alive else {}
         owned = {key: sum(private_bytes(pid) for pid in pids.get(key, ())) for key in alive}
     return {
-        key: Claim(worst_case(record.spec.memory, record.board.accelerator if record.board else ""), owned[key])
+        key: Claim(worst_case(record.hardware.total, record.board.accelerator if record.board else ""), owned[key])
         for key, record in alive.items()
     }
 

@@ -22,6 +22,7 @@ from insula.disks.layers import link_layer
 from insula.disks.overlays import create_overlay
 from insula.errors import InsulaError, MachineEnded
 from insula.host.files import fsync_file, fsync_folder, remove_tree
+from insula.model.shape import Shape, kept_shape
 from insula.model.status import State
 from insula.operations import journal
 from insula.operations.context import Context
@@ -131,12 +132,13 @@ def _save(context: Context, held: Held, record: MachineRecord, staged: Path, go_
         memory=staged / names.MEMORY,
         state=staged / names.STATE,
         machine=board.machine,
-        size=record.spec.memory,
+        size=record.hardware.memory,
         heads=heads,
         layers=former_heads(folder, record),
         at_instant=lambda: _copy_kept(folder, record, staged),
         switched=lambda: switched.append(True),
         go_on=go_on,
+        must_have=() if context.engine.can_pull_cpus(board) else record.hardware.present,
     )
     try:
         return context.engine.save(folder / names.RUN, order)
@@ -229,6 +231,7 @@ def _describe(
         spec=record.spec,
         identity=due.former if due is not None and due.former is not None else record.identity,
         nics=record.nics,
+        shape=_shape(record, saved),
         boot=record.boot,
         arch=record.arch,
         board=record.board,
@@ -236,6 +239,14 @@ def _describe(
         memory=None if saved is None else MemoryState(method=saved.method, offset=saved.offset, pause=saved.pause),
         sums=sums,
     )
+
+
+def _shape(record: MachineRecord, saved: Saved | None) -> Shape | None:
+    """What the machine had when its state was taken: its guest may have let go of something that its record names. One that is
+    off will boot with what its spec says."""
+    if saved is None or saved.hardware is None:
+        return None
+    return kept_shape(record.spec, record.hardware.as_found(saved.hardware.cpus, saved.hardware.pieces))
 
 
 def _state(state: State) -> Literal["running", "paused", "stopped"]:

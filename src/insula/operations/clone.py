@@ -68,4 +68,6 @@ def _fill(staged: Path, source: Path, record: MachineRecord, *, full: bool) -> M
         shutil.copyfile(source / record.variables, staged / record.variables)
     if record.spec.tpm:
         make_tpm(staged / record.tpm, read_tpm(source / record.tpm))
-    return msgspec.structs.replace(record, created=time.time(), disks=disks, parent=None, ephemeral=False, nics=[], published=[])
+    return msgspec.structs.replace(
+        record, created=time.time(), disks=disks, parent=None, ephemeral=False, nics=[], published=[], shape=None
+    )

@@ -120,7 +120,7 @@ def _origin(context: Context, request: ForkMachine, operation: Operation) -> Ite
 def _admit(context: Context, request: ForkMachine, record: MachineRecord | SnapshotRecord) -> None:
     """Before anything is done. Raises HostLacks (``no_memory``) saying how many forks fit."""
     whose = "forks" if request.count > 1 else "the fork"
-    admit(context, record.spec.memory, board_of(context, record), count=request.count, whose=whose)
+    admit(context, record.hardware.total, board_of(context, record), count=request.count, whose=whose)
 
 
 def _make_all(context: Context, request: ForkMachine, wanted: list[str], origin: Origin) -> ForkResult:

@@ -71,7 +71,7 @@ def placed(context: Context, record: MachineRecord) -> Iterator[Place]:
 def _settings(group: Group, record: MachineRecord) -> list[Setting]:
     cpuset = group.where("cpuset")
     there = (cpuset.parent / "cpuset.cpus").read_text().strip() if cpuset is not None else ""
-    return settings(record.limits, record.spec.memory, group.versions(), there or format_pin(online_cpus()))
+    return settings(record.limits, record.hardware.total, group.versions(), there or format_pin(online_cpus()))
 
 
 def hold_back(context: Context, folder: Path, record: MachineRecord, run: str = names.RUN) -> None:

@@ -69,6 +69,7 @@ def show_machine(context: Context, request: ShowMachine, operation: Operation) -
         renewed=record.renewed,
         guest=_guest(folder) if status.agent else {},
         limits=record.limits,
+        returns=_returns(folder, record) if status.state.has_process else "",
         holds=_holds(context, folder, record) if status.state.has_process else [],
         process=_processes(folder, record.id) if status.state.has_process else {},
     )
@@ -146,6 +147,15 @@ def _processes(folder: Path, machine_id: str) -> dict[str, int]:
     from insula.model.text import clean
 
     return {clean(untrusted_name): pid for pid, untrusted_name in inhabitants(folder, machine_id).items()}
+
+
+def _returns(folder: Path, record: MachineRecord) -> str:
+    """How memory that the guest frees comes back to the host."""
+    if (folder / names.RUN / names.MEMORY).exists():
+        return "not while it runs: it maps an image that others map, too, in which nobody may make holes"
+    if record.board is None or not record.board.balloon:
+        return "not while it runs: it has no balloon"
+    return "at once (free-page reporting); more by a balloon: insula limit --memory"
 
 
 def _holds(context: Context, folder: Path, record: MachineRecord) -> list[Hold]:

@@ -11,7 +11,10 @@ from typing import Any, Final
 
 from insula.errors import InsulaError
 from insula.host.sockets import is_listening
+from insula.model.shape import Shape, shape_of
+from insula.model.spec import MachineSpec
 from insula.model.status import End, MachineStatus, State
+from insula.model.units import format_size
 from insula.store import names
 from insula.store.ends import read_end
 from insula.store.machines import MachineRecord, read_machine
@@ -96,14 +99,15 @@ def observe(folder: Path) -> tuple[MachineStatus, MachineRecord | None]:
     state, untrusted = observe_state(folder)
     if state is State.STOPPED and (folder / names.SUSPENDED).is_dir():
         state = State.SUSPENDED
+    shape = record.hardware if state.has_process or state is State.SUSPENDED else shape_of(record.spec, None)
     status = MachineStatus(
         name=folder.name,
         kind=record.kind,
         state=state,
         image=record.image.name,
         addresses=machine_addresses(record) if state.has_process else [],
-        cpus=record.spec.cpus,
-        memory=record.spec.memory,
+        cpus=shape.used_cpus,
+        memory=shape.usable,
         disk=record.spec.disk,
         created=record.created,
         agent=untrusted.get("agent") is True,
@@ -111,8 +115,16 @@ def observe(folder: Path) -> tuple[MachineStatus, MachineRecord | None]:
         ephemeral=record.ephemeral,
         problem=_what_ails(folder, record) if state in (State.RUNNING, State.PAUSED) else None,
         ended=None if state.has_process else last_end(folder),
+        next_start=_next_start(record.spec, shape),
     )
     return status, record
+
+
+def _next_start(spec: MachineSpec, shape: Shape) -> str | None:
+    """What the machine boots with next time, when that is not what it has."""
+    words = [f"{spec.cpus} CPUs"] if spec.cpus != shape.used_cpus else []
+    words += [format_size(spec.memory)] if spec.memory != shape.usable else []
+    return ", ".join(words) or None
 
 
 def _what_ails(folder: Path, record: MachineRecord) -> str | None:

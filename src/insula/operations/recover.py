@@ -17,6 +17,7 @@ from insula.model.status import State
 from insula.operations import journal
 from insula.operations.cabling import uncable, uncable_all
 from insula.operations.context import Context
+from insula.operations.hardware import RESIZE, reconcile
 from insula.operations.observe import is_alive, observe
 from insula.operations.operation import Operation
 from insula.operations.rewire import rewire
@@ -106,6 +107,7 @@ def _finish(context: Context, folder: Path, entry: journal.Entry) -> bool:
         done = _rejoin(context, folder, goes_on=not stands) and _rewire(context, folder, alive=True)
         done = done and (entry.verb != "limit" or _uphold(context, folder))
         done = done and (entry.verb not in _TOLD or _finish_start(context, folder))
+        done = done and (entry.verb != RESIZE or _reconcile(context, folder))
         if due is not None and not due.stands and not entry.stands:
             _finish_due(context, folder)
     else:
@@ -206,6 +208,14 @@ def _uphold(context: Context, folder: Path) -> bool:
 
     with contextlib.suppress(InsulaError, OSError):
         uphold(context, folder, read_machine(folder))
+        return True
+    return False
+
+
+def _reconcile(context: Context, folder: Path) -> bool:
+    """Write down what CPUs and memory the machine has; whether that could be done."""
+    with contextlib.suppress(InsulaError):
+        reconcile(context, folder, read_machine(folder))
         return True
     return False
 

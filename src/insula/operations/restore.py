@@ -65,7 +65,7 @@ def restore(context: Context, request: RestoreSnapshot, operation: Operation) ->
         place, state = find_snapshot(held.folder, request.snapshot)
         if state.memory is not None:
             check_loadable(context, f"{request.name}@{request.snapshot}", state)
-            admit(context, state.spec.memory, board_of(context, state), replaces=held.record.id)
+            admit(context, state.hardware.total, board_of(context, state), replaces=held.record.id)
         operation.tell("check its files")
         ensure_sums(held.folder, place, state.sums)
         with Steps(operation) as steps:
@@ -98,7 +98,7 @@ def _with_fresh_heads(context: Context, held: Held, state: SnapshotRecord, place
     if state.spec.tpm:
         tpm = f"{names.TPM}/{token}"
         make_tpm(held.folder / tpm, _tpm_state(place))
-    record = msgspec.structs.replace(held.record, spec=state.spec)
+    record = msgspec.structs.replace(held.record, spec=state.spec, shape=state.shape)
     return msgspec.structs.replace(
         with_restored_cards(context, record, state), disks=disks, boot=state.boot, board=state.board, variables=variables,
         tpm=tpm,

@@ -115,8 +115,8 @@ def show(context: Context, request: ShowSnapshot, operation: Operation) -> Snaps
     return SnapshotDetails(
         **{name: getattr(status, name) for name in status.__struct_fields__},
         id=record.id,
-        cpus=record.spec.cpus,
-        memory=record.spec.memory,
+        cpus=record.hardware.used_cpus,
+        memory=record.hardware.usable,
         disks={disk.name: disk.size for disk in record.disks},
         files={entry.name: _occupied(entry) for entry in sorted(place.iterdir())},
         qemu=board.qemu if board else "",

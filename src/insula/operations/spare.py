@@ -108,7 +108,7 @@ def _check_room(context: Context, record: SnapshotRecord, count: int) -> None:
     missing = count - len(spare_folders(context.home, record.id))
     if missing > 0:
         whose = "spares" if missing > 1 else "the spare"
-        check_room(context, record.spec.memory, board_of(context, record), count=missing, whose=whose)
+        check_room(context, record.hardware.total, board_of(context, record), count=missing, whose=whose)
 
 
 def _make(context: Context, origin: Origin) -> None:

@@ -165,13 +165,14 @@ def check_memory(spec: MachineSpec) -> None:
 
 
 def _with_board(context: Context, folder: Path, record: MachineRecord, *, balloon: bool) -> MachineRecord:
-    """The record with the board of this start, written down when it is new.
+    """The record with the board of this start, written down when it is new. What was plugged in before is forgotten: it boots
+    with what its spec says.
 
     Its memory is its own, so what the guest gives back can return to the host; not so where it will be shared with forks.
     """
     board = msgspec.structs.replace(choose_board(context, record.arch, record.board), balloon=balloon)
-    if board != record.board:
-        record = msgspec.structs.replace(record, board=board)
+    if board != record.board or record.shape is not None:
+        record = msgspec.structs.replace(record, board=board, shape=None)
         write_machine(folder, record)
     return record
 
@@ -188,13 +189,14 @@ def launch_plan(
     from insula.engines.base import DiskPlan, LaunchPlan, LayerFile
 
     assert record.board is not None
+    shape = record.hardware
     return LaunchPlan(
         name=folder.name,
         folder=folder,
         uuid=record.identity.uuid,
         generation=record.identity.generation,
-        cpus=record.spec.cpus,
-        memory=record.spec.memory,
+        cpus=shape.cpus,
+        memory=shape.memory,
         board=record.board,
         boot=_boot_plan(folder, record),
         disks=tuple(
@@ -213,6 +215,8 @@ def launch_plan(
         tpm=folder / record.tpm if record.spec.tpm else None,
         on_end=_settle_command(folder.parent.parent, record.id),
         load=load,
+        present=shape.present,
+        dimms=shape.dimms,
         run=run,
         group=place.leaf,
         entrances=place.entrances,

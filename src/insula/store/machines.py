@@ -19,6 +19,7 @@ from insula.model.identity import Identity, Renewal
 from insula.model.limits import Limits
 from insula.model.names import LONGEST_SHOWN, nearest
 from insula.model.network import Firewall, Nic, Publish
+from insula.model.shape import Shape, shape_of
 from insula.model.spec import MachineSpec
 from insula.model.text import clean
 from insula.store import names
@@ -89,7 +90,8 @@ class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``variables``: the file of its UEFI variables, ``tpm``: the folder its TPM is kept in, if it has one. ``parent``: the id of
     the snapshot its present state descends from. ``renewed``: of a fork, what was made new in it. ``nics``: its network cards,
     one for each network of its spec (version 3). ``firewall`` and ``published``: what its networks let through, and which ports
-    of the host lead to it. ``limits``: what it may have of the host (version 4).
+    of the host lead to it. ``limits``: what it may have of the host (version 4). ``shape``: the CPUs and memory of its present
+    life, where they are not what its spec says; that is for its next start.
     """
 
     version: int
@@ -113,6 +115,12 @@ class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     firewall: Firewall = Firewall()
     published: list[Publish] = []
     limits: Limits = Limits()
+    shape: Shape | None = None
+
+    @property
+    def hardware(self) -> Shape:
+        """The CPUs and memory it has while it runs, or is suspended."""
+        return shape_of(self.spec, self.shape)
 
 
 def machine_folder(home: Home, name: str) -> Path:

@@ -14,6 +14,7 @@ import msgspec
 
 from insula.errors import InsulaError
 from insula.model.network import Nic
+from insula.model.shape import check_shape
 from insula.model.spec import MOST_NETWORKS, check_spec
 from insula.model.text import clean
 from insula.store import names
@@ -109,6 +110,7 @@ def _check_words(record: SnapshotRecord) -> None:
     if board is not None:
         words = (_MACHINE_TYPE.fullmatch(board.machine), _CPU.fullmatch(board.cpu), _WORD.fullmatch(board.qemu))
         _require(all(words) and bool(_WORD.fullmatch(board.accelerator)), "its board makes no sense")
+    _require(record.shape is None or check_shape(record.shape), "its CPUs and memory make no sense")
     _require(len(boot.cmdline) <= _MOST_CMDLINE and boot.cmdline.isprintable(), "its kernel's command line makes no sense")
     _require((boot.kind == "direct") == (boot.kernel is not None), "it has a kernel and none")
 
@@ -172,7 +174,7 @@ def _check_files(manifest: Manifest) -> None:
         _require(0 <= manifest.data[path] <= -(-entry.size // 65536) * 65536, "a file has more data than bytes")
     if record.memory is not None and record.memory.offset is not None:
         offset, size = record.memory.offset, record.sums[names.MEMORY].size
-        _require(offset % _PAGE == 0 and 0 <= offset <= size - record.spec.memory, "its memory is not where it says")
+        _require(offset % _PAGE == 0 and 0 <= offset <= size - record.hardware.memory, "its memory is not where it says")
 
 
 def _own_files(record: SnapshotRecord) -> set[str]:
@@ -186,7 +188,8 @@ def _own_files(record: SnapshotRecord) -> set[str]:
 
 def most_bytes(record: SnapshotRecord, path: str) -> int:
     """How large a file of a snapshot of this shape can be: pure, and generous."""
-    memory = record.spec.memory + record.spec.memory // 64 + _OTHER_MEMORY
+    total = record.hardware.total
+    memory = total + total // 64 + _OTHER_MEMORY
     if path in (names.MEMORY, names.STATE):
         return memory
     if path == names.VARIABLES:

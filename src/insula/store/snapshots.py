@@ -15,13 +15,14 @@ from insula.errors import AlreadyExists, DamagedRecord, HostLacks, InsulaError, 
 from insula.host.files import fsync_folder, is_temporary, remove_tree
 from insula.model.identity import Identity
 from insula.model.network import Nic
+from insula.model.shape import Shape, shape_of
 from insula.model.spec import MachineSpec
 from insula.store import names
 from insula.store.machines import BoardRecord, Boot, ImageUse, MachineRecord
 from insula.store.records import read_record, upgrade_shape, write_record
 from insula.store.sums import FileSum
 
-SNAPSHOT_VERSION = 2
+SNAPSHOT_VERSION = 3
 BEFORE_RESTORE = "before-restore"
 PUBLISH = "publish"  # the step of a verb that is to give its state a name once QEMU has ended
 
@@ -52,7 +53,7 @@ class SnapshotRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``state`` is that of the machine at the instant; ``memory`` None for a stopped one. ``parent`` is the id of the snapshot
     that the machine's state descended from. ``sums``: what the snapshot's files and the layers must be (paths relative to the
-    machine's folder, the snapshot's own files by their bare names).
+    machine's folder, the snapshot's own files by their bare names). ``shape``: as of a machine (version 3).
     """
 
     version: int
@@ -71,6 +72,12 @@ class SnapshotRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory: MemoryState | None
     sums: dict[str, FileSum]
     nics: list[Nic] = []
+    shape: Shape | None = None
+
+    @property
+    def hardware(self) -> Shape:
+        """The CPUs and memory that the machine had at the instant."""
+        return shape_of(self.spec, self.shape)
 
     def former(self, own: Identity) -> Identity | None:
         """Who the guest in memory takes itself for, when that is somebody else than the machine with the identity ``own``: the

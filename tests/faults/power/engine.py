@@ -21,10 +21,11 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from insula.engines.base import Features, LaunchPlan, MergedLayer, NewHead, NicPlan, Saved, SaveOrder
+from insula.engines.base import Features, Hardware, LaunchPlan, MergedLayer, NewHead, NicPlan, Saved, SaveOrder
 from insula.engines.fake.engine import FEATURES
 from insula.errors import InsulaError, MachineEnded
 from insula.host.files import remove_tree
+from insula.model.shape import Dimm
 from insula.resources.metrics import DiskCounts
 from insula.store import names
 from insula.store.machines import BoardRecord
@@ -103,6 +104,28 @@ class WriterEngine:
 
     def pull(self, run: Path, slot: int) -> None:
         raise AssertionError("nobody has a network card here")
+
+    def hardware(self, run: Path) -> Hardware:
+        self._life(run)
+        return Hardware((0,))
+
+    def can_pull_cpus(self, board: BoardRecord) -> bool:
+        return board.accelerator != "tcg"
+
+    def plug_cpu(self, run: Path, board: BoardRecord, cpus: int, number: int) -> None:
+        raise AssertionError("nobody is resized here")
+
+    def pull_cpu(self, run: Path, number: int) -> None:
+        raise AssertionError("nobody is resized here")
+
+    def plug_memory(self, run: Path, dimm: Dimm) -> None:
+        raise AssertionError("nobody is resized here")
+
+    def pull_memory(self, run: Path, dimm: Dimm) -> None:
+        raise AssertionError("nobody is resized here")
+
+    def balloon(self, run: Path, size: int) -> int:
+        raise AssertionError("nobody is resized here")
 
     def close(self) -> None:
         for life in self._machines.values():

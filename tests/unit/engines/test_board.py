@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.engines.base import DirectBoot, DiskBoot, DiskPlan, LaunchPlan, LayerFile, NicPlan
+from insula.engines.base import DirectBoot, DiskBoot, DiskPlan, LaunchPlan, LayerFile, LoadPlan, NicPlan
 from insula.engines.qemu.board import NIC_PORTS, RESERVED, Board, build_board
 from insula.engines.qemu.cmdline import build_argv
 from insula.engines.qemu.probe import EMULATED_CPU
 from insula.errors import UsageError
+from insula.model.shape import Dimm
 from insula.model.units import GIB, MIB
 from insula.store.machines import BoardRecord
 
@@ -69,6 +70,14 @@ CASES = {
         nics=(NicPlan("52:54:00:00:00:01", tap=5), NicPlan("52:54:00:00:00:02", tap=6, slot=2)),
     ),
     "vga-tpm-qemu-10.0": plan("10.0", boot=DiskBoot(), display="vga", tpm=FOLDER / "tpm/0"),
+    # A fork of a machine that had 2 CPUs, let go of one, and got another and memory twice; only the first piece is in the file.
+    "pieces-qemu-10.0": plan(
+        "10.0",
+        cpus=2,
+        load=LoadPlan(FOLDER / "origin/state", FOLDER / "origin/memory", 1 << 20, pieces={"0a1b2c3d": 600 << 20}),
+        present=(0, 2),
+        dimms=(Dimm("0a1b2c3d", 0, 256 * MIB, 4 * GIB), Dimm("4e5f6071", 3, 128 * MIB)),
+    ),
     "bare-qemu-10.0": plan("10.0", boot=DirectBoot(FOLDER / "vmlinuz"), disks=(), nics=()),
 }
 

@@ -16,10 +16,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from insula.engines.base import DirectBoot, DiskBoot, Features, LaunchPlan, MergedLayer, NewHead, NicPlan, Saved, SaveOrder
-from insula.errors import DamagedRecord, HostLacks, MachineEnded, UsageError
+from insula.engines.base import (
+    DirectBoot,
+    DiskBoot,
+    Features,
+    Hardware,
+    LaunchPlan,
+    MergedLayer,
+    Method,
+    NewHead,
+    NicPlan,
+    Saved,
+    SaveOrder,
+)
+from insula.errors import DamagedRecord, GuestError, HostLacks, MachineEnded, UsageError
 from insula.host.files import remove_tree
 from insula.host.sockets import listen_unix
+from insula.model.shape import Dimm
 from insula.resources.metrics import DiskCounts
 from insula.store import names
 from insula.store.machines import BoardRecord
@@ -54,6 +67,9 @@ class _Machine:
     cards: dict[int, tuple[str, bool]] = field(default_factory=dict)
     button: int = 0
     throttles: dict[str, dict[str, int]] = field(default_factory=dict)
+    cpus: set[int] = field(default_factory=set)
+    pieces: dict[str, int] = field(default_factory=dict)
+    grip: bool = False  # the guest lets go of nothing
 
 
 class FakeEngine:
@@ -95,7 +111,10 @@ class FakeEngine:
         if load is not None and load.memory is not None:
             os.link(load.memory, run / names.MEMORY)
         heads = {disk.name: disk.head.path for disk in plan.disks}
-        self._machines[run] = _Machine(plan, listener, memory, load is not None, heads)
+        machine = _Machine(plan, listener, memory, load is not None, heads)
+        machine.cpus = set(range(plan.cpus) if plan.present is None else plan.present)
+        machine.pieces = {dimm.name: dimm.address for dimm in plan.dimms}
+        self._machines[run] = machine
         self._tell(run)
 
     def pause(self, run: Path) -> None:
@@ -138,7 +157,8 @@ class FakeEngine:
         order.switched()
         machine.paused = was_paused or not order.go_on
         self._tell(run)
-        return Saved("mapped-ram" if base is None else "changed-pages", 0, 0.0 if machine.paused else 0.001)
+        method: Method = "mapped-ram" if base is None else "changed-pages"
+        return Saved(method, 0, 0.0 if machine.paused else 0.001, self.hardware(run))
 
     def switch_heads(self, run: Path, heads: tuple[NewHead, ...], layers: Mapping[str, Path], *, go_on: bool) -> None:
         machine = self._running(run)
@@ -166,6 +186,41 @@ class FakeEngine:
 
     def set_links(self, run: Path, up: bool) -> None:
         self._running(run).links = up
+
+    def hardware(self, run: Path) -> Hardware:
+        machine = self._running(run)
+        return Hardware(tuple(sorted(machine.cpus)), dict(machine.pieces))
+
+    def hold_on(self, run: Path) -> None:
+        """From now on the guest lets go of nothing."""
+        self._running(run).grip = True
+
+    def can_pull_cpus(self, board: BoardRecord) -> bool:
+        return board.accelerator != "tcg"
+
+    def plug_cpu(self, run: Path, board: BoardRecord, cpus: int, number: int) -> None:
+        del board, cpus
+        self._running(run).cpus.add(number)
+
+    def pull_cpu(self, run: Path, number: int) -> None:
+        machine = self._running(run)
+        if machine.grip and number in machine.cpus:
+            raise GuestError(f"the guest does not let go of CPU {number}", code="cpu_in_use")
+        machine.cpus.discard(number)
+
+    def plug_memory(self, run: Path, dimm: Dimm) -> None:
+        self._running(run).pieces[dimm.name] = dimm.address or (4 + dimm.slot) << 32
+
+    def pull_memory(self, run: Path, dimm: Dimm) -> None:
+        machine = self._running(run)
+        if machine.grip and dimm.name in machine.pieces:
+            raise GuestError("the guest does not let go of the memory that was plugged in", code="memory_in_use")
+        machine.pieces.pop(dimm.name, None)
+
+    def balloon(self, run: Path, size: int) -> int:
+        if not self._running(run).plan.board.balloon:
+            raise GuestError("the machine has no balloon", code="no_balloon")
+        return size
 
     def _running(self, run: Path) -> _Machine:
         machine = self._machines.get(run)

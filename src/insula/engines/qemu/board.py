@@ -18,14 +18,15 @@ VMGENID and a TPM have no PCI address; the serial console is the ISA port COM1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
 
 from insula.engines.base import DirectBoot, DiskBoot, DiskPlan, LaunchPlan, NicPlan
-from insula.engines.qemu.sizes import most_memory
+from insula.engines.qemu.pieces import block_name, cpu_place, cpu_type, dimm_place
 from insula.errors import UsageError
+from insula.model.shape import MEMORY_PLACES, most_cpus, most_memory
 from insula.model.units import MIB
 
 SLOT_DISPLAY: Final = 0x01
@@ -61,8 +62,6 @@ JAIL_MEMORY: Final = "/boot/memory"
 
 AGENT_PORT: Final = "org.insula.agent"
 
-_HOTPLUG_CPUS: Final = 8
-_HOTPLUG_SLOTS: Final = 8
 # Between these bounds three times what it has; an unlimited multiple would leave the addresses of small CPUs.
 # A quarter of the default and still more than a Debian boot translates; the default is up to 1 GiB.
 _TRANSLATION_CACHE_MIB: Final = 128
@@ -138,14 +137,14 @@ def build_board(plan: LaunchPlan) -> Board:
         machine={"type": plan.board.machine, **_MACHINE, **firmware},
         accelerator=_accelerator(plan, files),
         cpu=plan.board.cpu,
-        processors=_processors(plan.cpus),
+        processors=_processors(plan),
         memory=_memory(plan.memory),
         boot=_boot(plan.boot),
         loads=plan.load is not None,
         files=tuple(files),
         nodes=tuple(nodes),
         objects=(
-            _backend(plan),
+            *_backends(plan),
             Part("rng-builtin", {"id": "rng0"}),
             *(Part("throttle-group", {"id": throttle_group(disk.name)}) for disk in plan.disks),
         ),
@@ -189,28 +188,46 @@ def _accelerator(plan: LaunchPlan, files: list[File]) -> Mapping[str, object]:
     return {"accel": plan.board.accelerator}
 
 
-def _processors(cpus: int) -> Mapping[str, object]:
-    """The CPUs present share one package; room to grow comes as further packages.
+def _processors(plan: LaunchPlan) -> Mapping[str, object]:
+    """The CPUs it boots with share one package; room to grow comes as further packages. Those that are not the first ones come as
+    devices (`_pieces`)."""
+    most = most_cpus(plan.cpus)
+    return {"cpus": _first(plan), "maxcpus": most, "sockets": most // plan.cpus, "cores": plan.cpus, "threads": 1}
 
-    Linux refuses a CPU that appears in a package it already knows, unless it recognises the hypervisor.
-    """
-    packages = max(2, -(-_HOTPLUG_CPUS // cpus))
-    return {"cpus": cpus, "maxcpus": cpus * packages, "sockets": packages, "cores": cpus, "threads": 1}
+
+def _first(plan: LaunchPlan) -> int:
+    """How many CPUs are there without a gap, from number 0 on."""
+    present = range(plan.cpus) if plan.present is None else plan.present
+    return next((place for place, number in enumerate(present) if place != number), len(present))
 
 
 def _memory(size: int) -> Mapping[str, object]:
-    return {"size": f"{size // MIB}M", "slots": _HOTPLUG_SLOTS, "maxmem": f"{most_memory(size) // MIB}M"}
+    return {"size": f"{size // MIB}M", "slots": MEMORY_PLACES, "maxmem": f"{most_memory(size) // MIB}M"}
 
 
-def _backend(plan: LaunchPlan) -> Part:
-    """A booted machine's memory is its own; one that goes on from a file maps that, and what it writes is its own.
+def _backends(plan: LaunchPlan) -> Iterator[Part]:
+    """A booted machine's memory is its own; one that goes on from a file maps that, and what it writes is its own. So it is with
+    each piece that was plugged in."""
+    load = plan.load if plan.load is not None and plan.load.memory is not None else None
+    yield _backend("m", plan.memory, load.offset if load is not None else None)
+    for dimm in plan.dimms:
+        yield _backend(block_name(dimm), dimm.size, load.pieces.get(dimm.name) if load is not None else None)
 
-    ``readonly`` and not ``rom``: QEMU can neither write the file nor punch holes into it, whatever the guest gives back.
-    """
-    if plan.load is None or plan.load.memory is None:
-        return Part("memory-backend-ram", {"id": "m", "size": plan.memory})
-    place: dict[str, object] = {"mem-path": JAIL_MEMORY, "offset": plan.load.offset}
-    return Part("memory-backend-file", {"id": "m", "size": plan.memory, **place, "share": False, "readonly": True, "rom": "off"})
+
+def _backend(name: str, size: int, offset: int | None) -> Part:
+    """``readonly`` and not ``rom``: QEMU can neither write the file nor punch holes into it, whatever the guest gives back."""
+    if offset is None:
+        return Part("memory-backend-ram", {"id": name, "size": size})
+    place: dict[str, object] = {"mem-path": JAIL_MEMORY, "offset": offset}
+    return Part("memory-backend-file", {"id": name, "size": size, **place, "share": False, "readonly": True, "rom": "off"})
+
+
+def _pieces(plan: LaunchPlan) -> Iterator[Part]:
+    """The CPUs and the memory that were plugged in before."""
+    for number in (plan.present or ())[_first(plan) :]:
+        yield Part(cpu_type(plan.board.cpu), cpu_place(plan.cpus, number))
+    for dimm in plan.dimms:
+        yield Part("pc-dimm", dimm_place(dimm))
 
 
 def _boot(boot: DiskBoot | DirectBoot) -> tuple[tuple[str, str], ...]:
@@ -279,7 +296,7 @@ def _devices(plan: LaunchPlan) -> tuple[Part, ...]:
     disks = tuple(_disk(index, disk) for index, disk in enumerate(plan.disks))
     nics = tuple(nic_part(slot, nic, plan.board.offloads) for slot, nic in zip(nic_slots(plan), plan.nics, strict=True))
     tpm = (Part("tpm-crb", {"id": "tpm0-device", "tpmdev": "tpm0"}),) if plan.tpm is not None else ()
-    return (*ports, *_display(plan), *fixed, *tpm, *disks, *nics)
+    return (*_pieces(plan), *ports, *_display(plan), *fixed, *tpm, *disks, *nics)
 
 
 def nic_slots(plan: LaunchPlan) -> list[int]:

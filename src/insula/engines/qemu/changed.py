@@ -23,8 +23,9 @@ from typing import Final
 from insula.engines.base import SaveOrder
 from insula.engines.qemu.answers import add_fd, ask
 from insula.engines.qemu.heads import PASSING
-from insula.engines.qemu.memory import MAIN, PAGE, find_main, read_blocks
+from insula.engines.qemu.memory import MAIN, PAGE, find_main, find_pieces, read_blocks
 from insula.engines.qemu.pagemap import Run, count_pages, own_runs, pages_of, read_memory
+from insula.engines.qemu.pieces import PREFIX
 from insula.engines.qemu.qmp import Monitor, Refused
 from insula.engines.qemu.stream import Pages
 from insula.errors import DamagedRecord, InsulaError
@@ -71,11 +72,10 @@ class Copied:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """The way to what a machine has changed: its QEMU's memory, open, and where in the file it maps (``base``) pages begin."""
+    """The way to what a machine has changed: its QEMU's memory, open, the blocks that are ``mapped`` from the file it was loaded
+    from, and all ``others``."""
 
-    base: Path
-    offset: int
-    main: Ram
+    mapped: list[Ram]
     others: list[Ram]
     pagemap: int
     memory: int
@@ -84,7 +84,7 @@ class Changes:
         """Whether they can be read while the guest stands. Raises OSError."""
         for _ in range(_LOOKS):
             began = time.perf_counter()
-            changed = (count_pages(self._own()) + self._others()) * PAGE
+            changed = self._count(self._own()) * PAGE
             looking = time.perf_counter() - began
             if is_soon_read(looking, changed):
                 return True
@@ -95,15 +95,17 @@ class Changes:
     def read(self) -> Copied | None:
         """All of them, of the instant; None when they have become too many. The guest stands. Raises OSError."""
         own = self._own()
-        if not is_soon_read(0.0, (count_pages(own) + self._others()) * PAGE // _GROWTH):
+        if not is_soon_read(0.0, self._count(own) * PAGE // _GROWTH):
             return None
-        return Copied([self._copy(self.main, own), *(self._whole(ram) for ram in self.others)])
+        copied = [self._copy(ram, runs) for ram, runs in zip(self.mapped, own, strict=True)]
+        return Copied([*copied, *(self._whole(ram) for ram in self.others)])
 
-    def _own(self) -> list[Run]:
-        return own_runs(self.pagemap, self.main.address, self.main.length)
+    def _own(self) -> list[list[Run]]:
+        return [own_runs(self.pagemap, ram.address, ram.length) for ram in self.mapped]
 
-    def _others(self) -> int:
-        return sum(count_pages(self._there(ram)) for ram in self.others)
+    def _count(self, own: list[list[Run]]) -> int:
+        """How many pages are to be read: ``own`` ones, and those of the other blocks."""
+        return sum(map(count_pages, own)) + sum(count_pages(self._there(ram)) for ram in self.others)
 
     def _there(self, ram: Ram) -> list[Run]:
         """Where a block that no file is behind can be other than zeros."""
@@ -156,19 +158,24 @@ def _find(monitor: Monitor, run: Path, order: SaveOrder, stack: contextlib.ExitS
         return None
     rams = _rams(monitor)
     main = [ram for ram in rams if ram.name == MAIN and ram.length == order.size]
-    others = [ram for ram in rams if ram.name != MAIN]
-    if len(main) != 1 or sum(ram.length for ram in others) > _MOST_OTHERS:
+    if len(main) != 1:
+        return None
+    file = os.open(base, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    stack.callback(os.close, file)
+    blocks = read_blocks(file)
+    find_main(blocks, order.size)
+    pieces = {PREFIX + name for name in find_pieces(blocks)}
+    mapped = [ram for ram in rams if ram.name in pieces]
+    others = [ram for ram in rams if ram.name != MAIN and ram not in mapped]
+    if sum(ram.length for ram in others) > _MOST_OTHERS:
         return None
     process = _process(monitor, run, order, stack)
     if process is None:
         return None
     pagemap, memory, maps = (_opened(name, stack, process) for name in ("pagemap", "mem", "maps"))
     others = _told_private(others, maps)
-    file = os.open(base, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    stack.callback(os.close, file)
-    offset = find_main(read_blocks(file), order.size).pages
     os.link(base, order.memory, follow_symlinks=False)
-    return Changes(base, offset, main[0], others, pagemap, memory)
+    return Changes([*main, *mapped], others, pagemap, memory)
 
 
 def read_ahead(monitor: Monitor, run: Path, order: SaveOrder) -> None:

@@ -7,8 +7,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from insula.engines.base import Features, LaunchPlan, MergedLayer, Method, NewHead, NicPlan, Saved, SaveOrder
+from msgspec.structs import replace
+
+from insula.engines.base import Features, Hardware, LaunchPlan, MergedLayer, Method, NewHead, NicPlan, Saved, SaveOrder
 from insula.errors import MachineEnded
+from insula.model.shape import Dimm
 from insula.resources.metrics import DiskCounts
 from insula.store import names
 from insula.store.machines import BoardRecord
@@ -75,6 +78,7 @@ class QemuEngine:
             from insula.host.holes import fill_holes
 
             fill_holes(plan.load.memory)
+            plan = _with_pieces(plan)
         build = self._learn("amd64").build
         launch(plan, build, tracks=self._tracks(build))
 
@@ -151,3 +155,49 @@ class QemuEngine:
         from insula.engines.qemu import migrate
 
         migrate.set_links(run / names.QMP_SOCKET, up)
+
+    def hardware(self, run: Path) -> Hardware:
+        from insula.engines.qemu import hotplug
+
+        return hotplug.hardware(run / names.QMP_SOCKET)
+
+    def can_pull_cpus(self, board: BoardRecord) -> bool:
+        # An emulated CPU leaves a listener for written memory behind, and whoever saves the machine waits for its thread for ever
+        # (tcg_log_global_after_sync in QEMU's system/physmem.c; 10.0).
+        return board.accelerator != "tcg"
+
+    def plug_cpu(self, run: Path, board: BoardRecord, cpus: int, number: int) -> None:
+        from insula.engines.qemu import hotplug
+
+        hotplug.plug_cpu(run / names.QMP_SOCKET, board, cpus, number)
+
+    def pull_cpu(self, run: Path, number: int) -> None:
+        from insula.engines.qemu import hotplug
+
+        hotplug.pull_cpu(run / names.QMP_SOCKET, number)
+
+    def plug_memory(self, run: Path, dimm: Dimm) -> None:
+        from insula.engines.qemu import hotplug
+
+        hotplug.plug_memory(run / names.QMP_SOCKET, dimm)
+
+    def pull_memory(self, run: Path, dimm: Dimm) -> None:
+        from insula.engines.qemu import hotplug
+
+        hotplug.pull_memory(run / names.QMP_SOCKET, dimm)
+
+    def balloon(self, run: Path, size: int) -> int:
+        from insula.engines.qemu import hotplug
+
+        return hotplug.balloon(run / names.QMP_SOCKET, size)
+
+
+def _with_pieces(plan: LaunchPlan) -> LaunchPlan:
+    """The plan with the places of plugged memory in the file that is mapped. Raises DamagedRecord."""
+    load = plan.load
+    if load is None or load.memory is None or not plan.dimms:
+        return plan
+    from insula.engines.qemu.memory import find_pieces, read_blocks
+
+    with open(load.memory, "rb") as file:
+        return replace(plan, load=replace(load, pieces=find_pieces(read_blocks(file.fileno()))))

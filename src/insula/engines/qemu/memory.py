@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from insula.engines.qemu.pieces import PREFIX
 from insula.errors import DamagedRecord
 
 MAIN: Final = "m"  # the block that is the guest's memory, named after its backend
@@ -97,6 +98,11 @@ def find_main(blocks: list[Block], size: int) -> Block:
         if block.name == MAIN and block.length == size:
             return block
     raise _damaged("it does not hold the guest's memory")
+
+
+def find_pieces(blocks: list[Block]) -> dict[str, int]:
+    """Where the pieces of memory that were plugged in are, by their names: the offsets of their pages."""
+    return {block.name.removeprefix(PREFIX): block.pages for block in blocks if block.name.startswith(PREFIX)}
 
 
 def _damaged(what: str) -> DamagedRecord:

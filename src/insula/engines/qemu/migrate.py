@@ -33,7 +33,8 @@ from insula.engines.qemu.heads import (
     switch,
     take_back,
 )
-from insula.engines.qemu.memory import MAIN, block_pages, find_main, read_blocks
+from insula.engines.qemu.hotplug import read_hardware
+from insula.engines.qemu.memory import MAIN, block_pages, find_main, find_pieces, read_blocks
 from insula.engines.qemu.monitor import read_status
 from insula.engines.qemu.outgoing import (
     DEVICES,
@@ -47,9 +48,10 @@ from insula.engines.qemu.outgoing import (
     stop,
     why,
 )
+from insula.engines.qemu.pieces import PREFIX
 from insula.engines.qemu.qmp import Monitor, Refused
 from insula.engines.qemu.stream import compose
-from insula.errors import InsulaError, MachineEnded
+from insula.errors import GuestError, InsulaError, MachineEnded
 from insula.host.files import explain_os_error
 from insula.store import names
 
@@ -83,6 +85,13 @@ def save(run: Path, order: SaveOrder, ways: Collection[Method] = WAYS) -> Saved:
         sets = DescriptorSets(monitor)
         undo.callback(sets.close)
         ran = read_status(monitor).running
+        hardware = read_hardware(monitor)
+        if gone := set(order.must_have) - set(hardware.cpus):
+            raise GuestError(
+                f"the guest has let go of CPU {min(gone)}, without which an emulated machine cannot be saved",
+                code="cpu_let_go",
+                hint="restart it",
+            )
         for head in order.heads:
             undo.callback(drop_head, monitor, head)  # first: its file may be handed over, and no more than that
             add_head(monitor, head)
@@ -107,7 +116,7 @@ def save(run: Path, order: SaveOrder, ways: Collection[Method] = WAYS) -> Saved:
         freeze(monitor, order.heads, order.layers)
     pause = resumed - taken.since if resumed is not None and ran else 0.0
     whole = taken.method in ("stream", "background-snapshot")
-    return Saved(taken.method, None if whole else _compose_state(order, taken.changed), pause)
+    return Saved(taken.method, None if whole else _compose_state(order, taken.changed), pause, hardware)
 
 
 def _can_write_behind(monitor: Monitor, order: SaveOrder, ways: Collection[Method]) -> bool:
@@ -257,7 +266,8 @@ def _compose_state(order: SaveOrder, changed: Copied | None) -> int:
         if changed is not None:
             others = changed.pages()
         else:
-            others = [(block.name, block.length, block_pages(descriptor, block)) for block in blocks if block.name != MAIN]
+            mapped = {MAIN, *(PREFIX + name for name in find_pieces(blocks))}
+            others = [(block.name, block.length, block_pages(descriptor, block)) for block in blocks if block.name not in mapped]
         with order.state.open("r+b") as file:
             stream = compose(file.read(_SMALL), order.machine, others)
             file.seek(0)

@@ -1,20 +1,14 @@
-"""How large things may become: the memory a machine can be plugged up to, and the files its QEMU writes. Pure."""
+"""How large the files become that a QEMU writes. Pure."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from insula.engines.base import LaunchPlan
+from insula.model.shape import most_memory
 from insula.model.units import GIB
 
-_HOTPLUG_MEMORY: Final = (16 * GIB, 64 * GIB)  # room for what is plugged in: at least so much, at most so much
 _BESIDE: Final = GIB  # what a file of memory has beside the guest's own: screens, firmware, the format
-
-
-def most_memory(size: int) -> int:
-    """Bytes that a machine that starts with ``size`` of them can be plugged up to."""
-    least_room, most_room = _HOTPLUG_MEMORY
-    return -(-(size + min(max(3 * size, least_room), most_room)) // GIB) * GIB
 
 
 def largest_file(plan: LaunchPlan) -> int:

@@ -1,0 +1,49 @@
+"""Memory that a guest frees comes back to the host, from a machine that booted; a fork says that from it none does."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+import insula
+from insula.host.memory import private_bytes
+from insula.model.units import MIB
+
+pytestmark = pytest.mark.limit(400)
+
+_BLOB = 100 * MIB
+_PATIENCE = 120.0  # seconds; Linux reports free pages two seconds after they became so
+_FILL = (
+    "mkdir -p /dev/shm; mountpoint -q /dev/shm || mount -t tmpfs none /dev/shm; mount -o remount,size=90% /dev/shm;"
+    "head -c 1000000 /dev/urandom > /tmp/piece; n=0;"
+    f"while [ $n -lt {_BLOB // 1000000} ]; do n=$((n+1)); cat /tmp/piece; done > /dev/shm/blob"
+)
+
+
+def _owned(machine: insula.Machine) -> int:
+    """Bytes that nobody but its QEMU has."""
+    return max(private_bytes(pid) for pid in machine.show().process.values())
+
+
+@pytest.mark.parametrize("image", ["tiny", pytest.param("debian", marks=pytest.mark.full)])
+def test_what_a_booted_guest_frees_returns(home: Path, request: pytest.FixtureRequest, image: str) -> None:
+    machine = insula.connect(home).create(request.getfixturevalue(image), name="giver", memory="512M", network="none")
+    try:
+        machine.start()
+        assert machine.show().returns.startswith("at once")
+        machine.exec("sh", "-c", _FILL, check=True)
+        full = _owned(machine)
+        machine.exec("sh", "-c", "rm /dev/shm/blob; echo 3 > /proc/sys/vm/drop_caches", check=True)
+        deadline = time.monotonic() + _PATIENCE
+        while _owned(machine) > full - _BLOB * 3 // 4:
+            assert time.monotonic() < deadline, f"of {full} bytes {_owned(machine)} are left"
+            time.sleep(0.2)  # between two looks: there is no event for it
+    finally:
+        machine.delete(force=True)
+
+
+def test_a_fork_says_that_nothing_returns(home: Path, tiny: str) -> None:
+    with insula.connect(home).run(tiny, memory="128M", network="none") as machine:
+        assert machine.show().returns.startswith("not while it runs")
