@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 import insula
 from insula.client.sdk import Shape
-from insula.errors import HostLacks, UsageError
+from insula.errors import HostLacks, InsulaError, UsageError
 from insula.host import cgroups
 from insula.host.scheduling import online_cpus
 from insula.model.limits import Limits
@@ -22,6 +23,7 @@ from insula.resources.groups import group_of
 from insula.store import names
 from insula.store.names import Home
 from tests.framework.doors import Door, Refused, run_cli
+from tests.framework.processes import wait_settled
 
 pytestmark = [
     pytest.mark.limit(240),
@@ -235,6 +237,24 @@ def test_the_command_line_takes_them_at_creation_by_name_and_later(home: Path, t
         done = run_cli(home, "limit", *words, name)
         assert done.returncode == 2 or words[:1] == ["--limit-profile"], done
         assert code in done.stderr or b"limits.toml" in done.stderr
+
+
+def test_a_qemu_that_the_fence_around_its_memory_ends_is_told_as_such(running: str, home: Path) -> None:
+    """The fence is pulled in to just above what it uses, and the guest asks for more."""
+    machine, mine = insula.connect(home).get(running), group(home, running)
+    version = mine.versions().get("memory")
+    if version is None or Path("/proc/swaps").read_text().count("\n") > 1:
+        pytest.skip("memory cannot be fenced here, or is swapped out instead")
+    usage, fence = ("memory.usage_in_bytes", "memory.limit_in_bytes") if version == 1 else ("memory.current", "memory.max")
+    mine.write("memory", fence, str(int(mine.read("memory", usage) or 0) + (8 << 20)))
+    with contextlib.suppress(InsulaError):
+        machine.exec("dd", "if=/dev/zero", "of=/dev/null", "bs=90M", "count=1")
+    wait_until(lambda: machine.state == "stopped")
+    wait_settled(home / "machines" / running)
+    ended = machine.show().ended
+    assert ended is not None
+    assert (ended.reason, ended.detail) == ("memory-limit", "QEMU took more memory than this machine may have")
+    assert machine.start().exec("true").code == 0
 
 
 def test_what_this_host_can_hold_is_no_reason_to_refuse() -> None:

@@ -19,6 +19,7 @@ from typing import Final
 from insula.errors import ChildFailed, HostLacks, InsulaError, MachineEnded
 from insula.host.process import find_program, spawn
 from insula.isolation.tool import WRITABLE, run_tool, tool_argv, tool_calls
+from insula.resources.groups import entering
 from insula.store.tpm import MOST_BYTES, hand_over
 
 _PATIENCE: Final = 3.0
@@ -43,8 +44,9 @@ def tpm_argv(folder: Path, uid: int | None, calls: Sequence[int] = ()) -> list[s
     return ["sh", "-c", _ENTER, "tpm", *room]
 
 
-def start_tpm(folder: Path, uid: int | None) -> tuple[socket.socket, int]:
-    """Start the TPM kept in ``folder``, a new one if that is empty or not there. Returns the end of its socket that is for QEMU,
+def start_tpm(folder: Path, uid: int | None, entrances: Sequence[int] = ()) -> tuple[socket.socket, int]:
+    """Start the TPM kept in ``folder``, a new one if that is empty or not there, in the control groups that have these entrances.
+    Returns the end of its socket that is for QEMU,
     and a descriptor that QEMU must hold: the TPM ends when that is closed everywhere.
 
     Raises HostLacks (``program_missing``), OSError.
@@ -61,8 +63,8 @@ def start_tpm(folder: Path, uid: int | None) -> tuple[socket.socket, int]:
     try:
         # Forked off, so that it is nobody's child whose end must be waited for.
         with tool_calls() as calls:
-            words = ["setsid", "--fork", *tpm_argv(folder, uid, calls)]
-            with spawn(words, stdin=ends, stdout=theirs.fileno(), pass_fds=calls) as starter:
+            words = entering(entrances, ["setsid", "--fork", *tpm_argv(folder, uid, calls)])
+            with spawn(words, stdin=ends, stdout=theirs.fileno(), pass_fds=[*calls, *entrances]) as starter:
                 starter.wait(_PATIENCE)
     except BaseException:
         ours.close()

@@ -17,6 +17,7 @@ from typing import Final
 from insula.errors import ChildFailed, HostLacks
 from insula.host.process import find_program, run, spawn
 from insula.model.network import Nic
+from insula.resources.groups import entering
 
 ADDRESS: Final = "10.0.2.15"
 PREFIX: Final = 24
@@ -51,8 +52,9 @@ def passt_argv(descriptor: int, resolvers: Sequence[str], uid: int | None) -> li
     return words
 
 
-def start_passt(uid: int | None) -> socket.socket:
-    """Start passt and return the end of its socket that is for QEMU. Closing that end everywhere ends passt.
+def start_passt(uid: int | None, entrances: Sequence[int] = ()) -> socket.socket:
+    """Start passt, in the control groups that have these entrances, and return the end of its socket that is for QEMU. Closing
+    that end everywhere ends passt.
 
     Raises HostLacks (``program_missing``).
     """
@@ -63,7 +65,7 @@ def start_passt(uid: int | None) -> socket.socket:
         # Forked off, so that it is nobody's child whose end must be waited for. Its words go nowhere: without a system logger
         # old versions print one line for each line they could not log, for ever.
         argv = ["setsid", "--fork", *passt_argv(theirs.fileno(), host_resolvers(), uid)]
-        with spawn(argv, pass_fds=[theirs.fileno()]) as starter:
+        with spawn(entering(entrances, argv), pass_fds=[theirs.fileno(), *entrances]) as starter:
             starter.wait(_PATIENCE)
     except BaseException:
         ours.close()

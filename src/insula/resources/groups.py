@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from insula.errors import HostLacks
 from insula.host import cgroups
 from insula.host.cgroups import Group, Tree
+from insula.host.native import native_path
 from insula.resources.shares import Setting, parent_weight
 from insula.store import names
 from insula.store.names import Home, home_key
@@ -59,6 +60,16 @@ def _entrances(group: Group) -> Iterator[tuple[int, ...]]:
                 f"the machine's control group is gone: {cause.strerror}", code="no_group", hint="somebody removed it; try again"
             ) from cause
         yield descriptors
+
+
+def group_words(entrances: Iterable[int]) -> list[str]:
+    """Pure: how a half of the keeper is told to enter groups (native/keeper/group.c)."""
+    return [word for entrance in entrances for word in ("--group", str(entrance))]
+
+
+def entering(entrances: Sequence[int], argv: Sequence[str]) -> list[str]:
+    """The words that run ``argv`` in the groups that have these entrances, which it does not get."""
+    return [str(native_path("insula-keeper")), "enter", *group_words(entrances), "--", *argv] if entrances else [*argv]
 
 
 def write_all(group: Group, settings: Iterable[Setting]) -> None:

@@ -13,7 +13,7 @@ import select
 import socket
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +42,7 @@ from insula.isolation.jail import Jail, jail_argv
 from insula.isolation.roots import KEEPER_INSIDE, PROBE_INSIDE, jail_root
 from insula.isolation.uids import jail_ids
 from insula.model.text import clean
+from insula.resources.groups import group_words
 from insula.store import names
 
 _READY: Final = 60.0  # seconds the porter waits for the keeper; it takes a tenth of one unless the host is very busy
@@ -184,7 +185,7 @@ def _networks(plan: LaunchPlan, descriptors: Descriptors, uid: int | None, watch
         if nic.tap is not None:
             descriptors.qemu[f"net{slot}"] = os.dup(nic.tap)
             continue
-        end = start_passt(uid)
+        end = start_passt(uid, plan.entrances)
         ends.append(watch.enter_context(end.dup()))
         descriptors.qemu[f"net{slot}"] = end.detach()
     return ends
@@ -199,7 +200,7 @@ def _tpm(
     from insula.isolation.tpm import start_tpm
 
     with _file_errors(plan.run_folder):
-        end, descriptors.qemu["tpm-lifeline"] = start_tpm(plan.tpm, uid)
+        end, descriptors.qemu["tpm-lifeline"] = start_tpm(plan.tpm, uid, plan.entrances)
     watched = watch.enter_context(end.dup())
     descriptors.qemu["tpm"] = end.detach()
     return _tpm_errors(watched, plan.tpm, uid)
@@ -259,11 +260,6 @@ def _start(plan: LaunchPlan, jail: Jail, porter: list[str], qemu: list[str], des
         os.close(listening)
         if calls is not None:
             os.close(calls)
-
-
-def group_words(entrances: Iterable[int]) -> list[str]:
-    """Pure: how a half of the keeper is told to enter control groups (native/keeper/group.c)."""
-    return [word for entrance in entrances for word in ("--group", str(entrance))]
 
 
 def porter_words(speaking: int, on_end: tuple[str, ...]) -> list[str]:
