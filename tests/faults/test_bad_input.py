@@ -37,7 +37,9 @@ def home(tmp_path: Path) -> Path:
         (("network", "create", "none"), 2, "cannot be a network's name"),
         (("network", "create", "x", "--subnet", "10.1.2.3/24"), 2, "is no IPv4 subnet"),
         (("network", "create", "x", "--mode", "bridge"), 2, "--parent"),
-        (("network", "create", "x", "--mode", "bridge", "--parent", "nothing0"), 1, "nothing0"),
+        pytest.param(
+            ("network", "create", "x", "--mode", "bridge", "--parent", "nothing0"), 1, "nothing0", marks=pytest.mark.root
+        ),
         (("network", "attach", "nat", "nobody"), 1, "no machine named 'nobody'"),
         (("network", "limit", "nobody", "--up", "fast"), 2, "is no rate"),
         (("firewall", "deny", "nobody", "to", "nowhere", "tcp", "0"), 2, "no port"),

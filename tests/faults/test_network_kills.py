@@ -92,6 +92,9 @@ def _prepare(home: Path, wanted: str, port: int) -> insula.Machine:
     on_it = len(machine.show().nics) > 1
     if ("den" in wanted.split()) != on_it:
         (machine.detach if on_it else machine.attach)(_NETWORK)
+        if not on_it:  # by another card than `base` knows: who goes back to that has the former one again
+            next(each for each in machine.snapshots() if each.name == "base").delete()
+            machine.snapshot("base")
     if "published" in wanted:
         machine.publish(f"{port}:80")
     if "suspended" in wanted:

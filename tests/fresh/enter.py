@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
-_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "net/tun", "kvm", "userfaultfd")
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "kvm", "userfaultfd")
 # What ties a system to the network it is in; a real one has these from its installer or its DHCP client.
 _CERTIFICATES = "/etc/host-certificates.crt"
 _OF_THE_HOST = {
@@ -56,6 +57,8 @@ def _fill_dev(dev: Path) -> None:
     _mount("-t", "tmpfs", "-o", "mode=1777", "tmpfs", dev / "shm")
     for name, target in {"ptmx": "pts/ptmx", "fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"}.items():
         (dev / name).symlink_to(target)
+    os.mknod(dev / "net/tun", stat.S_IFCHR | 0o666, os.makedev(10, 200))  # for everybody, as udev's rules have it
+    (dev / "net/tun").chmod(0o666)
     for name in _DEVICES:
         if Path("/dev", name).exists():
             (dev / name).touch()

@@ -143,10 +143,11 @@ class Card(NamedTuple):
 
 
 def new_card(context: Context, machine_id: str, name: str, card: Card, *, fabric: bool, address: str = "") -> Nic:
-    """A card on the network ``name``, with addresses there. Raises NotFound, HostLacks, AlreadyExists (``address_taken``)."""
+    """A card on the network ``name``, with addresses there. Raises NotFound, HostLacks, AlreadyExists (``address_taken``),
+    UsageError (``bad_address``)."""
     from insula.model.network import Nic
     from insula.networks.passt import ADDRESS
-    from insula.store.networks import claim_address
+    from insula.store.networks import check_wanted, claim_address
 
     network = network_named(context.home, name)
     ipv4: str | None = ADDRESS
@@ -154,6 +155,13 @@ def new_card(context: Context, machine_id: str, name: str, card: Card, *, fabric
     if fabric:
         claim = claim_address(context.home, name, machine_id, card.key, card.mac, address)
         ipv4, ipv6 = claim.ipv4 or None, claim.ipv6 or None
+    elif address:
+        check_wanted(name, network.spec, address)
+        raise HostLacks(
+            f"no address can be chosen on '{name}': this host can make no networks, and each machine is alone behind a passt",
+            code="no_fabric",
+            hint="see what is missing: insula doctor",
+        )
     return Nic(key=card.key, network=network.id, mac=card.mac, ipv4=ipv4, ipv6=ipv6, fixed=bool(address), slot=card.slot)
 
 

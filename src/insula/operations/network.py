@@ -33,6 +33,12 @@ def create(context: Context, request: CreateNetwork, operation: Operation) -> Ne
     from insula.store.networks import create_network
 
     check_network_name(request.name)
+    spec = NetworkSpec(
+        mode=request.mode, ipv4=request.ipv4 or None, ipv6=request.ipv6 or None, parent=request.parent or None,
+        vlan=request.vlan, isolated=request.isolated,
+    )  # fmt: skip
+    if spec.mode == "bridge" or spec.ipv4:
+        check_network(spec)
     context.home.prepare()
     if not has_fabric(context) or (request.mode == "bridge" and probe(context.home).kind != "root"):
         raise HostLacks(
@@ -41,12 +47,8 @@ def create(context: Context, request: CreateNetwork, operation: Operation) -> Ne
             hint="see what is missing: insula doctor",
         )
     operation.tell("choose its subnets")
-    spec = NetworkSpec(
-        mode=request.mode, ipv4=request.ipv4 or None, ipv6=request.ipv6 or None, parent=request.parent or None,
-        vlan=request.vlan, isolated=request.isolated,
-    )  # fmt: skip
     if spec.mode == "bridge":
-        check_parent(check_network(spec))
+        check_parent(spec)
     record = create_network(context.home, request.name, spec, routes(except_link=host_link(home_key(context.home.root))))
     return _status(request.name, record, {})
 

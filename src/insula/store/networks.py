@@ -267,7 +267,7 @@ def claim_address(home: Home, name: str, machine: str, nic: str, mac: str, wante
     """
     spec = read_network(home, name).spec
     if wanted:
-        _check_wanted(name, spec, wanted)
+        check_wanted(name, spec, wanted)
     with _claiming(home, name) as folder:
         known = {claim.nic: claim for claim in claims(home, name)}
         former = known.get(nic)
@@ -291,7 +291,8 @@ def claim_address(home: Home, name: str, machine: str, nic: str, mac: str, wante
     return claim
 
 
-def _check_wanted(name: str, spec: NetworkSpec, wanted: str) -> None:
+def check_wanted(name: str, spec: NetworkSpec, wanted: str) -> None:
+    """Raises UsageError (``bad_address``) when no machine on the network ``name`` can have this address."""
     from ipaddress import IPv4Address, IPv4Network
 
     shown = clean(wanted, longest=LONGEST_SHOWN)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from insula.model.network import NetworkSpec
-from tests.functional.networks.lab import Guest, Lab, lab
+from tests.functional.networks.lab import ROOT_OR_NOT, Guest, Lab, lab
 
 LAB, OTHER, PRIVATE = "1a000001", "2b000002", "3c000003"
 
@@ -35,7 +35,7 @@ class Town:
         return [self.a, self.b, self.c, self.far, self.p, self.q]
 
 
-@pytest.fixture(scope="session", params=["root", pytest.param("user", marks=pytest.mark.full)])
+@pytest.fixture(scope="session", params=ROOT_OR_NOT)
 def _town(request: pytest.FixtureRequest) -> Iterator[Town]:
     with lab(ordinary=request.param == "user") as world:
         yield Town(world)

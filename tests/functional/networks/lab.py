@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import msgspec
+import pytest
 
 from insula.model.addresses import slaac_address
 from insula.model.network import Firewall, NetworkSpec, Nic, Profile, parse_rule
@@ -278,6 +279,13 @@ def _configured(spec: NetworkSpec, nic: Nic) -> list[str]:
     if nic.ipv6:
         lines += [f"address add {nic.ipv6}/64 dev eth0 nodad", f"route add ::/0 via {plan.gateway6(spec)}"]
     return lines
+
+
+# Whose a lab is: either is made from root.
+ROOT_OR_NOT = [
+    pytest.param("root", marks=pytest.mark.root),
+    pytest.param("user", marks=[pytest.mark.root, pytest.mark.full]),
+]
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import pytest
 from insula.model.network import NetworkSpec
 from insula.networks import naming, plan
 from tests.functional.networks import frames
-from tests.functional.networks.lab import Guest, Lab, Node, lab
+from tests.functional.networks.lab import ROOT_OR_NOT, Guest, Lab, Node, lab
 
 LAN = "5e000001"
 SERVER = "192.168.60.1"
@@ -27,7 +27,7 @@ class Lan:
     b: Guest
 
 
-@pytest.fixture(scope="module", params=["root", pytest.param("user", marks=pytest.mark.full)])
+@pytest.fixture(scope="module", params=ROOT_OR_NOT)
 def lan(request: pytest.FixtureRequest) -> Iterator[Lan]:
     with lab(ordinary=request.param == "user") as world:
         device = world.add_node()
@@ -43,9 +43,9 @@ def lan(request: pytest.FixtureRequest) -> Iterator[Lan]:
 
 
 def _join(guest: Guest) -> str:
-    """The address the LAN gives, taken."""
-    lease = guest.node.lease(guest.mac)
-    address = lease["address"]
+    """The address the LAN gives, taken. A client asks again when nobody answers."""
+    leases = (guest.node.lease(guest.mac) for _ in range(4))
+    address = next(lease for lease in leases if lease)["address"]
     assert address.startswith("192.168.60.")
     guest.node.batch("ip", [f"address replace {address}/24 dev eth0"])
     return str(address)

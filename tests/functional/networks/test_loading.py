@@ -11,7 +11,7 @@ import pytest
 from insula.model.network import Firewall, NetworkSpec, Rates, parse_rule
 from insula.networks import naming, plan, rules
 from insula.networks.plan import Attached
-from tests.functional.networks.lab import HOME, Guest, Lab, lab
+from tests.functional.networks.lab import HOME, ROOT_OR_NOT, Guest, Lab, lab
 
 LAB = "1a000001"
 NAT = NetworkSpec("nat", "10.77.0.0/24", "fd12:3456:789a:1::/64")
@@ -34,7 +34,7 @@ FIREWALLS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["root", pytest.param("user", marks=pytest.mark.full)])
+@pytest.fixture(scope="module", params=ROOT_OR_NOT)
 def world(request: pytest.FixtureRequest) -> Iterator[Lab]:
     with lab(ordinary=request.param == "user") as made:
         made.network(LAB, NAT)

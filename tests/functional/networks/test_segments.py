@@ -12,7 +12,7 @@ import pytest
 from insula.model.network import NetworkSpec
 from insula.networks import dns, naming, plan, segments
 from insula.networks.plan import Segment
-from tests.functional.networks.lab import OUTSIDE4, Guest, Lab, Node, lab
+from tests.functional.networks.lab import OUTSIDE4, ROOT_OR_NOT, Guest, Lab, Node, lab
 
 LAB = "1a000001"
 MAC, GATEWAY_MAC = "52:54:00:aa:bb:cc", "0a:0a:0a:0a:0a:0a"
@@ -27,7 +27,7 @@ class Twins:
     twins: list[tuple[Guest, Node]]
 
 
-@pytest.fixture(scope="module", params=["root", pytest.param("user", marks=pytest.mark.full)])
+@pytest.fixture(scope="module", params=ROOT_OR_NOT)
 def world(request: pytest.FixtureRequest) -> Iterator[Twins]:
     with lab(ordinary=request.param == "user") as made:
         made.network(LAB, NetworkSpec("nat", "10.77.0.0/24", "fd12:3456:789a:1::/64"))
