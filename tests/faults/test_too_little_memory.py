@@ -17,7 +17,8 @@ from insula.model.requests import SetSpares
 from insula.model.units import MIB
 from insula.operations import admit
 from insula.operations.context import Context
-from insula.resources.admission import OVERCOMMIT, Room, worst_case
+from insula.resources.admission import Room, worst_case
+from insula.resources.policy import OVERCOMMIT
 from insula.store.names import Home
 from tests.faults.rewound import left_over
 from tests.framework.doors import run_cli

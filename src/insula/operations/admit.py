@@ -12,7 +12,8 @@ from insula.isolation.inhabitants import all_inhabitants
 from insula.model.units import format_size
 from insula.operations.context import Context
 from insula.operations.observe import is_alive
-from insula.resources.admission import Claim, Room, overcommit, worst_case
+from insula.resources.admission import Claim, Room, worst_case
+from insula.resources.policy import read_policy
 from insula.store.machines import BoardRecord, MachineRecord, machine_names, read_machine
 from insula.store.snapshots import SnapshotRecord
 from insula.store.spares import spare_folders, spare_origins
@@ -27,15 +28,19 @@ def admit(
     whose: str = "the machine",
     replaces: str = "",
     grows: bool = False,
+    cpus: int = 0,
 ) -> None:
     """Let ``count`` machines of this kind come into being; spares go before they are refused. ``whose``: what a message calls
     them. ``replaces``: the id of the machine whose place one takes, and whose memory that gets. ``grows``: it is no machine but
-    more memory for one that runs.
+    more memory for one that runs. ``cpus``: how many each has.
 
     Raises HostLacks (``no_memory``): the message has what is asked for and what is left, the hint how many fit. UsageError.
     """
+    from insula.operations.promises import check_cpus
     from insula.operations.spare import give_back_memory
 
+    if cpus:
+        check_cpus(context, cpus, count=count, whose=whose, replaces=replaces)
     try:
         check_room(context, memory, board, count=count, whose=whose, replaces=replaces, grows=grows)
     except HostLacks:
@@ -47,12 +52,12 @@ def check_room(
     context: Context, memory: int, board: BoardRecord, *, count: int, whose: str, replaces: str = "", grows: bool = False
 ) -> None:
     """As `admit`, but spares stay."""
-    alive = _alive(context)
+    policy, alive = read_policy(context.home.root), _alive(context)
     # What they own makes more room, never less: with enough of it nobody need look through all processes.
     for owned in (dict.fromkeys(alive, 0), None):
         running = _claims(alive, owned)
         available = available_bytes() + (running.pop(replaces).owned if replaces in running else 0)
-        room = Room(available, list(running.values()), overcommit())
+        room = Room(available, list(running.values()), policy.memory)
         each = room.counted(memory if grows else worst_case(memory, board.accelerator))
         if count * each <= room.left:
             return

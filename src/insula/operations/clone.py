@@ -24,6 +24,7 @@ from insula.operations.hold import hold_machine, status_of
 from insula.operations.identities import own_identity
 from insula.operations.merge import merge_behind, merge_first
 from insula.operations.operation import Operation
+from insula.operations.promises import check_disk
 from insula.store import names
 from insula.store.events import append_event
 from insula.store.machines import DiskRecord, MachineRecord, new_machine_folder, publish_machine, write_machine
@@ -37,6 +38,7 @@ def clone(context: Context, request: CloneMachine, operation: Operation) -> Mach
     with hold_machine(context, request.name, "clone") as held:
         if context.home.machine(request.new_name).exists():
             raise AlreadyExists(f"the name '{request.new_name}' is taken", code="name_taken", hint="choose another")
+        check_disk(context, sum(disk.size for disk in held.record.disks), whose="the clone's disk")
         with captured(context, held, operation, lasting=False) as state, new_machine_folder(context.home, "clone") as staged:
             operation.tell("copy its layers" if request.full else "link its layers")
             record = _fill(staged, held.folder, state.machine, full=request.full)

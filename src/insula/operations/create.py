@@ -31,6 +31,7 @@ from insula.operations.identities import own_identity
 from insula.operations.image import find_or_build
 from insula.operations.limiting import check
 from insula.operations.operation import Operation
+from insula.operations.promises import check_disk
 from insula.operations.recover import sweep
 from insula.store import names
 from insula.store.events import append_event
@@ -98,6 +99,7 @@ def prepare(context: Context, request: CreateMachine, operation: Operation) -> t
             code="bad_size",
             hint=f"ask for --disk {format_size(image.disk_bytes)} or more",
         )
+    check_disk(context, request.spec.disk)
     return name, image
 
 

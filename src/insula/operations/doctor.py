@@ -13,14 +13,16 @@ from typing import Final
 
 import msgspec
 
-from insula.errors import HostLacks, InsulaError
+from insula.errors import HostLacks, InsulaError, UsageError
 from insula.host import facts, packages
 from insula.host.native import native_path
 from insula.model.architectures import debian_architecture
 from insula.model.doctor import Fact, FactState, Report
 from insula.model.requests import ExamineHost
+from insula.model.units import format_size
 from insula.operations.context import Context
 from insula.operations.operation import Operation
+from insula.resources.policy import read_policy
 from insula.store.names import Home
 from insula.store.records import write_record
 
@@ -55,7 +57,29 @@ def doctor(context: Context, request: ExamineHost, operation: Operation, confirm
     found += qemu_facts(home, operation, fresh=fix)
     found += _kept_facts(home, operation, fresh=fix)
     found += _forwarding(home)
+    found.append(policy_fact(context))
     return Report(found, usable=all(fact.state is not FactState.MISSING for fact in found))
+
+
+def policy_fact(context: Context) -> Fact:
+    """What may be promised to machines, by whose word, and how much of it is."""
+    from insula.operations.promises import cpu_stock, disk_stock
+
+    try:
+        policy = read_policy(context.home.root)
+    except UsageError as refusal:
+        return Fact("policy", FactState.MISSING, refusal.message, "nothing is admitted", refusal.hint or "")
+    cpus, disk = cpu_stock(context, policy.cpu or 1), disk_stock(context, policy.disk or 1)
+    words = [
+        f"memory {policy.memory} times",
+        f"CPUs {_times(policy.cpu)} ({cpus.promised} of {cpus.there} promised)",
+        f"disk {_times(policy.disk)} (disks may grow by {format_size(disk.promised)}, {format_size(disk.there)} are free)",
+    ]
+    return Fact("policy", FactState.OK, f"promised may be: {', '.join(words)}; by {policy.source}")
+
+
+def _times(times: int | None) -> str:
+    return "as many as are wanted" if times is None else f"{times} times"
 
 
 def ensure_packages(

@@ -35,6 +35,7 @@ from insula.operations.merge import merge_behind, merge_first
 from insula.operations.operation import Operation, Steps
 from insula.operations.origin import Origin, Wishes, as_wished, fill_fork, named_origin
 from insula.operations.ports import open_ports
+from insula.operations.promises import check_disk
 from insula.operations.settle import settle_locked
 from insula.operations.spare import refill_behind, taken
 from insula.operations.stop import pull_plug
@@ -120,7 +121,10 @@ def _origin(context: Context, request: ForkMachine, operation: Operation) -> Ite
 def _admit(context: Context, request: ForkMachine, record: MachineRecord | SnapshotRecord) -> None:
     """Before anything is done. Raises HostLacks (``no_memory``) saying how many forks fit."""
     whose = "forks" if request.count > 1 else "the fork"
-    admit(context, record.hardware.total, board_of(context, record), count=request.count, whose=whose)
+    shape = record.hardware
+    admit(context, shape.total, board_of(context, record), count=request.count, whose=whose, cpus=shape.used_cpus)
+    disks = "forks' disks" if request.count > 1 else "the fork's disk"
+    check_disk(context, sum(disk.size for disk in record.disks), count=request.count, whose=disks)
 
 
 def _make_all(context: Context, request: ForkMachine, wanted: list[str], origin: Origin) -> ForkResult:

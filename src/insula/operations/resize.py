@@ -28,6 +28,7 @@ from insula.operations.hold import Held
 from insula.operations.holding import as_held
 from insula.operations.limiting import uphold
 from insula.operations.operation import Operation
+from insula.operations.promises import check_cpus
 from insula.store import names
 from insula.store.events import append_event
 from insula.store.machines import MachineRecord, write_machine
@@ -100,6 +101,8 @@ class _Resizing:
         if memory and spec.memory > self.shape.total:
             board = board_of(self.context, self.record)
             admit(self.context, spec.memory - self.shape.total, board, whose="the memory to be plugged in", grows=True)
+        if cpus and spec.cpus > self.shape.used_cpus:
+            check_cpus(self.context, spec.cpus, replaces=self.record.id)
         former = self.record
         journal.note(self.folder, RESIZE, "change its CPUs and memory")
         try:

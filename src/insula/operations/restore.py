@@ -65,7 +65,7 @@ def restore(context: Context, request: RestoreSnapshot, operation: Operation) ->
         place, state = find_snapshot(held.folder, request.snapshot)
         if state.memory is not None:
             check_loadable(context, f"{request.name}@{request.snapshot}", state)
-            admit(context, state.hardware.total, board_of(context, state), replaces=held.record.id)
+            admit(context, state.hardware.total, board_of(context, state), replaces=held.record.id, cpus=state.hardware.used_cpus)
         operation.tell("check its files")
         ensure_sums(held.folder, place, state.sums)
         with Steps(operation) as steps:

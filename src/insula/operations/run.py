@@ -109,7 +109,8 @@ def _fork(
             return None
         stack.callback(refill_behind, context, origin.record.id)
         if not spare_folders(context.home, origin.record.id):
-            admit(context, origin.record.hardware.total, board_of(context, origin.record))
+            shape = origin.record.hardware
+            admit(context, shape.total, board_of(context, origin.record), cpus=shape.used_cpus)
         with contextlib.suppress(DamagedRecord):  # it was replaced by a younger one while we linked its files
             wishes = Wishes(use, request.spec.networks, request.addresses, request.published, request.firewall, request.limits)
             how = brought_up(context, origin, name, operation, request.timeout, ephemeral=request.ephemeral, wishes=wishes)

@@ -15,9 +15,10 @@ from insula.model.status import SnapshotDetails, SnapshotStatus
 from insula.operations import journal
 from insula.operations.capture import captured
 from insula.operations.context import Context
-from insula.operations.hold import hold_machine
+from insula.operations.hold import Held, hold_machine
 from insula.operations.merge import merge_behind, merge_first
 from insula.operations.operation import Operation
+from insula.operations.promises import check_disk, growth_of
 from insula.store import names
 from insula.store.events import append_event
 from insula.store.machines import MachineRecord, machine_folder, read_machine, write_machine
@@ -55,6 +56,7 @@ def create(context: Context, request: CreateSnapshot, operation: Operation) -> S
                 code="snapshot_exists",
                 hint=f"choose another name, or: insula snapshot delete {request.name}@{name}",
             )
+        check_disk(context, _growth(held), whose="the snapshot")
         with captured(context, held, operation, description=request.description) as state:
             complete_snapshot(state.folder, state.record)
             publish_snapshot(state.folder, folder)
@@ -63,6 +65,13 @@ def create(context: Context, request: CreateSnapshot, operation: Operation) -> S
         journal.clear(held.folder)
         merge_behind(context, state.machine)
         return _status(held.folder, name, state.record, dict(readable_snapshots(held.folder)), state.record.id)
+
+
+def _growth(held: Held) -> int:
+    """By how much a snapshot lets a machine's folder grow: by its memory, and by what its disks may write anew."""
+    record = held.record
+    sizes = sum(disk.size for disk in record.disks) - growth_of(held.folder, record.disks)
+    return sizes + (record.hardware.total if held.status.state.has_process else 0)
 
 
 def check_snapshot_name(name: str) -> None:

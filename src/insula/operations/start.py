@@ -96,7 +96,7 @@ def boot(
         check_memory(record.spec)
         _step(steps, folder, "choose the board")
         record = _with_board(context, folder, record, balloon=introduce)
-        admit(context, record.spec.memory, board_of(context, record))
+        admit(context, record.spec.memory, board_of(context, record), cpus=record.spec.cpus)
         record = as_launched(folder, record)
         _step(steps, folder, "start QEMU")
         printed = Printed(folder)

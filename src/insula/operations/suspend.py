@@ -156,7 +156,7 @@ def _check(context: Context, folder: Path, record: MachineRecord, state: Snapsho
             hint=f"to boot it without: remove {folder / names.SUSPENDED}, then start it",
         )
     check_loadable(context, folder.name, state)
-    admit(context, state.hardware.total, board_of(context, state))
+    admit(context, state.hardware.total, board_of(context, state), cpus=state.hardware.used_cpus)
     ensure_sums(folder, folder / names.SUSPENDED, state.sums)
 
 

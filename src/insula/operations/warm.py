@@ -214,6 +214,13 @@ def delete(context: Context, request: DeleteWarmStates, operation: Operation) ->
     return deleted
 
 
+def remove_stale(context: Context) -> None:
+    """Delete the states that are never used again."""
+    for key, record in warm_states(context.home):
+        if record is None or _stale(context, key, record) is not None:
+            remove_warm(context.home, key)
+
+
 def _status(context: Context, key: str, record: SnapshotRecord | None) -> WarmStatus:
     folder = context.home.warm / key
     size = own_usage(folder)

@@ -3,36 +3,20 @@
 A machine may come to own all of its memory, and what QEMU takes beside it: that is its worst case, also that of a fork, which
 begins by sharing everything. Few guests ever write to all of it, so counting it whole would refuse what nearly always works;
 counting nothing would leave it to the kernel to end a guest that did nothing wrong. So each machine, one that runs and one that
-is asked for, is counted with a share of its worst case (half; ``$INSULA_OVERCOMMIT`` says 1/how much), or with what it owns
+is asked for, is counted with a share of its worst case (half, unless the host's policy says otherwise), or with what it owns
 already where that is more. The sum must be available without swapping.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Final
 
-from insula.errors import UsageError
 from insula.model.units import MIB
 
-OVERCOMMIT: Final = "INSULA_OVERCOMMIT"
 DEFAULT: Final = 2
-_MOST: Final = 100
 PROCESS: Final = 64 * MIB  # QEMU and its keeper, as they were seen before the guest did anything
 TRANSLATED: Final = 128 * MIB  # code that an emulating QEMU keeps translated
-
-
-def overcommit() -> int:
-    """How many times more than it is counted with a machine may come to own. Raises UsageError."""
-    chosen = os.environ.get(OVERCOMMIT) or str(DEFAULT)
-    if not (chosen.isascii() and chosen.isdecimal() and len(chosen) <= 3 and 1 <= int(chosen) <= _MOST):
-        raise UsageError(
-            f"{OVERCOMMIT} is '{chosen[:40]}'",
-            code="bad_overcommit",
-            hint=f"1 counts a machine with all it may come to own, {DEFAULT}, which is the default, with half; up to {_MOST}",
-        )
-    return int(chosen)
 
 
 def worst_case(memory: int, accelerator: str) -> int:
@@ -68,3 +52,16 @@ class Room:
     @property
     def left(self) -> int:
         return max(0, self.available - self.promised)
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """Something of which a host has so much ``there``, may promise it so many ``times``, and has ``promised`` so much."""
+
+    there: int
+    times: int
+    promised: int
+
+    @property
+    def left(self) -> int:
+        return max(0, self.there * self.times - self.promised)

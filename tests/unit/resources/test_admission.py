@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from insula.engines.qemu import board
-from insula.errors import UsageError
 from insula.model.units import GIB, MIB
-from insula.resources.admission import OVERCOMMIT, PROCESS, TRANSLATED, Claim, Room, overcommit, worst_case
+from insula.resources.admission import PROCESS, TRANSLATED, Claim, Room, Stock, worst_case
 
 
 def test_a_machine_may_come_to_own_its_memory_and_what_qemu_takes() -> None:
@@ -34,15 +33,6 @@ def test_one_that_runs_is_counted_until_it_owns_what_it_is_counted_with() -> Non
     assert Room(GIB, [Claim(8 * GIB, 0)]).left == 0
 
 
-def test_how_much_is_counted_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert overcommit() == 2
-    for chosen, expected in (("1", 1), ("100", 100), ("", 2)):
-        monkeypatch.setenv(OVERCOMMIT, chosen)
-        assert overcommit() == expected
-        assert Room(GIB, [], overcommit()).counted(600 * MIB) == 600 * MIB // expected
-    for chosen in ("0", "101", "-1", "half", "1.5", "9" * 5000, "\u0662"):
-        monkeypatch.setenv(OVERCOMMIT, chosen)
-        with pytest.raises(UsageError) as error:
-            overcommit()
-        assert error.value.code == "bad_overcommit"
-        assert error.value.hint
+def test_of_what_may_be_promised_more_than_once_so_much_is_left() -> None:
+    assert Stock(2, 3, 5).left == 1
+    assert Stock(2, 3, 9).left == 0
