@@ -14,7 +14,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { MANY = 600, LIFE = 10 };
+enum { MANY = 600, LIFE = 10, FILLING = 60 };
 
 /* That it may not be hit does not help it: it must not be seen. */
 static long signalled(void)
@@ -103,6 +103,19 @@ static long fork_bomb(void)
     return report[0] == MANY ? 0 : -1;
 }
 
+/* Much memory, and used. No limit of a process counts all it can have; a group's does, and who takes too much is killed for it. */
+static long memory_filled(void)
+{
+    size_t much = (size_t)target_number("much");
+    alarm(FILLING);
+    char *memory = mmap(NULL, much, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (much == 0 || memory == MAP_FAILED)
+        return -1;
+    for (size_t at = 0; at < much; at += 4096)
+        memory[at] = 1;
+    return 0;
+}
+
 static long limit_raised(void)
 {
     struct rlimit limit = {1 << 20, 1 << 20};
@@ -129,6 +142,7 @@ const struct attempt process_attempts[] = {
     {"take another process's descriptor", descriptor_taken},
     {"read a process's environment", environment_read},
     {"start processes without end", fork_bomb},
+    {"take far more memory than a machine", memory_filled},
     {"raise its limits", limit_raised},
     {"lock memory", memory_locked},
     {"go before others", preferred},

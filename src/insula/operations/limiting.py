@@ -69,9 +69,14 @@ def placed(context: Context, record: MachineRecord) -> Iterator[Place]:
 
 
 def _settings(group: Group, record: MachineRecord) -> list[Setting]:
+    return settings_for(group, record.limits, record.hardware.total)
+
+
+def settings_for(group: Group, limits: Limits, memory: int) -> list[Setting]:
+    """What is to be written for a machine with so many bytes of memory, in this group."""
     cpuset = group.where("cpuset")
     there = (cpuset.parent / "cpuset.cpus").read_text().strip() if cpuset is not None else ""
-    return settings(record.limits, record.hardware.total, group.versions(), there or format_pin(online_cpus()))
+    return settings(limits, memory, group.versions(), there or format_pin(online_cpus()))
 
 
 def hold_back(context: Context, folder: Path, record: MachineRecord, run: str = names.RUN) -> None:

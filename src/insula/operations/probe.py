@@ -10,7 +10,7 @@ import secrets
 import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -22,17 +22,23 @@ from insula.errors import HostLacks
 from insula.host.native import native_path
 from insula.host.sockets import listen_unix
 from insula.model.doctor import Attempt
+from insula.model.limits import Limits
 from insula.model.requests import ProbeJail
 from insula.model.text import clean
 from insula.model.units import MIB
 from insula.operations.context import Context
+from insula.operations.limiting import settings_for
 from insula.operations.operation import Operation
+from insula.resources.groups import Place, new_place
+from insula.resources.shares import fence
 from insula.store import names
 from insula.store.machines import new_machine_folder
 from insula.store.names import Home
 
 _ARCH: Final = "amd64"
 _DISK: Final = 16 * MIB
+_MEMORY: Final = 128 * MIB
+_ID: Final = "probe"
 _END: Final = "done"  # the probe's last line
 
 
@@ -40,20 +46,26 @@ def probe(context: Context, _request: ProbeJail, operation: Operation) -> list[A
     """What was tried, in order. Raises HostLacks (``probe_failed``: it did not come to its end), or as `Engine.try_jail`."""
     program = native_path("insula-probe")
     operation.tell("try to get out of a machine's jail")
-    with new_machine_folder(context.home, "doctor") as tried, _targets(context.home) as targets:
-        plan = _plan(context, tried)
+    with new_machine_folder(context.home, "doctor") as tried, _targets(context.home) as targets, _placed(context) as place:
+        plan = _plan(context, tried, place)
         (tried / names.RECORD).write_bytes(b"{}")
         targets |= {
             "record": str(tried / names.RECORD),
             "folder": str(tried),
             "layer": str(plan.disks[0].layers[0].path),
+            "much": str(fence(_MEMORY) + 256 * MIB),
         }
         words = tuple(f"{name}={value}" for name, value in targets.items())
         untrusted = context.engine.try_jail(plan, program, words)
     return _read(untrusted)
 
 
-def _plan(context: Context, folder: Path) -> LaunchPlan:
+def _placed(context: Context) -> AbstractContextManager[Place]:
+    """In a control group as a machine's."""
+    return new_place(context.home, _ID, lambda group: settings_for(group, Limits(), _MEMORY))
+
+
+def _plan(context: Context, folder: Path, place: Place) -> LaunchPlan:
     """A machine with one disk of one layer, which is never to run."""
     layer, head = folder / names.LAYERS / "0.qcow2", folder / names.DISKS / "0.qcow2"
     for path in (layer, head):
@@ -66,10 +78,12 @@ def _plan(context: Context, folder: Path) -> LaunchPlan:
         uuid=str(uuid.uuid4()),
         generation=str(uuid.uuid4()),
         cpus=1,
-        memory=128 * MIB,
+        memory=_MEMORY,
         board=context.engine.choose_board(_ARCH),
         boot=DiskBoot(),
         disks=(DiskPlan("disk0", LayerFile(head), (LayerFile(layer),), size=_DISK),),
+        group=place.leaf,
+        entrances=place.entrances,
     )
 
 
