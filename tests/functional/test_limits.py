@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 import insula
+from insula.client.local import LocalClient
 from insula.client.sdk import Shape
 from insula.errors import HostLacks, InsulaError, UsageError
 from insula.host import cgroups
 from insula.host.scheduling import online_cpus
 from insula.model.limits import Limits
+from insula.model.requests import SetSpares
 from insula.operations.limiting import check
 from insula.resources.groups import group_of
 from insula.store import names
@@ -166,6 +168,23 @@ def test_limits_go_along_with_a_machine_and_to_its_forks_and_its_group_goes_with
     door.verb("stop", running, force=True)
     trees = cgroups.usable_trees()
     wait_until(lambda: not any(leaf.startswith(tuple(left)) for leaf in cgroups.leaves(names.home_key(home), trees)))
+
+
+def test_a_spare_is_held_to_what_its_origin_is_held_to_when_it_is_taken(
+    running: str, home: Path, forget: Callable[[str], None]
+) -> None:
+    machine, name = insula.connect(home).get(running), f"{running}-1"
+    forget(name)
+    snapshot = machine.snapshot("ready")
+    LocalClient(home).do(SetSpares(origin=f"{running}@ready", count=1))
+    machine.limit(cpu_shares=300, disk_rate="32M")
+    try:
+        fork = snapshot.fork(name=name)[0]
+        assert {hold.limit: (hold.asked, hold.holds) for hold in fork.show().holds} == {
+            "cpu-shares": ("300", True), "disk-rate": ("32M", True),
+        }  # fmt: skip
+    finally:
+        LocalClient(home).do(SetSpares(origin=f"{running}@ready", count=0))
 
 
 def test_what_cannot_be_changes_nothing(door: Door, shared: str, home: Path) -> None:

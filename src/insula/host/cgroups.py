@@ -215,22 +215,21 @@ def _prepare(tree: Tree, folder: Path) -> None:
 def _pass_on(folder: Path) -> None:
     there = set(_read(folder / "cgroup.controllers").split()) & set(CONTROLLERS)
     missing = there - set(_read(folder / _SUBTREE).split())
+    # A group with processes in it can have no governed ones below it. The tree's root can; it has no type.
+    if missing and (folder / "cgroup.type").exists() and not _put_aside(folder):
+        return
     for controller in sorted(missing):
-        try:
+        with contextlib.suppress(OSError):
             _write(folder / _SUBTREE, f"+{controller}")
-        except OSError as refusal:
-            # A group with processes in it can have none below it that are governed; the real root of the tree is no such group.
-            if refusal.errno == errno.EBUSY and _put_aside(folder):
-                with contextlib.suppress(OSError):
-                    _write(folder / _SUBTREE, f"+{controller}")
 
 
 def _put_aside(folder: Path) -> bool:
-    """Move the processes of a delegated group into one below it."""
-    aside = folder / _FORMER
+    """Move the processes of a delegated group, if it has any, into one below it. Whether it has none now."""
+    aside, pids = folder / _FORMER, _read(folder / _PROCESSES).split()
     try:
-        aside.mkdir(exist_ok=True)
-        for pid in _read(folder / _PROCESSES).split():
+        if pids:
+            aside.mkdir(exist_ok=True)
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 _write(aside / _PROCESSES, pid)
     except OSError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -75,8 +75,10 @@ def _settings(group: Group, record: MachineRecord) -> list[Setting]:
 def settings_for(group: Group, limits: Limits, memory: int) -> list[Setting]:
     """What is to be written for a machine with so many bytes of memory, in this group."""
     cpuset = group.where("cpuset")
-    there = (cpuset.parent / "cpuset.cpus").read_text().strip() if cpuset is not None else ""
-    return settings(limits, memory, group.versions(), there or format_pin(online_cpus()))
+    versions = group.versions()
+    file = "cpuset.cpus" if versions.get("cpuset") == 1 else "cpuset.cpus.effective"
+    there = (cpuset.parent / file).read_text().strip() if cpuset is not None else ""
+    return settings(limits, memory, versions, there or format_pin(online_cpus()))
 
 
 def hold_back(context: Context, folder: Path, record: MachineRecord, run: str = names.RUN) -> None:
@@ -87,7 +89,8 @@ def hold_back(context: Context, folder: Path, record: MachineRecord, run: str = 
     if _DISK & set(wishes):
         _throttle(context, folder / run, record)
     group = group_of(context.home, folder / run)
-    _tell_threads(folder, record, group.versions() if group else {}, Limits())
+    with contextlib.suppress(HostLacks):  # on another host than it was asked on; `show` says that it is not held
+        _tell_threads(folder, record, group.versions() if group else {}, Limits())
 
 
 def uphold(context: Context, folder: Path, record: MachineRecord, former: MachineRecord | None = None) -> None:
@@ -119,8 +122,7 @@ def uphold(context: Context, folder: Path, record: MachineRecord, former: Machin
         undo.pop_all()
 
 
-def _quietly(work: object) -> None:
-    assert callable(work)
+def _quietly(work: Callable[[], None]) -> None:
     with contextlib.suppress(Exception):
         work()
 
@@ -165,7 +167,7 @@ def _as_seen(hold: Hold, group: Group, record: MachineRecord) -> Hold:
     field = hold.limit.replace("-", "_")
     for setting in _settings(group, record):
         if setting.wish == field:
-            seen = (group.read(setting.controller, setting.file) or "").strip()
+            seen = (group.read(setting.controller, setting.file) or "").strip().removeprefix("default ")
             if seen != setting.value.strip():
                 return Hold(hold.limit, hold.asked, False, f"somebody set {setting.file} to {seen or 'nothing'}")
     return hold

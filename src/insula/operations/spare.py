@@ -29,6 +29,7 @@ from insula.operations.cabling import attached_keys, slots_of, uncable, with_car
 from insula.operations.context import Context
 from insula.operations.identities import own_identity
 from insula.operations.lease import Lease, take_lease
+from insula.operations.limiting import uphold
 from insula.operations.observe import is_alive
 from insula.operations.operation import Operation
 from insula.operations.origin import Origin, Wishes, as_wished, fill_fork, named_origin
@@ -184,6 +185,8 @@ def taken(context: Context, origin: Origin, name: str, *, ephemeral: bool, wishe
             mine = as_wished(mine, wishes)
             write_machine(folder, mine)
             journal.note(folder, "fork", "give it its name")
+            if mine.limits != record.limits:
+                uphold(context, folder, mine, record)
             yield publish_machine(context.home, folder, name)
             return
         finally:

@@ -54,9 +54,9 @@ def settings(limits: Limits, memory: int, versions: Mapping[str, int], cpus: str
     return found + _weight(limits, versions)
 
 
-def _cpuset(limits: Limits, _memory: int, version: int, cpus: str) -> list[Setting]:
-    value = format_pin(limits.pin) if limits.pin else cpus if version == 1 else ""
-    return [Setting("cpuset", "cpuset.cpus", value or "\n", "pin")]
+def _cpuset(limits: Limits, _memory: int, _version: int, cpus: str) -> list[Setting]:
+    """No group that processes are in can be told of no CPUs, which would be all of them, once it was told of some."""
+    return [Setting("cpuset", "cpuset.cpus", format_pin(limits.pin) if limits.pin else cpus, "pin")]
 
 
 def _cpu(limits: Limits, _memory: int, version: int, _cpus: str) -> list[Setting]:
