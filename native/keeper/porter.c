@@ -137,6 +137,7 @@ static void become_jail(const struct porter *porter, int ready, int words)
     dup2(words, 2);
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
+    setpgid(0, 0); /* where it stays in our session, what it signals as its process group is not us */
     if (!enter_groups(&porter->groups) || !show(porter))
         _exit(126);
     execvp(porter->command[0], porter->command);

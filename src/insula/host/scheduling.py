@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,8 @@ from insula.model.limits import parse_pin
 
 _ONLINE: Final = Path("/sys/devices/system/cpu/online")
 _AUTOGROUP: Final = Path("/proc/sys/kernel/sched_autogroup_enabled")
+_OFTEN: Final = 20
+_A_WHILE: Final = 60  # milliseconds
 
 
 def online_cpus() -> tuple[int, ...]:
@@ -41,19 +44,23 @@ def bind(pids: Iterable[int], cpus: Collection[int]) -> None:
 
 
 def be_nice(pids: Iterable[int], niceness: int) -> None:
-    """Give all threads of these processes this niceness, and with autogroups their sessions. Raises OSError: only root
-    may make anybody less nice."""
-    pids = list(pids)
-    if has_autogroup():
-        for pid in pids:
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                (Path("/proc") / str(pid) / "autogroup").write_text(str(niceness))
-        if os.geteuid() != 0:
-            return  # a thread it made nicer nobody but root could make as it was
-    # Sessions are weighed only in the root group: in another, as all in a container are, threads are.
+    """Give all threads of these processes this niceness. Raises OSError: only root may make anybody less nice."""
     for thread in _threads(pids):
         with contextlib.suppress(ProcessLookupError):
             os.setpriority(os.PRIO_PROCESS, thread, niceness)
+
+
+def be_nice_session(pid: int, niceness: int) -> None:
+    """Give the session (autogroup) of a process this niceness; a jailed process is none through which that can be done. Raises
+    OSError, as `be_nice`."""
+    path = Path("/proc") / str(pid) / "autogroup"
+    for _ in range(_OFTEN):
+        try:
+            path.write_text(str(niceness))
+            return
+        except BlockingIOError:  # the kernel lets all ordinary users together do so ten times a second
+            select.poll().poll(_A_WHILE)
+    path.write_text(str(niceness))
 
 
 def _threads(pids: Iterable[int]) -> Iterator[int]:

@@ -36,6 +36,11 @@ def inhabitants(folder: Path, machine_id: str) -> dict[int, str]:
     return {pid: _name(pid) for pid in sorted(found)}
 
 
+def porters(machine_id: str) -> list[int]:
+    """The pids of the machine's porters, which stand outside its jail."""
+    return [pid for pid in _pids() if machine_id and _is_keeper(pid, b"porter", machine_id)]
+
+
 def all_inhabitants(machine_ids: Collection[str]) -> dict[str, list[int]]:
     """The pids of the jailed processes of these machines, as far as their porters live: in one look, for many machines."""
     parents = {pid: _parent(pid) for pid in _pids()}

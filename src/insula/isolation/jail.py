@@ -60,7 +60,10 @@ def _limits(jail: Jail) -> list[str]:
 
 def _namespaces(jail: Jail) -> list[str]:
     words = ["bwrap", "--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
-    words += ["--unshare-cgroup-try", "--disable-userns", "--new-session", "--clearenv", "--cap-drop", "ALL"]
+    # An ordinary user's stays in its porter's session, though not in its process group: the kernel weighs sessions (autogroups),
+    # and lets that user say how nice one is through a process of it that is not jailed, and through no other.
+    session = ["--new-session"] if jail.uid is not None else []
+    words += ["--unshare-cgroup-try", "--disable-userns", *session, "--clearenv", "--cap-drop", "ALL"]
     words += ["--hostname", "insula", "--chdir", "/"]
     words += ["--ro-bind", str(jail.root), "/", "--dev-bind", "/dev/null", "/dev/null"]
     for source, path in jail.shown:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from insula.errors import HostLacks
 from insula.host.cgroups import usable_trees, warmed
-from insula.host.scheduling import be_nice, bind, has_autogroup, online_cpus
+from insula.host.scheduling import be_nice, be_nice_session, bind, has_autogroup, online_cpus
 from insula.model.limits import Hold, Limits, check_host, check_limits, format_pin
 from insula.operations.context import Context
 from insula.resources.groups import NOWHERE, Place, group_of, leaf_of, mended, new_place, write_all
@@ -145,9 +145,20 @@ def _tell_threads(folder: Path, record: MachineRecord, versions: dict[str, int],
         if "cpuset" not in versions and (before is None or before.pin != limits.pin):
             bind(_pids(folder, record), limits.pin or online_cpus())
         if "cpu" not in versions and (before is None or before.cpu_shares != limits.cpu_shares):
-            be_nice(_pids(folder, record), nice_of(limits.cpu_shares))
+            _be_nice(folder, record)
     except OSError as cause:
         raise HostLacks(f"its threads cannot be told: {cause.strerror}", code="limit_refused", hint=_NO_CPU) from cause
+
+
+def _be_nice(folder: Path, record: MachineRecord) -> None:
+    from insula.isolation.inhabitants import porters
+
+    niceness = nice_of(record.limits.cpu_shares)
+    if not has_autogroup():
+        be_nice(_pids(folder, record), niceness)
+        return
+    for porter in porters(record.id):
+        be_nice_session(porter, niceness)
 
 
 def holds(context: Context, folder: Path, record: MachineRecord) -> list[Hold]:

@@ -33,6 +33,12 @@ def test_nothing_in_the_jail_can_be_written() -> None:
     assert words.count("--dev-bind") == 1
 
 
+def test_only_a_user_of_its_own_has_a_session_of_its_own() -> None:
+    """That of an ordinary user's is its porter's, by which it can be made nice."""
+    assert "--new-session" in jail_argv(Jail(ROOT, 5), ["/keeper"])
+    assert "--new-session" not in jail_argv(Jail(ROOT), ["/keeper"])
+
+
 def test_a_device_is_there_only_where_it_is_lent() -> None:
     words = jail_argv(Jail(ROOT, devices=((ROOT / "dev/userfaultfd", "/dev/userfaultfd"),)), ["/keeper"])
     at = words.index("/dev/userfaultfd")

@@ -230,3 +230,12 @@ def test_a_jail_that_cannot_enter_its_group_does_not_start(start, tmp_path: Path
     os.close(door)
     assert porter.line().startswith("failed: cannot enter its control group: ")
     assert porter.wait_ended()
+
+
+def test_the_jail_is_a_process_group_of_its_own_in_the_porters_session(start, tmp_path: Path) -> None:
+    """So what it sends to its process group never reaches the porter."""
+    porter = start("/bin/sh", "-c", f"cat /proc/$$/stat >{tmp_path}/stat; echo ready >/proc/self/fd/READY")
+    assert porter.line() == "ready\n"
+    assert porter.wait_ended()
+    pid, _, _, _, group, session, *_ = (tmp_path / "stat").read_text().split()
+    assert (group == pid, session == pid) == (True, False)
