@@ -78,9 +78,13 @@ class _Guard:
 
     def _look(self, before: Mapping[str, Seen], after: Mapping[str, Seen]) -> None:
         uses = {name: use for name, seen in after.items() if (use := _use(before.get(name), seen)) is not None}
+        for name in after.keys() & before.keys():
+            if after[name].sample.life != before[name].sample.life:
+                self._judge.drop(name)
         findings = find(uses, os.cpu_count() or 1)
         former = dict(self._judge.held)
-        steps = [self._do(action, former, after) for action in self._judge.decide(findings, after)]
+        pressing = [key for key in former if key[0] in uses and uses[key[0]].is_at_limit(key[1])]
+        steps = [self._do(action, former, after) for action in self._judge.decide(findings, after, pressing)]
         held: dict[str, dict[str, float]] = {}
         for (name, resource), hold in self._judge.held.items():
             held.setdefault(name, {})[resource] = hold.cap
@@ -116,7 +120,7 @@ class _Guard:
         """All at once: nobody looks any more."""
         for name in sorted({name for name, _ in self._judge.held}):
             with contextlib.suppress(InsulaError, OSError):  # it has ended, or is worked on: the next guard finds it
-                hold_down(self._context, name, {})
+                hold_down(self._context, name, {}, patience=_PATIENCE)
                 append_event(self._context.home.machine(name), "let-go", reason="the guard ended")
 
 

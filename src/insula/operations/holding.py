@@ -59,12 +59,13 @@ def forget(folder: Path) -> None:
         (folder / names.RUN / names.HELD).unlink()
 
 
-def hold_down(context: Context, name: str, holds: Mapping[Resource, Hold]) -> None:
+def hold_down(context: Context, name: str, holds: Mapping[Resource, Hold], *, patience: float = 0.0) -> None:
     """Hold a running machine to ``holds`` beside its own limits, in the place of what it was held to; empty: to nothing else.
+    Waits ``patience`` seconds for who works on it.
 
     Raises NotFound, WrongState, Busy, HostLacks; then it is held as it was, as far as that can be.
     """
-    with hold_machine(context, name, "guard") as held:
+    with hold_machine(context, name, "guard", patience=patience) as held:
         folder, record = held.folder, held.record
         before = held_down(folder)
         grouped = _has_group(context, folder)

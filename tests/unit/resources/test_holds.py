@@ -8,7 +8,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from insula.resources.holds import AGAIN, CALM, EASE, MOST_CALM, PROOF, STEP, Action, Hold, Judge, narrowest
+from insula.resources.holds import AGAIN, CALM, EASE, MOST_CALM, PROOF, STEP, Action, Hold, Judge, Key, narrowest
 from insula.resources.pressure import FLOOR, RESOURCES, Finding, Resource
 
 _fewer = settings(max_examples=25)  # a course of many looks takes long
@@ -28,21 +28,24 @@ _looks = st.lists(st.lists(_finding(), max_size=3, unique_by=lambda finding: fin
 
 
 @_fewer
-@given(_looks)
-def test_no_step_without_proof_none_below_the_floor_and_none_unfair(looks: list[list[Finding]]) -> None:
+@given(_looks, st.lists(st.tuples(st.sampled_from(_MACHINES), st.sampled_from(RESOURCES))))
+def test_no_step_without_proof_none_below_the_floor_and_none_unfair(
+    looks: list[list[Finding]], pressing: list[tuple[str, Resource]]
+) -> None:
     judge = Judge()
     running: dict[tuple[str, str], int] = {}
     known: set[tuple[str, str]] = set()
     for findings in looks:
         before = dict(judge.held)
-        actions = judge.decide(findings, _MACHINES)
+        actions = judge.decide(findings, _MACHINES, pressing)
         named = {(finding.cause, finding.resource): finding for finding in findings}
-        running = {key: running.get(key, 0) + 1 for key in named}
+        running = {key: max(0, running.get(key, 0) + (1 if key in named else -1)) for key in {*running, *named}}
         for action in actions:
             key = (action.machine, action.resource)
             if action.kind == "hold":
                 assert running[key] >= (AGAIN if key in known else PROOF)
                 known.add(key)
+                running[key] = 0
                 assert action.cap >= FLOOR[action.resource]
                 assert action.cap >= named[key].fair
                 assert action.machine not in action.sufferers
@@ -54,8 +57,8 @@ def test_no_step_without_proof_none_below_the_floor_and_none_unfair(looks: list[
 
 
 @_fewer
-@given(_looks)
-def test_whatever_was_held_is_let_go_when_nobody_suffers(looks: list[list[Finding]]) -> None:
+@given(_looks, st.booleans())
+def test_whatever_was_held_is_let_go_when_nobody_suffers(looks: list[list[Finding]], presses: bool) -> None:
     judge = Judge()
     for findings in looks:
         judge.decide(findings, _MACHINES)
@@ -63,10 +66,10 @@ def test_whatever_was_held_is_let_go_when_nobody_suffers(looks: list[list[Findin
     caps = {key: hold.cap for key, hold in held.items()}
     released = set()
     # A step gives back by a factor: from the floor to a million times as much is less than ninety of them.
-    for _ in range(90 * (MOST_CALM + 1)):
+    for _ in range(4 * 90 * (MOST_CALM + 1)):
         if not judge.held:
             break
-        for action in judge.decide([], _MACHINES):
+        for action in judge.decide([], _MACHINES, list(judge.held) if presses else ()):
             key = (action.machine, action.resource)
             if action.kind == "release":
                 released.add(key)
@@ -112,7 +115,7 @@ def test_the_second_time_is_given_back_later() -> None:
 
 def test_what_helped_before_is_what_it_is_held_to_again() -> None:
     judge = Judge()
-    bad = Finding("disk", ("b",), "a", 60e6, 10e6)
+    bad = Finding("disk", ("b",), "a", 60e6, 5e6)
     first = _until(judge, [bad], "hold")[1]
     second = _until(judge, [replace(bad, used=first.cap)], "hold")[1]
     assert (first.cap, second.cap) == (60e6 * STEP, 60e6 * STEP * STEP)
@@ -125,12 +128,31 @@ def test_what_helped_before_is_what_it_is_held_to_again() -> None:
     assert (look, again.cap) == (AGAIN, eased.cap * STEP)
 
 
+def test_one_that_presses_is_given_back_later() -> None:
+    lookers = []
+    pressed: list[list[Key]] = [[], [("a", "cpu")]]
+    for pressing in pressed:
+        judge = Judge()
+        _until(judge, [Finding("cpu", ("b",), "a", 0.8, 0.5)], "hold")
+        looks = 1
+        while not judge.decide([], _MACHINES, pressing):
+            looks += 1
+        lookers.append(looks)
+    assert lookers == [CALM, 4 * CALM]
+
+
 def test_one_that_ends_is_forgotten() -> None:
     judge = Judge()
     _until(judge, [Finding("cpu", ("b",), "a", 0.8, 0.5)], "hold")
     assert judge.decide([], ("b", "c")) == []
     assert judge.held == {}
     assert judge == Judge()
+
+
+def test_a_new_life_is_not_held_for_the_former_one() -> None:
+    judge = Judge(held={("a", "cpu"): Hold(0.5, 0.8), ("b", "cpu"): Hold(0.5, 0.8)})
+    judge.drop("a")
+    assert set(judge.held) == {("b", "cpu")}
 
 
 def test_what_a_dead_guard_held_is_let_go_by_the_next() -> None:
