@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Final
 
-from bench import addressed, boot, copying, firewall, forks, heartbeat, quick, residents, rewind, traffic
+from bench import addressed, boot, copying, firewall, forks, heartbeat, jail, quick, residents, rewind, traffic
 from bench.pairs import Estimate, Pairs, Statistic, difference, estimate, ratio, speed
 from bench.report import Row, shown
 from bench.traffic_host import Seconds
@@ -192,6 +192,7 @@ _ALL = (
         "exec", "`insula exec NAME -- true` / raw frames sent by a process that imports click", 1.2, 60, _at_most(quick.exec_true)
     ),
     Bar("keeper", "memory of the keeper (PSS) beside a running machine, and who else stays", 2.0**20, 2, _resident),
+    Bar("jail", "QEMU from its start to its monitor's greeting, in the jail / without one", 1.15, 40, _at_most(jail.start)),
     Bar("copy-in", "100 MB copied into a guest / `dd` from a bare port", 0.9, 20, _as_fast(copying.into)),
     Bar("copy-out", "100 MB copied out of a guest / `dd` to a bare port", 0.9, 20, _as_fast(copying.out_of)),
     Bar("boot-tiny", "`insula run --cold tiny -- CMD` until CMD answers / QEMU by hand", 1.05, 12, _at_most(boot.tiny)),
