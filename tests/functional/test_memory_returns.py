@@ -1,15 +1,19 @@
-"""Memory that a guest frees comes back to the host, from a machine that booted; a fork says that from it none does."""
+"""Memory that a guest frees comes back to the host, from a machine that booted; a fork says that from it none does. A guest
+that has too little is told as such."""
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
 import insula
+from insula.errors import GuestError
 from insula.host.memory import private_bytes
 from insula.model.units import MIB
+from tests.framework.doors import run_cli
 
 pytestmark = pytest.mark.limit(400)
 
@@ -47,3 +51,20 @@ def test_what_a_booted_guest_frees_returns(home: Path, request: pytest.FixtureRe
 def test_a_fork_says_that_nothing_returns(home: Path, tiny: str) -> None:
     with insula.connect(home).run(tiny, memory="128M", network="none") as machine:
         assert machine.show().returns.startswith("not while it runs")
+
+
+def test_a_guest_that_runs_out_of_memory_is_told_as_such(home: Path, tiny: str) -> None:
+    machine = insula.connect(home).run(tiny, name="greedy", memory="96M", network="none")
+    try:
+        # What is promised is more than there is, and is taken piece by piece.
+        ended = machine.exec("sh", "-c", "echo 1 > /proc/sys/vm/overcommit_memory; exec tail -c 400000000 /dev/zero")
+        assert ended.code == 128 + signal.SIGKILL
+        assert "the guest has run out of memory: its kernel has ended a program" in ended.why
+        with pytest.raises(GuestError, match="run out of memory"):
+            ended.check()
+        done = run_cli(home, "exec", "greedy", "--", "sh", "-c", "kill -9 $$")
+        assert done.returncode == 128 + signal.SIGKILL
+        assert b"has run out of memory" in done.stderr
+        assert machine.exec("sh", "-c", "kill -TERM $$").why == ""
+    finally:
+        machine.delete(force=True)

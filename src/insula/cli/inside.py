@@ -26,7 +26,10 @@ def _in_guest(name: str, command: Command, *, interactive: bool) -> int:
 
     command.rows, command.cols = window_size()
     with guest_streams(tty=command.tty, interactive=interactive) as streams:
-        return exec_quickly(name, command, streams).shell_code
+        status = exec_quickly(name, command, streams)
+    if status.why:
+        click.echo(f"insula: {status.why}", err=True)
+    return status.shell_code
 
 
 @click.command(

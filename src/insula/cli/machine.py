@@ -116,6 +116,8 @@ def run(image: str, argv: tuple[str, ...], as_json: bool, quiet: bool, **options
     finally:
         progress.clear()
     if attached:
+        if result.exit.why:
+            click.echo(f"insula: {result.exit.why}", err=True)
         return int(result.exit.shell_code)
     if as_json:
         print_json(result.machine)

@@ -30,11 +30,13 @@ if TYPE_CHECKING:
 
 
 class ExecResult:
-    """How a command in a guest ended. ``code`` is as a shell tells it: 128 + n for a signal."""
+    """How a command in a guest ended. ``code`` is as a shell tells it: 128 + n for a signal. ``why``: a sentence about that,
+    where more is known, such as that the guest has run out of memory."""
 
-    __slots__ = ("argv", "code", "stderr_bytes", "stdout_bytes")
+    __slots__ = ("argv", "code", "stderr_bytes", "stdout_bytes", "why")
 
-    def __init__(self, argv: tuple[str, ...], code: int, stdout: bytes, stderr: bytes) -> None:
+    def __init__(self, argv: tuple[str, ...], code: int, stdout: bytes, stderr: bytes, why: str = "") -> None:
+        self.why = why
         self.argv = argv
         self.code = code
         self.stdout_bytes = stdout
@@ -52,7 +54,7 @@ class ExecResult:
     def check(self) -> ExecResult:
         """Itself. Raises GuestError (``command_failed``) when the code is not 0."""
         if self.code != 0:
-            last = self.stderr.strip().splitlines()[-1:] or ["it said nothing"]
+            last = [self.why] if self.why else self.stderr.strip().splitlines()[-1:] or ["it said nothing"]
             raise GuestError(f"'{self.argv[0]}' failed in the guest with code {self.code}: {last[0]}", code="command_failed")
         return self
 
@@ -320,7 +322,7 @@ class Machine:
             name=self.name, argv=argv, env=tuple(f"{key}={value}" for key, value in (env or {}).items()), user=user, cwd=cwd
         )
         status = self._client.do(request, streams)
-        result = ExecResult(argv, status.shell_code, streams.output, streams.errors)
+        result = ExecResult(argv, status.shell_code, streams.output, streams.errors, status.why)
         return result.check() if check else result
 
     def put(self, source: str | Path | Iterable[str | Path], destination: str) -> None:

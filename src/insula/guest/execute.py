@@ -13,13 +13,15 @@ LOGIN_SHELL = ("/bin/sh", "-c", 'exec "${SHELL:-/bin/sh}" -l')
 
 
 class ExitStatus:
-    """How a program ended: with ``code``, or by ``signal`` (a name without SIG) when that is not empty."""
+    """How a program ended: with ``code``, or by ``signal`` (a name without SIG) when that is not empty. ``why``: a sentence about
+    that, where more is known."""
 
-    __slots__ = ("code", "signal")
+    __slots__ = ("code", "signal", "why")
 
-    def __init__(self, code: int, signal: str = "") -> None:
+    def __init__(self, code: int, signal: str = "", why: str = "") -> None:
         self.code = code
         self.signal = signal
+        self.why = why
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ExitStatus) and (self.code, self.signal) == (other.code, other.signal)
@@ -67,8 +69,15 @@ def execute(link: Link, command: Runnable, streams: Streams) -> ExitStatus:
     if "error" in result:
         raise channel.failure(_subject(command, result.text("error")))
     if "signal" in result:
-        return ExitStatus(0, clean(result.text("signal"), longest=20))
+        signal = clean(result.text("signal"), longest=20)
+        return ExitStatus(0, signal, _why_killed(link) if signal == "KILL" else "")
     return ExitStatus(result.number("code"))
+
+
+def _why_killed(link: Link) -> str:
+    from insula.guest.memory import why_killed
+
+    return why_killed(link)
 
 
 def _subject(command: Runnable, untrusted_error: str) -> str:
