@@ -11,17 +11,8 @@ from insula.model.network_requests import AttachNetwork, DetachNetwork, LimitNet
 from insula.model.spec import MOST_NETWORKS
 from insula.model.status import MachineStatus, State
 from insula.operations.addressing import introduce
-from insula.operations.cabling import (
-    Card,
-    change_cards,
-    check_holds,
-    free_slot,
-    has_fabric,
-    new_card,
-    new_key,
-    take_off,
-    with_nics,
-)
+from insula.operations.cabling import change_cards, check_holds, take_off
+from insula.operations.cards import Card, free_slot, has_fabric, new_card, new_key, with_nics
 from insula.operations.context import Context
 from insula.operations.hold import Held, hold_machine, noted, status_of
 from insula.operations.operation import Operation, Steps

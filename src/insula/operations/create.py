@@ -24,7 +24,7 @@ from insula.model.spec import check_spec
 from insula.model.status import MachineStatus, State
 from insula.model.units import format_size
 from insula.operations import journal
-from insula.operations.cabling import network_named, with_cards
+from insula.operations.cards import network_named, with_cards
 from insula.operations.context import Context
 from insula.operations.hold import status_of
 from insula.operations.identities import own_identity

@@ -10,7 +10,8 @@ import msgspec
 from insula.errors import InsulaError, NotFound
 from insula.model.network import MACHINE_PEER, Firewall, Rule, check_firewall, check_rule, format_rule
 from insula.model.network_requests import SetFirewall, ShowFirewall
-from insula.operations.cabling import change_cards, check_holds, network_of
+from insula.operations.cabling import change_cards, check_holds
+from insula.operations.cards import network_of
 from insula.operations.context import Context
 from insula.operations.hold import Held, hold_machine, noted
 from insula.operations.operation import Operation

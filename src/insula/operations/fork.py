@@ -24,8 +24,9 @@ from insula.model.status import MachineStatus
 from insula.operations import journal
 from insula.operations.admit import admit, board_of
 from insula.operations.awaken import awaken, loaded
-from insula.operations.cabling import await_cards, change_cards, like_before, slots_of, with_cards, with_inner
+from insula.operations.cabling import await_cards, change_cards
 from insula.operations.capture import captured
+from insula.operations.cards import like_before, slots_of, with_cards, with_inner
 from insula.operations.context import Context
 from insula.operations.delete import delete
 from insula.operations.hold import hold_machine, status_of

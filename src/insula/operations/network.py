@@ -12,7 +12,7 @@ from insula.errors import Busy, HostLacks, InsulaError, NotFound, WrongState
 from insula.model.network import NetworkSpec, check_network, check_network_name
 from insula.model.network_requests import CreateNetwork, DeleteNetwork, ListNetworks, RepairNetworks, ShowNetwork
 from insula.model.status import NetworkDetails, NetworkMember, NetworkStatus
-from insula.operations.cabling import has_fabric
+from insula.operations.cards import has_fabric
 from insula.operations.context import Context
 from insula.operations.observe import is_alive, observe
 from insula.operations.operation import Operation
@@ -114,8 +114,8 @@ def _release_what_is_gone(context: Context) -> None:
 def repair(context: Context, request: RepairNetworks, operation: Operation) -> list[str]:
     """Make links, rules and helpers be again what running machines need; returns what was not so, in words."""
     del request
+    from insula.networks.counted import status
     from insula.networks.fabric import repair as make_so
-    from insula.networks.fabric import status
     from insula.store.networks import list_networks as stored
 
     operation.tell("look at links, rules and helpers")

@@ -19,7 +19,7 @@ from insula.errors import HostLacks, WrongState
 from insula.host.files import fleeting
 from insula.model.limits import Limits
 from insula.model.network import Firewall, Publish
-from insula.operations.cabling import has_fabric
+from insula.operations.cards import has_fabric
 from insula.operations.context import Context
 from insula.operations.snapshot import find_snapshot
 from insula.store import names

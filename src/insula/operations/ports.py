@@ -11,7 +11,8 @@ from insula.errors import AlreadyExists, HostLacks, InsulaError, NotFound
 from insula.model.network import Nic, Publish, clash, format_publish
 from insula.model.network_requests import ListPorts, PublishPorts, UnpublishPorts
 from insula.model.status import PortStatus
-from insula.operations.cabling import attached, has_fabric
+from insula.operations.cabling import attached
+from insula.operations.cards import has_fabric
 from insula.operations.context import Context
 from insula.operations.hold import hold_machine, noted
 from insula.operations.observe import is_alive

@@ -26,8 +26,9 @@ from insula.model.status import MachineStatus, State
 from insula.operations import journal
 from insula.operations.admit import admit, board_of
 from insula.operations.awaken import awaken, loaded
-from insula.operations.cabling import are_elsewhere, release_former, replace_cards, uncable, with_restored_cards
+from insula.operations.cabling import replace_cards, uncable
 from insula.operations.capture import captured
+from insula.operations.cards import are_elsewhere, release_former, with_restored_cards
 from insula.operations.context import Context
 from insula.operations.hold import Held, hold_machine, status_of
 from insula.operations.merge import merge_behind

@@ -15,7 +15,8 @@ from insula.errors import InsulaError
 from insula.model.network import Nic
 from insula.model.status import State
 from insula.operations.addressing import introduce
-from insula.operations.cabling import attached, change_cards, hang, hanging_keys, has_fabric, network_of, plug_cables, take_off
+from insula.operations.cabling import attached, change_cards, hang, hanging_keys, plug_cables, take_off
+from insula.operations.cards import has_fabric, network_of
 from insula.operations.context import Context
 from insula.operations.observe import observe
 from insula.store import names

@@ -25,7 +25,8 @@ from insula.model.status import SpareStatus
 from insula.operations import journal
 from insula.operations.admit import board_of, check_room
 from insula.operations.awaken import loaded, rehearse
-from insula.operations.cabling import attached_keys, slots_of, uncable, with_cards, with_inner
+from insula.operations.cabling import attached_keys, uncable
+from insula.operations.cards import slots_of, with_cards, with_inner
 from insula.operations.context import Context
 from insula.operations.identities import own_identity
 from insula.operations.lease import Lease, take_lease

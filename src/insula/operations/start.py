@@ -25,7 +25,8 @@ from insula.model.units import format_size
 from insula.operations import journal
 from insula.operations.addressing import ensure_addressed
 from insula.operations.admit import admit, board_of
-from insula.operations.cabling import cabled, choose_board, wired
+from insula.operations.cabling import cabled
+from insula.operations.cards import choose_board, wired
 from insula.operations.context import Context
 from insula.operations.failed_boot import Printed, explain
 from insula.operations.hold import Held, hold_machine, status_of

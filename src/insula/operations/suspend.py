@@ -21,8 +21,8 @@ from insula.model.status import MachineStatus
 from insula.operations import journal
 from insula.operations.admit import admit, board_of
 from insula.operations.awaken import awaken, loaded
-from insula.operations.cabling import are_elsewhere, slots_of, with_cards
 from insula.operations.capture import Captured, captured
+from insula.operations.cards import are_elsewhere, slots_of, with_cards
 from insula.operations.context import Context
 from insula.operations.hold import hold_machine, status_of
 from insula.operations.operation import Operation, Steps

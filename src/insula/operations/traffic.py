@@ -11,7 +11,7 @@ from insula.model.network import format_rule
 from insula.model.network_requests import CaptureTraffic, ShowTraffic
 from insula.model.status import TrafficStatus
 from insula.model.streams import Streams
-from insula.operations.cabling import has_fabric
+from insula.operations.cards import has_fabric
 from insula.operations.context import Context
 from insula.operations.hold import status_of
 from insula.operations.observe import is_alive
@@ -24,7 +24,7 @@ def show(context: Context, request: ShowTraffic, operation: Operation) -> list[T
     del operation
     if not has_fabric(context):
         return []
-    from insula.networks.fabric import status
+    from insula.networks.counted import status
     from insula.networks.peers import rule_counter
 
     folders = [machine_folder(context.home, name) for name in request.names]

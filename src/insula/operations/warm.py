@@ -26,8 +26,8 @@ from insula.model.requests import CreateMachine, DeleteWarmStates, ListWarmState
 from insula.model.spec import DEFAULT_NETWORK, MachineSpec, check_spec
 from insula.model.status import WarmStatus
 from insula.operations import journal
-from insula.operations.cabling import choose_board
 from insula.operations.capture import captured
+from insula.operations.cards import choose_board
 from insula.operations.context import Context
 from insula.operations.create import fill
 from insula.operations.hold import Held

@@ -24,7 +24,7 @@ from insula.errors import InsulaError
 from insula.host.holder import Holder, connect_holder, start_holder
 from insula.model.addresses import slaac_address
 from insula.model.network import Firewall, NetworkSpec, Nic, Publish, Rates, parse_rule
-from insula.networks import fabric, forwarders, naming, strangers
+from insula.networks import counted, fabric, forwarders, naming, strangers
 from insula.networks.plan import Attached, Segment
 from insula.store import names
 from tests.functional.networks import node
@@ -140,7 +140,7 @@ def race(count: int) -> None:
     code = (
         "import os, sys; from tests.functional.networks import actor\n"
         "wanted = actor.card(f'n{sys.argv[1]}', int(sys.argv[1])); tap = actor.fabric.attach(actor.HOME, wanted)\n"
-        "assert actor.fabric.status(actor.HOME).cards[wanted.nic.key].present\n"
+        "assert actor.counted.status(actor.HOME).cards[wanted.nic.key].present\n"
         "os.close(tap); actor.fabric.detach(actor.HOME, wanted.nic.key)"
     )
     racers = [subprocess.Popen([sys.executable, "-B", "-c", code, str(40 + each)]) for each in range(count)]
@@ -215,7 +215,7 @@ def repair() -> list[str]:
 
 
 def status() -> Any:
-    return msgspec.to_builtins(fabric.status(HOME))
+    return msgspec.to_builtins(counted.status(HOME))
 
 
 def sniff_card(name: str) -> list[str]:

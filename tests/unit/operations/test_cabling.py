@@ -12,7 +12,8 @@ from insula.errors import HostLacks, NotFound
 from insula.model.identity import new_identity
 from insula.model.network import Firewall, NetworkSpec, Nic, Rates
 from insula.model.spec import MachineSpec
-from insula.operations.cabling import are_elsewhere, check_holds, free_slot, like_before, with_cards, with_restored_cards
+from insula.operations.cabling import check_holds
+from insula.operations.cards import are_elsewhere, free_slot, like_before, with_cards, with_restored_cards
 from insula.operations.context import Context
 from insula.store.machines import RECORD_VERSION, Boot, ImageUse, MachineRecord
 from insula.store.names import Home
