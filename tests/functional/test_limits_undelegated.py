@@ -55,4 +55,6 @@ def test_what_no_group_can_hold_is_held_by_threads_or_refused(home: Path, tiny: 
     assert seen["holds"]["pin"][1] == "the affinity of its threads"
     assert (seen["bound"], seen["unbound"]) == (True, True)
     assert (seen["nice"], seen["nicer"]) == (3, 6)  # 1.25 to the third is half, and again
+    assert seen["used"], "what a machine uses is told to him, too"
+    assert (seen["held"], seen["let go"]) == (16, 6), "an eighth of its shares, for a while"
     assert seen["refused"] == ["no_group"] * 3

@@ -14,7 +14,11 @@ import insula
 from insula.errors import InsulaError
 from insula.host import cgroups
 from insula.host.scheduling import has_autogroup, online_cpus
+from insula.operations.context import Context
+from insula.operations.holding import hold_down
 from insula.resources.groups import leaf_of
+from insula.resources.holds import Hold
+from insula.store.names import Home
 
 
 def niceness(pid: int) -> int:
@@ -46,6 +50,12 @@ def main(home: Path) -> None:
         machine.limit(cpu_shares=256, pin="none")
         found["nicer"] = niceness(pid)
         found["unbound"] = all(os.sched_getaffinity(int(name)) == {*online_cpus()} for name in os.listdir(f"/proc/{pid}/task"))
+        usage = machine.usage()
+        found["used"] = usage is not None and usage.cpu.time > 0 and usage.memory.own > 0
+        hold_down(Context(Home(home)), machine.name, {"cpu": Hold(0.4, 0.8)})
+        found["held"] = niceness(pid)
+        hold_down(Context(Home(home)), machine.name, {})
+        found["let go"] = niceness(pid)
         found["leaf"] = leaf_of(home / "machines" / machine.name / "run")
         found["layer"] = next(str(layer.state) for layer in machine.security().layers if layer.name == "control group")
     print(json.dumps(found))

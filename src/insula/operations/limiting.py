@@ -154,10 +154,11 @@ def _be_nice(folder: Path, record: MachineRecord) -> None:
     from insula.isolation.inhabitants import porters
 
     niceness = nice_of(record.limits.cpu_shares)
-    if not has_autogroup():
+    # Sessions are weighed in the kernel's root group only: in another, as all in a container are, threads are. In a session all
+    # have the same niceness, which changes nothing there. But only root can make less nice again what was made nicer.
+    if not has_autogroup() or os.geteuid() == 0:
         be_nice(_pids(folder, record), niceness)
-        return
-    for porter in porters(record.id):
+    for porter in porters(record.id) if has_autogroup() else ():
         be_nice_session(porter, niceness)
 
 
