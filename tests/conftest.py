@@ -35,7 +35,7 @@ _before = pytest.StashKey[leaks.HostState | None]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--full", action="store_true", help="also run the long tests: fuzzing, soak, power cuts, foreign builds, a fresh system"
+        "--full", action="store_true", help="also run the long tests: fuzzing, soak, power cuts, foreign builds, fresh systems"
     )
 
 
