@@ -88,7 +88,7 @@ def test_the_next_guard_gives_it_back(context: Context, folder: Path) -> None:
         ("cpu", "ease", None), ("disk", "ease", None),
     }  # fmt: skip
     assert held_down(folder)["cpu"].cap == pytest.approx(0.5 / EASE)
-    with popen_cli(context.home.root, "guard", "--json", "--interval", "0.1") as guard:
+    with popen_cli(context.home.root, "guard", "--json", "--interval", "0.1", folder.name) as guard:
         assert guard.stdout
         while not json.loads(guard.stdout.readline())["held"]:
             pass
