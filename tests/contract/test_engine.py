@@ -13,8 +13,10 @@ from msgspec.structs import replace
 from insula.engines.base import DirectBoot, DiskPlan, Hardware, LayerFile
 from insula.errors import DamagedRecord, GuestError, HostLacks, MachineEnded, UsageError
 from insula.host.sockets import is_listening
+from insula.model.limits import Limits
 from insula.model.shape import PIECE, Dimm
 from insula.model.units import GIB, MIB
+from insula.resources.throttles import throttle_limits
 from insula.store import names
 from tests.contract.conftest import Bench
 
@@ -113,6 +115,13 @@ def test_more_than_the_board_holds_is_refused(bench: Bench) -> None:
     with pytest.raises(UsageError):
         bench.launch(bench.plan(disks=disks))
     assert not (plan.folder / names.RUN).exists()
+
+
+def test_disks_are_held_to_rates_and_let_go(bench: Bench, eventually: Eventually) -> None:
+    run = bench.launch(bench.plan())
+    for limits in (Limits(disk_rate=1 << 20, disk_rate_burst=8 << 20, burst_time=3, disk_iops=100), Limits()):
+        bench.engine.throttle(run, ["disk0"], throttle_limits(limits))
+    eventually(lambda: state(run) == "running")
 
 
 def test_hardware_once_chosen_is_kept(bench: Bench) -> None:

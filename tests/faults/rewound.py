@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -55,7 +56,14 @@ _IN_SNAPSHOT = {names.SNAPSHOT_RECORD, names.MEMORY, names.STATE, names.VARIABLE
 
 
 def empty_groups(home: Path) -> list[str]:
-    """Control groups of the home in which nobody is, or not in all of its trees."""
+    """Control groups of the home in which nobody is, or not in all of its trees; a machine that is just ending is waited for."""
+    deadline = time.monotonic() + _PATIENCE
+    while (found := _empty_groups(home)) and time.monotonic() < deadline:
+        run_next(home)
+    return found
+
+
+def _empty_groups(home: Path) -> list[str]:
     trees, parent = cgroups.usable_trees(), names.home_key(home)
     found = {leaf: cgroups.find(parent, leaf, trees) for leaf in cgroups.leaves(parent, trees)}
     return [leaf for leaf, group in found.items() if group is None or not all(group.members().values())]
@@ -130,6 +138,7 @@ def left_over(home: Path) -> list[str]:
 def _left_over(home: Home) -> Iterator[str]:
     # First those who work behind are waited for: what they are at is no left-over.
     yield from (str(path.relative_to(home.root)) for path in _entries(home.host) if path.suffix == ".lock" and _is_stale(path))
+    yield from (f"control group {leaf}" for leaf in empty_groups(home.root))
     for folder in (home.machines, home.warm, home.spares):
         yield from (str(path.relative_to(home.root)) for path in _entries(folder) if path.name.startswith("."))
     for folder in (*_entries(home.machines), *_entries(home.warm)):

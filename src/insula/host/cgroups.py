@@ -148,6 +148,11 @@ class Group:
         except OSError:
             return None
 
+    def read_above(self, controller: str, file: str) -> str:
+        """What ``file`` of the group above says; nothing when there is none."""
+        folder = self.where(controller)
+        return _read(folder.parent / file).strip() if folder is not None else ""
+
     def write(self, controller: str, file: str, value: str) -> None:
         """Raises OSError."""
         folder = self.where(controller)

@@ -74,10 +74,8 @@ def _settings(group: Group, record: MachineRecord) -> list[Setting]:
 
 def settings_for(group: Group, limits: Limits, memory: int) -> list[Setting]:
     """What is to be written for a machine with so many bytes of memory, in this group."""
-    cpuset = group.where("cpuset")
     versions = group.versions()
-    file = "cpuset.cpus" if versions.get("cpuset") == 1 else "cpuset.cpus.effective"
-    there = (cpuset.parent / file).read_text().strip() if cpuset is not None else ""
+    there = group.read_above("cpuset", "cpuset.cpus" if versions.get("cpuset") == 1 else "cpuset.cpus.effective")
     return settings(limits, memory, versions, there or format_pin(online_cpus()))
 
 
@@ -181,5 +179,5 @@ def _as_seen(hold: Hold, group: Group, record: MachineRecord) -> Hold:
         if setting.wish == field:
             seen = (group.read(setting.controller, setting.file) or "").strip().removeprefix("default ")
             if seen != setting.value.strip():
-                return Hold(hold.limit, hold.asked, False, f"somebody set {setting.file} to {seen or 'nothing'}")
+                return Hold(hold.limit, hold.asked, False, f"somebody set {setting.file} to {seen}" if seen else _STRAYED)
     return hold

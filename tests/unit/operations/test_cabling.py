@@ -10,9 +10,10 @@ import pytest
 from insula.engines.fake.engine import FakeEngine
 from insula.errors import HostLacks, NotFound
 from insula.model.identity import new_identity
+from insula.model.limits import Limits
 from insula.model.network import Firewall, NetworkSpec, Nic, Rates
 from insula.model.spec import MachineSpec
-from insula.operations.cabling import check_holds
+from insula.operations.cabling import check_holds, narrowed
 from insula.operations.cards import are_elsewhere, free_slot, like_before, with_cards, with_restored_cards
 from insula.operations.context import Context
 from insula.store.machines import RECORD_VERSION, Boot, ImageUse, MachineRecord
@@ -120,6 +121,14 @@ def test_a_fork_is_limited_as_the_machine_it_was(context: Context) -> None:
     child = like_before(with_cards(context, machine("nat")), state)
     assert (child.nics[0].rates, child.nics[0].up) == (Rates(up=8000), False)
     assert child.nics[0].mac != nics[0].mac
+
+
+def test_a_card_is_held_to_its_machines_limits_beside_its_own(context: Context) -> None:
+    record = with_cards(context, machine("nat"))
+    nic = msgspec.structs.replace(record.nics[0], rates=Rates(up=8000))
+    assert narrowed(record, nic) is nic
+    limited = msgspec.structs.replace(record, limits=Limits(net=Rates(up=9000, down=10_000)))
+    assert narrowed(limited, nic).rates == Rates(up=8000, down=10_000)
 
 
 def test_nobody_is_left_without_a_firewall_he_asked_for(context: Context) -> None:
