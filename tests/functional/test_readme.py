@@ -43,7 +43,7 @@ def launcher(tmp_path: Path) -> str:
 @pytest.fixture
 def machines_gone(home: Path) -> Iterator[None]:
     yield
-    run_cli(home, "delete", "-q", "--force", "web", "lab", "try-1", "try-2", "db", "www")
+    run_cli(home, "delete", "-q", "--force", "web", "lab", "try-1", "try-2", "db", "www", "busy")
     run_cli(home, "network", "delete", "-q", "lan")
 
 
