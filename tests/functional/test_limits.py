@@ -277,4 +277,4 @@ def test_a_qemu_that_the_fence_around_its_memory_ends_is_told_as_such(running: s
 
 
 def test_what_this_host_can_hold_is_no_reason_to_refuse() -> None:
-    check(Limits(pin=online_cpus(), cpu_limit=500, cpu_burst=100, io_weight=10))
+    check(Limits(pin=online_cpus(), cpu_limit=500, cpu_burst=100, disk_rate=1 << 20))
