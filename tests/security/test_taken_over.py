@@ -64,6 +64,7 @@ def test_every_verb_ends_and_nothing_else_is_harmed(home: Path, tiny: str, name:
             ("show", "--json", name), ("show", "--security", "--json", name), ("logs", name), ("events", name), ("stats", name),
             ("guard", "--once", "--interval", "0.1", name),
             ("exec", "--json", name, "--", "true"), ("copy", "--json", f"{name}:/etc", str(tmp_path)),
+            ("limit", "--json", "--memory", "256M", name), ("limit", "--json", "--cpus", "2", "--memory", "100M", name),
             ("pause", "--json", name), ("resume", "--json", name),
             ("snapshot", "create", "--json", f"{name}@on"), ("fork", "--json", "--name", f"{name}-f", name),
             ("network", "attach", "--json", "nat", name), ("network", "link", "--json", name, "down"),

@@ -24,10 +24,10 @@ from insula.model.shape import MEMORY_PLACES, Dimm, most_cpus
 from insula.model.spec import MOST_CPUS
 from insula.store.machines import BoardRecord
 
-_NOTICED: Final = 5.0  # seconds for a guest to say that it has seen a piece; Linux takes a hundredth of one
+_NOTICED: Final = 20.0  # seconds for a guest to say that it has seen a piece; Linux takes a hundredth of one
 _PULLED: Final = 30.0  # and to let go of one: memory must be emptied first
-_BALLOON: Final = 30.0
-_SLOWEST: Final = 4.0  # without any progress a balloon is not waited for any longer; QEMU tells of it once a second
+_BALLOON: Final = 60.0
+_SLOWEST: Final = 15.0  # without any progress a balloon is not waited for any longer; QEMU tells of it once a second
 _MOST_NUMBERS: Final = most_cpus(MOST_CPUS)
 
 _CHECK, _EJECT = 1, 3  # what was asked of the guest: look at a device, give one up
@@ -183,8 +183,8 @@ def balloon(socket_path: Path, size: int) -> int:
             raise GuestError("the machine has no balloon", code="no_balloon", hint="machines that booted have one") from refused
         deadline = time.monotonic() + _BALLOON
         while actual != size and (left := deadline - time.monotonic()) > 0:
-            monitor.wait_event(lambda event: event.name == "BALLOON_CHANGE", min(_SLOWEST, left))
+            event = monitor.wait_event(lambda event: event.name == "BALLOON_CHANGE", min(_SLOWEST, left))
             former, actual = actual, ask(monitor, _Balloon, "query-balloon").actual
-            if actual == former:
+            if event is None and actual == former:
                 break
         return actual
