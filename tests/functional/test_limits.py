@@ -28,7 +28,7 @@ from tests.framework.doors import Door, Refused, run_cli
 from tests.framework.processes import wait_settled
 
 pytestmark = [
-    pytest.mark.limit(240),
+    pytest.mark.limit(400),
     pytest.mark.skipif(not {"cpu", "cpuset"} <= {name for tree in cgroups.usable_trees() for name in tree.controllers},
                        reason="no control groups can be made here"),
 ]  # fmt: skip
@@ -74,16 +74,13 @@ def share(victim: insula.Machine, hog: insula.Machine) -> float:
 
 
 @pytest.fixture
-def two(home: Path, tiny: str, name: str) -> Iterator[tuple[insula.Machine, insula.Machine]]:
+def two(home: Path, tiny: str) -> Iterator[tuple[insula.Machine, insula.Machine]]:
     """A victim with one CPU and a hog with four, both busy, and both on the same CPU of the host."""
-    here = insula.connect(home)
-    limits = {"pin": str(online_cpus()[0])}
-    with (
-        here.run(tiny, limits=limits, **SHAPE) as victim,
-        here.run(tiny, cold=True, limits=limits, **MANY) as hog,
-    ):
-        spin(hog, 4)
-        spin(victim, 1)
+    here, cpu = insula.connect(home), str(online_cpus()[0])
+    with here.run(tiny, **SHAPE) as victim, here.run(tiny, cold=True, **MANY) as hog:
+        for machine, times in ((hog, 4), (victim, 1)):
+            machine.limit(pin=cpu)
+            spin(machine, times)
         yield victim, hog
 
 
