@@ -77,8 +77,8 @@ class Crowd:
         (shown,) = json.loads(self.insula("show", "--json", name))
         return next(str(nic["ipv4"]) for nic in shown["nics"])
 
-    def usage(self) -> dict[str, dict[str, Any]]:
-        told = json.loads(self.insula("stats", "--json", "--interval", "0.1"))
+    def usage(self, interval: float = 0.1) -> dict[str, dict[str, Any]]:
+        told = json.loads(self.insula("stats", "--json", "--interval", str(interval)))
         return {machine["name"]: machine for machine in told["machines"]}
 
     @contextlib.contextmanager
