@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 _HELP: Final = {
     "pin": "CPUs of this host it may run on, such as 0,2-3.",
+    "isolate": "CPUs of this host that it runs on, and no other machine does.",
     "cpu_shares": "Its weight when machines want more CPU than there is (all others: 1024).",
     "cpu_limit": "CPUs of this host it may use, such as 0.5.",
     "cpu_burst": "CPUs it may use beyond that for moments, out of what it left unused.",

@@ -39,15 +39,16 @@ _UNITS: Final = (("T", 1024 * GIB), ("G", GIB), ("M", MIB), ("K", KIB))
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a machine is held to. 0, and an empty ``pin``, is without limit.
 
-    ``pin``: the host's CPUs it may run on, by number. ``cpu_shares``: its weight when machines want more CPU than there is.
-    ``cpu_limit`` and ``cpu_burst``: host CPUs in thousandths; the burst is what it may use beyond the limit in a tenth of a
-    second, out of what it left unused before. ``io_weight``: as ``cpu_shares``, of the host's disks. ``disk_rate`` (bytes a
-    second) and ``disk_iops`` (requests a second) hold for each of its disks; their ``burst`` is how much it may have for
-    ``burst_time`` seconds out of what it left unused. ``net``: what each of its network cards may send and receive, beside that
-    card's own limits.
+    ``pin``: the host's CPUs it may run on, by number; ``isolate``: those it runs on while no other machine does. ``cpu_shares``:
+    its weight when machines want more CPU than there is. ``cpu_limit`` and ``cpu_burst``: host CPUs in thousandths; the burst is
+    what it may use beyond the limit in a tenth of a second, out of what it left unused before. ``io_weight``: as ``cpu_shares``,
+    of the host's disks. ``disk_rate`` (bytes a second) and ``disk_iops`` (requests a second) hold for each of its disks; their
+    ``burst`` is how much it may have for ``burst_time`` seconds out of what it left unused. ``net``: what each of its network
+    cards may send and receive, beside that card's own limits.
     """
 
     pin: tuple[int, ...] = ()
+    isolate: tuple[int, ...] = ()
     cpu_shares: int = DEFAULT_SHARES
     cpu_limit: int = 0
     cpu_burst: int = 0
@@ -59,11 +60,22 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     burst_time: int = 1
     net: Rates = Rates()
 
+    @property
+    def cores(self) -> tuple[int, ...]:
+        """The host's CPUs it may run on; none: all that are nobody's own."""
+        return self.isolate or self.pin
+
+    @property
+    def inherited(self) -> Limits:
+        """Those of another machine that is made of this one: CPUs that this one has for itself are none of its."""
+        return msgspec.structs.replace(self, isolate=())
+
 
 class LimitChanges(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What of a machine's limits is to be otherwise, in the words of `Limits`; None leaves it."""
 
     pin: tuple[int, ...] | None = None
+    isolate: tuple[int, ...] | None = None
     cpu_shares: int | None = None
     cpu_limit: int | None = None
     cpu_burst: int | None = None
@@ -118,8 +130,9 @@ def check_limits(limits: Limits) -> Limits:
     ):
         if value:
             _check(value, least, most, words)
-    if not all(0 <= cpu < _MOST_PINNED for cpu in limits.pin) or list(limits.pin) != sorted(set(limits.pin)):
-        raise _bad("that is no list of CPUs", "write it like 0,2-3")
+    for cpus in (limits.pin, limits.isolate):
+        if not all(0 <= cpu < _MOST_PINNED for cpu in cpus) or list(cpus) != sorted(set(cpus)):
+            raise _bad("that is no list of CPUs", "write it like 0,2-3")
     _check_together(limits)
     return limits
 
@@ -132,9 +145,14 @@ def _check(value: int, least: int, most: int, words: str) -> None:
 
 
 def _check_together(limits: Limits) -> None:
-    if limits.pin and limits.cpu_limit > len(limits.pin) * THOUSAND:
+    if limits.pin and limits.isolate:
         raise _contradiction(
-            f"a limit of {format_cpus(limits.cpu_limit)} CPUs is more than it is pinned to: {format_pin(limits.pin)}",
+            f"it cannot be pinned to {format_pin(limits.pin)} and have {format_pin(limits.isolate)} for itself",
+            "CPUs of its own are all it runs on: leave one of the two out, or say 'none' for it",
+        )
+    if limits.cores and limits.cpu_limit > len(limits.cores) * THOUSAND:
+        raise _contradiction(
+            f"a limit of {format_cpus(limits.cpu_limit)} CPUs is more than it is pinned to: {format_pin(limits.cores)}",
             "pin it to more, or limit it to less",
         )
     if limits.cpu_burst > limits.cpu_limit:
@@ -155,10 +173,14 @@ def _check_together(limits: Limits) -> None:
 
 def check_host(limits: Limits, cpus: Collection[int]) -> None:
     """Raises UsageError (``beyond_host``) when a host with these CPUs cannot hold ``limits``."""
-    missing = [cpu for cpu in limits.pin if cpu not in cpus]
+    missing = [cpu for cpu in limits.cores if cpu not in cpus]
     if missing:
         there = format_pin(tuple(sorted(cpus)))
         raise UsageError(f"this host has no CPU {format_pin(tuple(missing))}", code="beyond_host", hint=f"it has: {there}")
+    if limits.isolate and not set(cpus) - set(limits.isolate):
+        raise UsageError(
+            "no CPU of this host would be left for others", code="beyond_host", hint="give it fewer for itself, or --pin it"
+        )
     if limits.cpu_limit > len(cpus) * THOUSAND:
         raise UsageError(
             f"a limit of {format_cpus(limits.cpu_limit)} CPUs is more than this host has: {len(cpus)}",
@@ -278,6 +300,7 @@ def _least(one: int, other: int) -> int:
 # Each field of `Limits`: how it is called on a command line and in a profile, how it is read and how written.
 WORDS: Final[Mapping[str, tuple[str, Callable[[str], Any], Callable[[Any], str]]]] = {
     "pin": ("pin", parse_pin, format_pin),
+    "isolate": ("isolate-cores", parse_pin, format_pin),
     "cpu_shares": ("cpu-shares", parse_shares, str),
     "cpu_limit": ("cpu-limit", parse_cpus, format_cpus),
     "cpu_burst": ("cpu-burst", parse_cpus, format_cpus),

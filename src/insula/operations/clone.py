@@ -44,7 +44,9 @@ def clone(context: Context, request: CloneMachine, operation: Operation) -> Mach
             record = _fill(staged, held.folder, state.machine, full=request.full)
             operation.tell("give it its name")
             with own_identity(context.home) as identity:
-                write_machine(staged, msgspec.structs.replace(record, id=identity.uuid, identity=identity))
+                write_machine(
+                    staged, msgspec.structs.replace(record, id=identity.uuid, identity=identity, limits=record.limits.inherited)
+                )
                 folder = publish_machine(context.home, staged, request.new_name)
             append_event(folder, "cloned", origin=request.name)
             merge_behind(context, state.machine)

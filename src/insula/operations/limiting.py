@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Final
 from insula.errors import HostLacks
 from insula.host.cgroups import usable_trees, warmed
 from insula.host.scheduling import be_nice, be_nice_session, bind, has_autogroup, online_cpus
-from insula.model.limits import Hold, Limits, check_host, check_limits, format_pin
+from insula.model.limits import Hold, Limits, check_host, check_limits
+from insula.operations.apart import apart, settings_for
 from insula.operations.context import Context
 from insula.resources.groups import NOWHERE, Place, group_of, leaf_of, mended, new_place, write_all
-from insula.resources.shares import Setting, hold_of, nice_of, settings, wished
+from insula.resources.shares import Setting, hold_of, nice_of, wished
 from insula.resources.throttles import throttle_limits
 from insula.store import names
 from insula.store.machines import MachineRecord
+from insula.store.names import Home
 
 if TYPE_CHECKING:
     from insula.host.cgroups import Group
@@ -64,19 +66,13 @@ def placed(context: Context, record: MachineRecord) -> Iterator[Place]:
     if not context.engine.features.groups:
         yield NOWHERE
         return
-    with new_place(context.home, record.id, lambda group: _settings(group, record)) as place, warmed():
+    home = context.home
+    with new_place(home, record.id, lambda group: _settings(home, group, record)) as place, apart(home, record), warmed():
         yield place
 
 
-def _settings(group: Group, record: MachineRecord) -> list[Setting]:
-    return settings_for(group, record.limits, record.hardware.total)
-
-
-def settings_for(group: Group, limits: Limits, memory: int) -> list[Setting]:
-    """What is to be written for a machine with so many bytes of memory, in this group."""
-    versions = group.versions()
-    there = group.read_above("cpuset", "cpuset.cpus" if versions.get("cpuset") == 1 else "cpuset.cpus.effective")
-    return settings(limits, memory, versions, there or format_pin(online_cpus()))
+def _settings(home: Home, group: Group, record: MachineRecord) -> list[Setting]:
+    return settings_for(home, record.id, group, record.limits, record.hardware.total)
 
 
 def hold_back(context: Context, folder: Path, record: MachineRecord, run: str = names.RUN) -> None:
@@ -101,13 +97,13 @@ def uphold(context: Context, folder: Path, record: MachineRecord, former: Machin
 
     run, pids = folder / names.RUN, _pids(folder, record)
     before = former.limits if former else None
-    with contextlib.ExitStack() as undo:
+    with apart(context.home, record), contextlib.ExitStack() as undo:
         with mended(context.home, run, pids) as group:
             versions = group.versions() if group else {}
             if group is not None:
                 if former is not None:
-                    undo.callback(_quietly, lambda: write_all(group, _settings(group, former)))
-                write_all(group, _settings(group, record))
+                    undo.callback(_quietly, lambda: write_all(group, _settings(context.home, group, former)))
+                write_all(group, _settings(context.home, group, record))
         if former is not None:
             undo.callback(_quietly, lambda: _tell_threads(folder, former, versions, record.limits))
         _tell_threads(folder, record, versions, before)
@@ -140,8 +136,8 @@ def _tell_threads(folder: Path, record: MachineRecord, versions: dict[str, int],
     """Niceness and affinity, where no group says them."""
     limits = record.limits
     try:
-        if "cpuset" not in versions and (before is None or before.pin != limits.pin):
-            bind(_pids(folder, record), limits.pin or online_cpus())
+        if "cpuset" not in versions and (before is None or before.cores != limits.cores):
+            bind(_pids(folder, record), limits.cores or online_cpus())
         if "cpu" not in versions and (before is None or before.cpu_shares != limits.cpu_shares):
             _be_nice(folder, record)
     except OSError as cause:
@@ -169,13 +165,13 @@ def holds(context: Context, folder: Path, record: MachineRecord) -> list[Hold]:
     found = _possible(record.limits)
     if group is None or not all(there >= {*_pids(folder, record)} for there in group.members().values()):
         return [Hold(hold.limit, hold.asked, False, _STRAYED) if "group" in hold.by else hold for hold in found]
-    return [_as_seen(hold, group, record) for hold in found]
+    return [_as_seen(hold, context.home, group, record) for hold in found]
 
 
-def _as_seen(hold: Hold, group: Group, record: MachineRecord) -> Hold:
+def _as_seen(hold: Hold, home: Home, group: Group, record: MachineRecord) -> Hold:
     """What somebody else wrote into the group since is told."""
     field = hold.limit.replace("-", "_")
-    for setting in _settings(group, record):
+    for setting in _settings(home, group, record):
         if setting.wish == field:
             seen = (group.read(setting.controller, setting.file) or "").strip().removeprefix("default ")
             if seen != setting.value.strip():

@@ -130,7 +130,7 @@ def fill_fork(staged: Path, origin: Origin, *, ephemeral: bool) -> MachineRecord
         version=RECORD_VERSION, id="", kind="vm", created=time.time(), image=state.image, spec=state.spec,
         identity=state.identity, boot=state.boot, disks=disks, arch=state.arch, ephemeral=ephemeral, board=state.board,
         sums={path: state.sums[path] for path in snapshot_layers(state) if path in state.sums},
-        firewall=parent.firewall, limits=parent.limits, shape=state.shape,
+        firewall=parent.firewall, limits=parent.limits.inherited, shape=state.shape,
     )  # fmt: skip
     if (origin.folder / names.VARIABLES).exists():
         (staged / names.FIRMWARE).mkdir(mode=0o700)

@@ -26,8 +26,8 @@ from insula.model.limits import Limits
 from insula.model.requests import ProbeJail
 from insula.model.text import clean
 from insula.model.units import MIB
+from insula.operations.apart import settings_for
 from insula.operations.context import Context
-from insula.operations.limiting import settings_for
 from insula.operations.operation import Operation
 from insula.resources.groups import Place, new_place
 from insula.resources.shares import fence
@@ -62,7 +62,7 @@ def probe(context: Context, _request: ProbeJail, operation: Operation) -> list[A
 
 def _placed(context: Context) -> AbstractContextManager[Place]:
     """In a control group as a machine's."""
-    return new_place(context.home, _ID, lambda group: settings_for(group, Limits(), _MEMORY))
+    return new_place(context.home, _ID, lambda group: settings_for(context.home, _ID, group, Limits(), _MEMORY))
 
 
 def _plan(context: Context, folder: Path, place: Place) -> LaunchPlan:

@@ -15,6 +15,7 @@ from insula.host.files import fsync_folder, is_temporary, remove_tree
 from insula.model.requests import SettleMachine
 from insula.model.status import State
 from insula.operations import journal
+from insula.operations.apart import leave
 from insula.operations.cabling import uncable, uncable_all
 from insula.operations.context import Context
 from insula.operations.hardware import RESIZE, reconcile
@@ -56,6 +57,7 @@ def settle(context: Context, request: SettleMachine, operation: Operation) -> No
             return
     uncable_all(context.home, request.id)
     drop(context.home, request.id, timeout=_EMPTYING)
+    leave(context.home, request.id)
 
 
 def recover(context: Context, folder: Path, *, keep_cards: bool = False) -> bool:

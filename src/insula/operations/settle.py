@@ -14,6 +14,7 @@ import msgspec
 from insula.errors import InsulaError
 from insula.host.files import remove_tree
 from insula.model.status import End
+from insula.operations.apart import leave
 from insula.operations.cabling import uncable
 from insula.operations.observe import observe_state, read_exit, wait_gone
 from insula.resources.groups import drop, group_of, leaf_of, was_out_of_memory
@@ -51,6 +52,8 @@ def settle_locked(home: Home, folder: Path, *, keep_ephemeral: bool = False, kee
     with contextlib.suppress(InsulaError):
         record = read_machine(folder)
         drop(home, record.id, keep=leaf_of(folder / names.RUN_NEXT))
+        if not leaf_of(folder / names.RUN_NEXT):
+            leave(home, record.id)
         if not keep_cards:
             uncable(home, record)
     append_event(folder, "ended", reason=end.reason, detail=end.detail)

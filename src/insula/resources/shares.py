@@ -25,7 +25,7 @@ _BESIDE: Final = 768 * MIB
 _PER_MEMORY: Final = 32  # and a 32nd of its memory for page tables and the like
 _SLACK: Final = 64 * MIB  # version 2: so far below the fence it is slowed down
 
-_GROUPED: Final = {"pin": "cpuset", "cpu_shares": "cpu", "cpu_limit": "cpu", "cpu_burst": "cpu"}
+_GROUPED: Final = {"pin": "cpuset", "isolate": "cpuset", "cpu_shares": "cpu", "cpu_limit": "cpu", "cpu_burst": "cpu"}
 _DISK: Final = ("disk_iops", "disk_iops_burst", "disk_rate", "disk_rate_burst")
 _DELEGATE: Final = "root can; or: systemd-run --user --scope -p Delegate=yes -- $SHELL, where that passes the controller on"
 
@@ -56,7 +56,8 @@ def settings(limits: Limits, memory: int, versions: Mapping[str, int], cpus: str
 
 def _cpuset(limits: Limits, _memory: int, _version: int, cpus: str) -> list[Setting]:
     """No group that processes are in can be told of no CPUs, which would be all of them, once it was told of some."""
-    return [Setting("cpuset", "cpuset.cpus", format_pin(limits.pin) if limits.pin else cpus, "pin")]
+    wish = "isolate" if limits.isolate else "pin"
+    return [Setting("cpuset", "cpuset.cpus", format_pin(limits.cores) if limits.cores else cpus, wish)]
 
 
 def _cpu(limits: Limits, _memory: int, version: int, _cpus: str) -> list[Setting]:

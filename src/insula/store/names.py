@@ -114,6 +114,7 @@ INITRD: Final = "initrd"
 # -- beside the images, and what is remembered about them elsewhere ----------------------------------------------------------
 IMAGES_LOCK: Final = ".lock"  # held for the instants in which folders of images come, go, or are named
 BUILD_ROOM: Final = "room"  # in a building folder: owned by the ids of a user namespace
+CORES: Final = "cores"  # in host/: a file for each machine that runs on CPUs of its own
 GUARD_LOCK: Final = "guard.lock"  # in host/: a guard is at work
 VERIFIED: Final = "verified"  # in host/: which files of images were hashed, and how they looked then
 

@@ -1,0 +1,91 @@
+"""CPUs that a machine has for itself: nobody else runs there while it does, whoever comes, goes and is restored."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import insula
+from insula.errors import HostLacks, UsageError
+from insula.host.cgroups import usable_trees
+from insula.host.scheduling import online_cpus
+
+_CPUS = sorted(online_cpus())
+_OWN, _LEFT = _CPUS[-1], _CPUS[:-1]
+
+
+@pytest.fixture(autouse=True)
+def able() -> None:
+    if not any("cpuset" in tree.controllers for tree in usable_trees()) or len(_CPUS) < 2:
+        pytest.skip("this host has no cpuset that we may use, or one CPU")
+
+
+@pytest.fixture
+def made(home: Path, tiny: str, name: str) -> Iterator[Callable[..., insula.Machine]]:
+    connection = insula.connect(home)
+
+    def make(which: str, **limits: str) -> insula.Machine:
+        return connection.run(tiny, name=f"{name}-{which}", memory="128M", network="none", limits=limits)
+
+    yield make
+    for status in connection.list():
+        if status.name.startswith(name):
+            connection.get(status.name).delete(force=True)
+
+
+def _cpus(machine: insula.Machine) -> set[int]:
+    """Where its QEMU may run, as the kernel says."""
+    pid = next(pid for word, pid in machine.show().process.items() if word.startswith("qemu"))
+    return os.sched_getaffinity(pid)
+
+
+def test_its_cpus_are_its_own_while_it_runs(made: Callable[..., insula.Machine]) -> None:
+    other = made("other")
+    assert _cpus(other) == {*_CPUS}
+    alone = made("alone", isolate_cores=str(_OWN))
+    assert _cpus(alone) == {_OWN}
+    assert _cpus(other) == {*_LEFT}
+    late = made("late")
+    assert _cpus(late) == {*_LEFT}
+    for refused in (
+        lambda: late.limit(pin=str(_OWN)),
+        lambda: late.limit(isolate_cores=str(_OWN)),
+        lambda: made("x", pin=str(_OWN)),
+    ):
+        with pytest.raises(HostLacks) as error:
+            refused()
+        assert error.value.code == "cores_taken"
+        assert re.search(rf"-alone' has CPU {_OWN} ", error.value.message)
+    assert _cpus(late) == {*_LEFT}
+    child = alone.fork(1)[0]
+    assert _cpus(child) == {*_LEFT}
+    child.delete(force=True)
+    snapshot = alone.snapshot("now")
+    snapshot.restore(keep=False)
+    assert _cpus(alone) == {_OWN}
+    assert _cpus(other) == {*_LEFT}
+    alone.stop(force=True)
+    assert _cpus(other) == _cpus(late) == {*_CPUS}
+    alone.start()
+    assert _cpus(other) == {*_LEFT}
+    alone.limit(isolate_cores="none")
+    assert _cpus(alone) == _cpus(other) == {*_CPUS}
+
+
+def test_what_cannot_be_its_own_is_refused_and_changes_nothing(made: Callable[..., insula.Machine]) -> None:
+    machine, pinned = made("web"), made("pinned", pin=str(_OWN))
+    with pytest.raises(UsageError, match="left for others"):
+        machine.limit(isolate_cores=",".join(map(str, _CPUS)))
+    with pytest.raises(UsageError, match="cannot be pinned"):
+        machine.limit(isolate_cores=str(_OWN), pin=str(_OWN))
+    with pytest.raises(HostLacks, match="runs pinned"):
+        machine.limit(isolate_cores=str(_OWN))
+    assert _cpus(machine) == {*_CPUS}
+    assert _cpus(pinned) == {_OWN}
+    pinned.limit(pin="none")
+    machine.limit(isolate_cores=str(_OWN))
+    assert _cpus(pinned) == {*_LEFT}
