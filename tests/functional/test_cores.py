@@ -13,6 +13,8 @@ import insula
 from insula.errors import HostLacks, UsageError
 from insula.host.cgroups import usable_trees
 from insula.host.scheduling import online_cpus
+from insula.store import names
+from insula.store.names import Home
 
 _CPUS = sorted(online_cpus())
 _OWN, _LEFT = _CPUS[-1], _CPUS[:-1]
@@ -89,3 +91,12 @@ def test_what_cannot_be_its_own_is_refused_and_changes_nothing(made: Callable[..
     pinned.limit(pin="none")
     machine.limit(isolate_cores=str(_OWN))
     assert _cpus(pinned) == {*_LEFT}
+
+
+def test_what_a_dead_command_kept_is_given_back(home: Path, made: Callable[..., insula.Machine]) -> None:
+    machine, note = made("web"), Home(home).host / names.CORES / "11111111-2222-4333-8444-555555555555"
+    note.parent.mkdir(exist_ok=True)
+    note.write_text(f"{_OWN}\n")  # of a machine that has no group: it counts for nobody
+    assert _cpus(made("late")) == {*_CPUS}
+    machine.limit(cpu_shares=512)
+    assert not note.exists()

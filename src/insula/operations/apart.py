@@ -43,6 +43,12 @@ def leave(home: Home, machine_id: str) -> None:
             _keep(home, machine_id, cores.own(home, machine_id), ())
 
 
+def sweep(home: Home) -> None:
+    """Give back what machines had that ended without a word."""
+    for machine_id in cores.stale(home):
+        leave(home, machine_id)
+
+
 def settings_for(home: Home, machine_id: str, group: Group, limits: Limits, memory: int) -> list[Setting]:
     """What is to be written for a machine with so many bytes of memory, in this group."""
     versions = group.versions()

@@ -16,6 +16,7 @@ from insula.model.requests import SettleMachine
 from insula.model.status import State
 from insula.operations import journal
 from insula.operations.apart import leave
+from insula.operations.apart import sweep as sweep_cores
 from insula.operations.cabling import uncable, uncable_all
 from insula.operations.context import Context
 from insula.operations.hardware import RESIZE, reconcile
@@ -130,6 +131,7 @@ def sweep(context: Context) -> None:
     sweep_warm(home)
     sweep_locks(home.host)
     sweep_groups(home)
+    sweep_cores(home)
     for name in machine_names(home):
         folder = home.machine(name)
         if (folder / names.JOURNAL).exists() and (is_ephemeral(folder) or _is_just_made(folder)):

@@ -5,7 +5,6 @@ What a file says counts for as long as the machine has a control group; whoever 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,15 +19,23 @@ from insula.store.names import Home, home_key
 def taken(home: Home, machine_id: str) -> dict[int, str]:
     """The CPUs that other machines have for themselves, and the id of whose each is."""
     found = dict[int, str]()
-    with contextlib.suppress(FileNotFoundError):
-        others = [path for path in _folder(home).iterdir() if path.name != machine_id]
-        leaves = cgroups.leaves(home_key(home.root), cgroups.usable_trees()) if others else []
-        living = {leaf.partition(".")[0] for leaf in leaves}
-        for path in others:
-            if path.name in living:
-                with contextlib.suppress(OSError, InsulaError):
-                    found |= dict.fromkeys(parse_pin(path.read_text().strip()), path.name)
+    for other in _noted(home) - {machine_id} - stale(home):
+        found |= dict.fromkeys(own(home, other), other)
     return found
+
+
+def stale(home: Home) -> set[str]:
+    """The machines of which a file is there that counts no more."""
+    noted = _noted(home)
+    leaves = cgroups.leaves(home_key(home.root), cgroups.usable_trees()) if noted else set[str]()
+    return noted - {leaf.partition(".")[0] for leaf in leaves}
+
+
+def _noted(home: Home) -> set[str]:
+    try:
+        return {path.name for path in _folder(home).iterdir() if not path.name.startswith(".")}
+    except FileNotFoundError:
+        return set()
 
 
 def own(home: Home, machine_id: str) -> tuple[int, ...]:

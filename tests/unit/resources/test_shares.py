@@ -33,6 +33,15 @@ def test_version_1_in_full() -> None:
     ]
 
 
+def test_cpus_of_its_own_are_all_it_runs_on() -> None:
+    own = Limits(isolate=(1, 2))
+    assert ("cpuset.cpus", "1-2") in written(own, ALL_V1)
+    assert ("cpuset.cpus", "1-2") in written(own, ALL_V2)
+    assert own.inherited == Limits()
+    assert hold_of("isolate", own, ALL_V1, root=True, autogroup=True).holds
+    assert not hold_of("isolate", own, {}, root=True, autogroup=True).holds
+
+
 def test_version_2_in_full() -> None:
     assert written(LIMITS, ALL_V2) == [
         ("cpuset.cpus", "0,2-3"),
