@@ -103,6 +103,10 @@ def test_what_cannot_be_now_comes_with_the_next_start(home: Path, booted: insula
         booted.resize(cpus=4, memory=_MEMORY + 3 * MIB)
     assert raised.value.code == "bad_size"
     assert f"{PIECE // MIB} MiB" in raised.value.message
+    with pytest.raises(UsageError, match="0 CPUs is not possible"):
+        booted.resize(cpus=0)
+    with pytest.raises(UsageError, match="of memory is too little"):
+        booted.resize(memory=0)
     assert _reads(home, booted.name) == (2, _MEMORY)
 
     told = booted.resize(cpus=30)

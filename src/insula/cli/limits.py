@@ -118,7 +118,7 @@ def read_profile(name: str, path: Path | None = None) -> LimitChanges:
     try:
         text = path.read_text(errors="replace")
         profiles = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as cause:
+    except (ValueError, RecursionError) as cause:  # also of numbers too long, and lists too deep, for its reader
         raise UsageError(f"{path}: {cause}", code="bad_profile", hint="see docs/limits.md for what it may hold") from None
     except OSError as cause:
         raise NotFound(

@@ -85,7 +85,7 @@ def parse_recipe(text: str, source: str = "recipe") -> Recipe:
 
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as cause:
+    except (ValueError, RecursionError) as cause:  # also of numbers too long, and lists too deep, for its reader
         raise _broken(source, _syntax_line(str(cause), text), "", re.sub(r" \(at .*\)$", "", str(cause))) from cause
     try:
         recipe = msgspec.convert(table, Recipe)

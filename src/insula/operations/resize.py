@@ -74,7 +74,9 @@ def resize(context: Context, held: Held, operation: Operation, *, cpus: int | No
 
 def _wanted(held: Held, cpus: int | None, memory: int | None) -> MachineSpec:
     spec = held.record.spec
-    return check_spec(msgspec.structs.replace(spec, cpus=cpus or spec.cpus, memory=memory or spec.memory))
+    return check_spec(
+        msgspec.structs.replace(spec, cpus=spec.cpus if cpus is None else cpus, memory=spec.memory if memory is None else memory)
+    )
 
 
 class _Resizing:

@@ -41,7 +41,7 @@ def show_usage(context: Context, request: ShowUsage, operation: Operation) -> Us
             operation.wait(request.interval)
         after = sampler.sample(thorough=True)
     cards: dict[str, list[TrafficStatus]] = {}
-    for card in show(context, ShowTraffic(names=request.names), operation) if after else ():
+    for card in show(context, ShowTraffic(names=tuple(dict.fromkeys(request.names))), operation) if after else ():
         cards.setdefault(card.machine, []).append(card)
     return Usage(host(), [_usage(before.get(name), seen, cards.get(name, [])) for name, seen in after.items()], request.interval)
 
@@ -94,7 +94,7 @@ def _usage(before: Seen | None, seen: Seen, cards: list[TrafficStatus]) -> Machi
         name=seen.folder.name,
         state=str(seen.state),
         cpu=CpuUsage(sample.cpu_ns / _NANO, sample.waited_ns / _NANO, round(rate.cpu, 4), round(rate.wait, 4)),
-        memory=MemoryUsage(seen.record.spec.memory, sample.own, sample.resident, sample.proportional),
+        memory=MemoryUsage(seen.record.hardware.usable, sample.own, sample.resident, sample.proportional),
         disk=_disk(sample, rate),
         network=_network(sample, rate),
         pressure=_seconds(sample.pressure),

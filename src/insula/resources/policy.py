@@ -74,7 +74,7 @@ def _parse(path: Path, text: str) -> Policy:
 
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as cause:
+    except (ValueError, RecursionError) as cause:  # also of numbers too long, and lists too deep, for its reader
         match = re.search(r"line (\d+)", str(cause))
         raise _bad(path, int(match[1]) if match else text.count("\n") + 1, str(cause)) from None
     values: dict[str, int | None] = {}

@@ -56,6 +56,8 @@ def test_without_a_file_there_is_none(tmp_path: Path) -> None:
         ("[small]\ncpu-limit = true\n", "line 2: cpu-limit: that is no value"),
         ("[small]\ncpu-limit = -1\n", "line 2: cpu-limit: '-1' is no number of CPUs"),
         ("[small\n", "line 1"),
+        (f"[small]\ncpu-shares = {'9' * 5000}\n", "limits.toml: "),
+        (f"[small]\ncpu-shares = {'[' * 5000}\n", "limits.toml: "),
         ("small = 3\n[small]\n", "line 2"),
     ],
 )

@@ -60,6 +60,8 @@ def test_the_environment_goes_before_both(tmp_path: Path, monkeypatch: pytest.Mo
         ("cpu-overcommit = 1\nkms = true", 2, "there is no 'kms'"),
         ("cpu-overcommit = 1\n[memory]\novercommit = 2", 2, "there is no 'memory'"),
         ("cpu-overcommit = 1\nmemory-overcommit", 2, ""),
+        (f"memory-overcommit = {'9' * 5000}", 1, ""),
+        (f"cpu-overcommit = {'[' * 5000}", 1, ""),
     ],
 )
 def test_what_is_wrong_is_named_with_its_line_and_key(tmp_path: Path, text: str, line: int, said: str) -> None:
