@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 from insula.errors import HostLacks, InsulaError
 from insula.host.memory import available_bytes, private_bytes
@@ -14,9 +13,9 @@ from insula.operations.context import Context
 from insula.operations.observe import is_alive
 from insula.resources.admission import Claim, Room, worst_case
 from insula.resources.policy import read_policy
-from insula.store.machines import BoardRecord, MachineRecord, machine_names, read_machine
+from insula.store.machines import BoardRecord, MachineRecord, read_machine
 from insula.store.snapshots import SnapshotRecord
-from insula.store.spares import spare_folders, spare_origins
+from insula.store.spares import all_folders
 
 
 def admit(
@@ -88,7 +87,7 @@ def _refusal(room: Room, each: int, count: int, whose: str) -> HostLacks:
 def _alive(context: Context) -> dict[str, MachineRecord]:
     """The machines and spares that run, by their ids."""
     alive = {}
-    for folder in _folders(context):
+    for folder in all_folders(context.home):
         with contextlib.suppress(InsulaError, OSError):
             if is_alive(folder):
                 record = read_machine(folder)
@@ -105,9 +104,3 @@ def _claims(alive: Mapping[str, MachineRecord], owned: Mapping[str, int] | None 
         key: Claim(worst_case(record.hardware.total, record.board.accelerator if record.board else ""), owned[key])
         for key, record in alive.items()
     }
-
-
-def _folders(context: Context) -> Iterator[Path]:
-    yield from (context.home.machine(name) for name in machine_names(context.home))
-    for origin in spare_origins(context.home):
-        yield from spare_folders(context.home, origin)

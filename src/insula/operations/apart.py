@@ -15,9 +15,9 @@ from insula.resources.groups import group_of, write_all
 from insula.resources.shares import Setting, settings
 from insula.store import names
 from insula.store.locks import folder_lock
-from insula.store.machines import MachineRecord, machine_names, read_machine
+from insula.store.machines import MachineRecord
 from insula.store.names import Home
-from insula.store.spares import spare_folders, spare_origins
+from insula.store.spares import all_records
 
 
 @contextlib.contextmanager
@@ -92,9 +92,4 @@ def _named(home: Home, machine_id: str) -> str:
 
 def _others(home: Home, machine_id: str) -> Iterator[tuple[Path, MachineRecord]]:
     """All machines and spares there are but this one."""
-    spares = (folder for origin in spare_origins(home) for folder in spare_folders(home, origin))
-    for folder in (*(home.machine(name) for name in machine_names(home)), *spares):
-        with contextlib.suppress(InsulaError, OSError):
-            record = read_machine(folder)
-            if record.id != machine_id:
-                yield folder, record
+    return ((folder, record) for folder, record in all_records(home) if record.id != machine_id)

@@ -40,10 +40,11 @@ def logs(context: Context, request: ReadLogs, operation: Operation, streams: Str
     for name in (names.CONSOLE_OLD, names.CONSOLE):
         with contextlib.suppress(FileNotFoundError), open(folder / name, "rb") as stream:
             while untrusted_data := stream.read(_CHUNK):
-                _write_all(streams, untrusted_data)
+                write_all(streams, untrusted_data)
 
 
-def _write_all(streams: Streams, data: bytes) -> None:
+def write_all(streams: Streams, data: bytes) -> None:
+    """Write ``data`` to the caller's standard output, waiting until there is room."""
     import select
 
     view = memoryview(data)
@@ -65,9 +66,9 @@ def events(context: Context, request: ReadEvents, operation: Operation, streams:
         machine_folder(context.home, request.name)
     log = _EventLog(context, request.name, whole=request.whole)
     for line in log.news():
-        _write_all(streams, line)
+        write_all(streams, line)
     if request.follow:
-        _follow(context, log, lambda line: _write_all(streams, line))
+        _follow(context, log, lambda line: write_all(streams, line))
 
 
 def _follow(context: Context, log: _EventLog, write: Callable[[bytes], None]) -> None:

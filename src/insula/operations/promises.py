@@ -7,15 +7,15 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from insula.errors import HostLacks, InsulaError
+from insula.errors import HostLacks
 from insula.host.scheduling import online_cpus
 from insula.model.units import format_size
 from insula.operations.context import Context
 from insula.operations.observe import is_alive
 from insula.resources.admission import Stock
 from insula.resources.policy import read_policy
-from insula.store.machines import DiskRecord, MachineRecord, machine_names, read_machine
-from insula.store.spares import spare_folders, spare_origins
+from insula.store.machines import DiskRecord
+from insula.store.spares import all_records
 
 
 def check_cpus(context: Context, cpus: int, *, count: int = 1, whose: str = "the machine", replaces: str = "") -> None:
@@ -38,7 +38,7 @@ def check_cpus(context: Context, cpus: int, *, count: int = 1, whose: str = "the
 
 def cpu_stock(context: Context, times: int, *, besides: str = "") -> Stock:
     """This host's CPUs, and what those that run have of them."""
-    running = (record for folder, record in _machines(context) if record.id != besides and is_alive(folder))
+    running = (record for folder, record in all_records(context.home) if record.id != besides and is_alive(folder))
     return Stock(len(online_cpus()), times, sum(record.hardware.used_cpus for record in running))
 
 
@@ -67,7 +67,7 @@ def disk_stock(context: Context, times: int) -> Stock:
     """The free room for the state folder, and by how much the disks in it may yet grow."""
     free = os.statvfs(context.home.root)
     return Stock(
-        free.f_bavail * free.f_frsize, times, sum(growth_of(folder, record.disks) for folder, record in _machines(context))
+        free.f_bavail * free.f_frsize, times, sum(growth_of(folder, record.disks) for folder, record in all_records(context.home))
     )
 
 
@@ -80,15 +80,6 @@ def growth_of(folder: Path, disks: Iterable[DiskRecord]) -> int:
             written = (folder / disk.head).stat().st_blocks * 512
         total += max(0, disk.size - written)
     return total
-
-
-def _machines(context: Context) -> Iterable[tuple[Path, MachineRecord]]:
-    """All machines and spares that can be read."""
-    folders = [context.home.machine(name) for name in machine_names(context.home)]
-    folders += [folder for origin in spare_origins(context.home) for folder in spare_folders(context.home, origin)]
-    for folder in folders:
-        with contextlib.suppress(InsulaError, OSError):
-            yield folder, read_machine(folder)
 
 
 def _give_back(context: Context) -> None:

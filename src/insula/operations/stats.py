@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import time
 from collections.abc import Mapping
 
@@ -19,6 +18,7 @@ from insula.model.status import TrafficStatus
 from insula.model.streams import Streams
 from insula.model.usage import CpuUsage, DiskTraffic, HostUsage, MachineUsage, MemoryUsage, NetworkTraffic, Usage
 from insula.operations.context import Context
+from insula.operations.follow import write_all
 from insula.operations.operation import Operation
 from insula.operations.sampling import Sampler, Seen
 from insula.resources.metrics import Rates, Sample, rates
@@ -70,13 +70,7 @@ def check_interval(seconds: float) -> None:
 
 
 def write_line(streams: Streams, line: bytes) -> None:
-    view = memoryview(line + b"\n")
-    while view:
-        taken = streams.stdout.write(view)
-        view = view[taken:]
-        descriptor = streams.stdout.fileno()
-        if not taken and descriptor is not None:
-            select.select([], [descriptor], [])
+    write_all(streams, line + b"\n")
 
 
 def host() -> HostUsage:

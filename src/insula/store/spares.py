@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-from insula.errors import DamagedRecord
+from insula.errors import DamagedRecord, InsulaError
 from insula.host.files import remove_tree
 from insula.store import names
+from insula.store.machines import MachineRecord, machine_names, read_machine
 from insula.store.names import Home
 from insula.store.records import read_record, write_record
 
@@ -65,3 +67,17 @@ def forget_origin(home: Home, origin: str) -> None:
 def is_marked(folder: Path) -> bool:
     """Whether a spare is complete: it has a run folder."""
     return (folder / names.RUN).is_dir()
+
+
+def all_folders(home: Home) -> Iterator[Path]:
+    """The folders of all machines and spares."""
+    yield from (home.machine(name) for name in machine_names(home))
+    for origin in spare_origins(home):
+        yield from spare_folders(home, origin)
+
+
+def all_records(home: Home) -> Iterator[tuple[Path, MachineRecord]]:
+    """Folders and records of all machines and spares that can be read."""
+    for folder in all_folders(home):
+        with contextlib.suppress(InsulaError, OSError):
+            yield folder, read_machine(folder)
