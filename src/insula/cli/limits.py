@@ -114,9 +114,11 @@ def read_profile(name: str, path: Path | None = None) -> LimitChanges:
     """
     import tomllib
 
+    from insula.host.files import read_plain
+
     path = path or profiles_path()
     try:
-        text = path.read_text(errors="replace")
+        text = read_plain(path)
         profiles = tomllib.loads(text)
     except (ValueError, RecursionError) as cause:  # also of numbers too long, and lists too deep, for its reader
         raise UsageError(f"{path}: {cause}", code="bad_profile", hint="see docs/limits.md for what it may hold") from None

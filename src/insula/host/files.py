@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -39,6 +40,16 @@ def fsync_file(path: Path) -> None:
         fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_plain(path: Path) -> str:
+    """The text of a regular file that somebody wrote by hand. Raises OSError, also when it is something else, which reading
+    might wait for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(descriptor, encoding="utf-8", errors="replace") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
+        return file.read()
 
 
 def fsync_folder(folder: Path) -> None:

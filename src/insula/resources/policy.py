@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from insula.errors import UsageError
+from insula.host.files import read_plain
 from insula.model.text import clean
 
 OVERCOMMIT: Final = "INSULA_OVERCOMMIT"
@@ -62,7 +63,7 @@ def _chosen(text: str) -> int:
 
 def _read(path: Path) -> str | None:
     try:
-        return path.read_text(errors="replace")
+        return read_plain(path)
     except FileNotFoundError:
         return None
     except OSError as cause:

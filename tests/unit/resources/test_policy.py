@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,9 @@ def test_a_file_that_cannot_be_read_is_no_policy(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
         read_policy(tmp_path)
     assert error.value.code == "bad_policy"
+
+
+def test_a_pipe_in_its_place_keeps_nobody_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / policy.FILE)
+    with pytest.raises(UsageError, match="no regular file"):
+        read_policy(tmp_path)
