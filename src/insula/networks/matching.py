@@ -15,7 +15,8 @@ LOCAL: Final = (match(payload("ip", "daddr"), "@local4"), match(payload("ip6", "
 
 def shared_sets(table: Table) -> list[str]:
     """What is compared with for many cards: what has ports, what is icmp, and where the internet is not."""
-    protocols = {"ported": ("tcp", "udp"), "pings": ("icmp", "ipv6-icmp")}
+    # Words of nft's own: names such as ipv6-icmp it looks up in /etc/protocols, which small systems do not have.
+    protocols = {"ported": ("tcp", "udp"), "pings": ("icmp", "icmpv6")}
     local = {"local4": ("ipv4_addr", LOCAL_IPV4), "local6": ("ipv6_addr", LOCAL_IPV6)}
     commands = [table.set(name, "inet_proto") for name in protocols]
     commands += [table.set(name, kind, "flags interval; ") for name, (kind, _) in local.items()]

@@ -90,6 +90,8 @@ def test_what_was_let_in_before_goes_on(rig: Rig) -> None:
             rig.link().call("exec", timeout=10)
         rig.agent.result(number, code=7)
         assert running.finish(10).number("code") == 7
+    rig.link().open("exec", wait_ms=10_000)
+    assert verb(rig) == "exec"  # who is let in is let in after that was noted
     assert rig.events().count("AGENT") == 3
 
 
