@@ -144,6 +144,6 @@ def _means(field: str, limits: Limits, versions: Mapping[str, int], *, root: boo
         return True, "the affinity of its threads"
     if field == "cpu_shares":
         if nice_of(limits.cpu_shares) < 0 and not root:
-            return False, f"only root can give it more than others have: {_DELEGATE}"
+            return False, f"more than others have takes a control group: {_DELEGATE}"
         return True, "the niceness of its session (autogroup)" if autogroup else "the niceness of its threads"
     return False, f"no group can be made for CPU time here: {_DELEGATE}"
