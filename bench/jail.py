@@ -45,7 +45,7 @@ def start(world: World, n: int) -> Pairs:
         "-blockdev",
         "driver=null-co,node-name=disk,size=1073741824",
         "-netdev",
-        "hubport,id=net,hubid=0",
+        "user,id=net",
         "-object",
         "rng-builtin,id=r",
     ]
