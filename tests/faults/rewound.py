@@ -16,7 +16,7 @@ from pathlib import Path
 
 import insula
 from insula.errors import NotFound
-from insula.host import cgroups
+from insula.host import cgroup_trees, cgroups
 from insula.host.files import is_temporary
 from insula.host.watch import Watch
 from insula.operations.observe import is_alive
@@ -64,7 +64,7 @@ def empty_groups(home: Path) -> list[str]:
 
 
 def _empty_groups(home: Path) -> list[str]:
-    trees, parent = cgroups.usable_trees(), names.home_key(home)
+    trees, parent = cgroup_trees.usable_trees(), names.home_key(home)
     found = {leaf: cgroups.find(parent, leaf, trees) for leaf in cgroups.leaves(parent, trees)}
     return [leaf for leaf, group in found.items() if group is None or not all(group.members().values())]
 

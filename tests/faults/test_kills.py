@@ -10,7 +10,7 @@ import pytest
 
 import insula
 from insula.errors import NotFound
-from insula.host import cgroups
+from insula.host import cgroup_trees
 from insula.operations.observe import is_alive
 from insula.store import names
 from tests.faults.rewound import empty_groups, run_next, strike, victim
@@ -189,7 +189,9 @@ def _check_whole(home: Path, name: str, verb: str) -> None:
     assert empty_groups(home) == []
 
 
-@pytest.mark.skipif(not any("cpu" in tree.controllers for tree in cgroups.usable_trees()), reason="no control groups can be made")
+@pytest.mark.skipif(
+    not any("cpu" in tree.controllers for tree in cgroup_trees.usable_trees()), reason="no control groups can be made"
+)
 def test_a_machine_whose_limits_were_being_changed_is_held_to_its_record(
     home: Path, tiny: str, running: str, points: Points
 ) -> None:

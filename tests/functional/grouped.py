@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from insula.host import cgroups
+from insula.host import cgroup_trees, cgroups
 from insula.host.cgroups import Group
 from insula.model.limits import Limits
 from insula.resources import groups
@@ -93,15 +93,15 @@ def fenced(home: Home, run: Path) -> dict[str, object]:
     assert group is not None
     found: dict[str, object] = {"status": status, "out of memory": groups.was_out_of_memory(group)}
     groups.sweep(home)
-    found["left"] = sorted(cgroups.leaves(names.home_key(home.root), cgroups.usable_trees()))
+    found["left"] = sorted(cgroups.leaves(names.home_key(home.root), cgroup_trees.usable_trees()))
     return found
 
 
 def main(root: Path) -> None:
     home, run = Home(root), root / "machines" / "web" / "run"
     run.mkdir(parents=True)
-    trees = cgroups.usable_trees()
-    print(json.dumps({"kind": cgroups.kind_of(trees), "base": str(trees[0].base), **held(home, run), **fenced(home, run)}))
+    trees = cgroup_trees.usable_trees()
+    print(json.dumps({"kind": cgroup_trees.kind_of(trees), "base": str(trees[0].base), **held(home, run), **fenced(home, run)}))
 
 
 if __name__ == "__main__":

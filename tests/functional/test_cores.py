@@ -11,7 +11,7 @@ import pytest
 
 import insula
 from insula.errors import HostLacks, UsageError
-from insula.host.cgroups import usable_trees
+from insula.host.cgroup_trees import usable_trees
 from insula.host.scheduling import online_cpus
 from insula.store import names
 from insula.store.names import Home

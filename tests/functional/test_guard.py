@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import insula
-from insula.host.cgroups import usable_trees
+from insula.host.cgroup_trees import usable_trees
 from insula.operations.context import Context
 from insula.operations.holding import held_down, hold_down, is_held_down
 from insula.resources.groups import group_of

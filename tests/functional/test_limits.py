@@ -16,7 +16,7 @@ import insula
 from insula.client.local import LocalClient
 from insula.client.sdk import Shape
 from insula.errors import HostLacks, InsulaError, UsageError
-from insula.host import cgroups
+from insula.host import cgroup_trees, cgroups
 from insula.host.scheduling import online_cpus
 from insula.model.limits import Limits
 from insula.model.requests import SetSpares
@@ -29,7 +29,7 @@ from tests.framework.processes import wait_settled
 
 pytestmark = [
     pytest.mark.limit(400),
-    pytest.mark.skipif(not {"cpu", "cpuset"} <= {name for tree in cgroups.usable_trees() for name in tree.controllers},
+    pytest.mark.skipif(not {"cpu", "cpuset"} <= {name for tree in cgroup_trees.usable_trees() for name in tree.controllers},
                        reason="no control groups can be made here"),
 ]  # fmt: skip
 
@@ -163,7 +163,7 @@ def test_limits_go_along_with_a_machine_and_to_its_forks_and_its_group_goes_with
     left = {machine.show().id, fork.show().id}
     fork.delete(force=True)
     door.verb("stop", running, force=True)
-    trees = cgroups.usable_trees()
+    trees = cgroup_trees.usable_trees()
     wait_until(lambda: not any(leaf.startswith(tuple(left)) for leaf in cgroups.leaves(names.home_key(home), trees)))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import insula
 from insula.errors import InsulaError
-from insula.host import cgroups
+from insula.host import cgroup_trees
 from insula.host.scheduling import has_autogroup, online_cpus
 from insula.operations.context import Context
 from insula.operations.holding import hold_down
@@ -39,7 +39,7 @@ def refusal(machine: insula.Machine, **limits: str | float) -> str:
 def main(home: Path) -> None:
     cpu = online_cpus()[0]
     limits: dict[str, str | float] = {"pin": str(cpu), "cpu_shares": 512, "disk_rate": "8M"}
-    found: dict[str, object] = {"groups": sorted({name for tree in cgroups.usable_trees() for name in tree.controllers})}
+    found: dict[str, object] = {"groups": sorted({name for tree in cgroup_trees.usable_trees() for name in tree.controllers})}
     with insula.connect(home).run("tiny", memory="128M", network="none", cold=True, limits=limits) as machine:
         shown = machine.show()
         pid = next(pid for name, pid in shown.process.items() if name.startswith("qemu"))

@@ -11,7 +11,7 @@ import pytest
 
 import insula
 from insula.errors import WrongState
-from insula.host import cgroups
+from insula.host import cgroup_trees
 from insula.isolation.jail import Jail, jail_argv
 from insula.isolation.layers import layers_of
 from insula.model.security import LayerState
@@ -63,7 +63,7 @@ def test_a_machine_has_them_all(home: Path, shared: str) -> None:
     states = {layer["name"]: layer["state"] for layer in shown["layers"]}
     assert {name for name, state in states.items() if state == "broken"} == set()
     assert {name for name, state in states.items() if state == "holds"} >= (_HELD if os.geteuid() else _HELD_BY_ROOT)
-    assert states["control group"] == ("holds" if cgroups.usable_trees() else "absent")
+    assert states["control group"] == ("holds" if cgroup_trees.usable_trees() else "absent")
     said = run_cli(home, "show", "--security", shared).stdout.decode()
     assert ("QEMU promises no isolation" in said) == (shown["accelerator"] == "tcg")
 

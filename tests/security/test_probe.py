@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from insula.host.cgroups import usable_trees
+from insula.host.cgroup_trees import usable_trees
 from insula.host.native import native_path
 from insula.store.names import Home
 from tests.framework.doors import cli_environment, run_cli

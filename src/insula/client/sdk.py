@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypedDict, Unpack
 
 from insula.client.local import LocalClient
-from insula.client.machine import ExecResult, Machine, Snapshot
+from insula.client.machine import Machine, Snapshot
+from insula.client.result import ExecResult
 from insula.model import network_requests, requests
 from insula.model.network import Firewall
 from insula.model.spec import Display, Firmware, MachineSpec, networks_asked

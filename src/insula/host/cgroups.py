@@ -1,12 +1,9 @@
-"""Control groups: where they can be had here, made, entered, written, read, emptied and removed. Nobody else touches them.
+"""Control groups: made, entered, written, read, emptied and removed. Nobody else touches them; where they can be had is
+cgroup_trees.py's.
 
-A host has trees of them: of version 1, one for each controller or few; of version 2, one for all; of a hybrid both, the second
-without controllers (it still tells of pressure). A group of ours has the same path in every tree it could be made in, below a
-folder called ``insula``. Its processes enter it before they become what is to be held (native/keeper/group.c).
-Formats: cgroups(7), and the kernel's admin-guide/cgroup-v1 and cgroup-v2.
-
-Root makes groups at the top of each tree, and not below its own: a machine outlives the session that started it. Others can make
-them where a tree was delegated to him.
+A group of ours has the same path in every tree it could be made in, below a folder called ``insula``. Its processes enter it
+before they become what is to be held (native/keeper/group.c). Formats: cgroups(7), and the kernel's admin-guide/cgroup-v1 and
+cgroup-v2.
 """
 
 from __future__ import annotations
@@ -21,92 +18,16 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
+
+from insula.host.cgroup_trees import CONTROLLERS, FORMER, PROCESSES, Tree, find_trees, read_file
 
 TOP: Final = "insula"
-_FORMER: Final = "insula-callers"  # version 2: where those go who were in a group that is to have groups below it
-CONTROLLERS: Final = ("cpu", "cpuacct", "cpuset", "memory", "blkio", "io", "pids")
-_PROCESSES: Final = "cgroup.procs"
 _SUBTREE: Final = "cgroup.subtree_control"
 _TRIES: Final = 3
 _WARM_PAUSE: Final = 0.005  # seconds; the kernel's moment is rarely shorter
 _WARM_TIMES: Final = 200
 _MOMENT: Final = 5  # milliseconds
-
-Kind = Literal["v1", "v2", "hybrid", "none"]
-
-
-@dataclass(frozen=True, slots=True)
-class Tree:
-    """One tree: its version (1 or 2), the controllers it has, and the folder in it below which we may make groups."""
-
-    version: int
-    controllers: frozenset[str]
-    base: Path
-
-
-def kind_of(trees: Sequence[Tree]) -> Kind:
-    """What kind of host has these trees."""
-    versions = {tree.version for tree in trees}
-    if versions == {1, 2}:
-        return "hybrid"
-    return "none" if not versions else "v1" if versions == {1} else "v2"
-
-
-def find_trees(proc: Path = Path("/proc/self"), *, root: bool | None = None) -> list[Tree]:
-    """All trees that are mounted here; ``root``: whether for root's groups (None: for those of who asks)."""
-    try:
-        mounts, groups = (proc / "mountinfo").read_text(errors="replace"), (proc / "cgroup").read_text(errors="replace")
-    except OSError:
-        return []
-    return [
-        Tree(version, names if version == 1 else frozenset(_read(base / "cgroup.controllers").split()) & set(CONTROLLERS), base)
-        for version, names, base in parse_trees(mounts, groups, root=os.geteuid() == 0 if root is None else root)
-    ]
-
-
-def parse_trees(mounts: str, groups: str, *, root: bool) -> list[tuple[int, frozenset[str], Path]]:
-    """Pure: version, controllers (of version 1) and base of each tree, from proc(5)'s mountinfo and cgroup."""
-    own = {}
-    for line in groups.splitlines():
-        number, words, path = line.split(":", 2)
-        own[frozenset[str]() if number == "0" else frozenset(words.split(","))] = path
-    found: dict[frozenset[str], tuple[int, frozenset[str], Path]] = {}
-    for line in mounts.splitlines():
-        before, _, after = line.partition(" - ")
-        (_, _, _, top, point, *_), (kind, _, options) = before.split(), after.split(" ", 2)
-        if kind not in ("cgroup", "cgroup2"):
-            continue
-        names = frozenset(options.split(",")) & set(CONTROLLERS) if kind == "cgroup" else frozenset[str]()
-        if kind == "cgroup" and not names:
-            continue
-        base = Path(_unescaped(point))
-        if not root:
-            place = next((path for key, path in own.items() if names <= key and (names or not key)), "/")
-            base /= _parent(place.removeprefix(top.rstrip("/"))).lstrip("/")
-        found.setdefault(names, (1 if names else 2, names, base))
-    return list(found.values())
-
-
-def _parent(place: str) -> str:
-    """Where groups go of a caller who was put aside for them before."""
-    return place.removesuffix(f"/{_FORMER}")
-
-
-def _unescaped(text: str) -> str:
-    for escape, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        text = text.replace(escape, character)
-    return text
-
-
-def is_usable(tree: Tree) -> bool:
-    """Whether we may make groups in it, as far as its permissions say."""
-    return os.access(tree.base, os.W_OK | os.X_OK) and os.access(tree.base / _PROCESSES, os.W_OK)
-
-
-def usable_trees() -> list[Tree]:
-    """Those of `find_trees` in which we may make groups."""
-    return [tree for tree in find_trees() if is_usable(tree)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +48,7 @@ class Group:
             if tree.version == 2 and not controller:
                 return folder
             if controller in tree.controllers and (
-                tree.version == 1 or controller in _read(folder / "cgroup.controllers").split()
+                tree.version == 1 or controller in read_file(folder / "cgroup.controllers").split()
             ):
                 return folder
         return None
@@ -136,7 +57,7 @@ class Group:
         """The controllers that govern it, and of which version each is."""
         found: dict[str, int] = {}
         for tree in self.trees:
-            names = tree.controllers if tree.version == 1 else _read(self.folder(tree) / "cgroup.controllers").split()
+            names = tree.controllers if tree.version == 1 else read_file(self.folder(tree) / "cgroup.controllers").split()
             found |= dict.fromkeys(names, tree.version)
         return found
 
@@ -151,7 +72,7 @@ class Group:
     def read_above(self, controller: str, file: str) -> str:
         """What ``file`` of the group above says; nothing when there is none."""
         folder = self.where(controller)
-        return _read(folder.parent / file).strip() if folder is not None else ""
+        return read_file(folder.parent / file).strip() if folder is not None else ""
 
     def write(self, controller: str, file: str, value: str) -> None:
         """Raises OSError."""
@@ -162,14 +83,14 @@ class Group:
 
     def members(self) -> dict[Tree, set[int]]:
         """The pids in it, tree by tree."""
-        return {tree: {int(pid) for pid in _read(self.folder(tree) / _PROCESSES).split()} for tree in self.trees}
+        return {tree: {int(pid) for pid in read_file(self.folder(tree) / PROCESSES).split()} for tree in self.trees}
 
     def take(self, pids: Iterable[int]) -> None:
         """Move processes, with all their threads, into it; those that have ended are passed over. Raises OSError."""
         for tree in self.trees:
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
-                    _write(self.folder(tree) / _PROCESSES, str(pid))
+                    _write(self.folder(tree) / PROCESSES, str(pid))
 
     def is_whole(self) -> bool:
         """Whether it is still there in all its trees."""
@@ -213,13 +134,13 @@ def _prepare(tree: Tree, folder: Path) -> None:
         _pass_on(folder.parent)
     elif "cpuset" in tree.controllers:
         for file in ("cpuset.mems", "cpuset.cpus"):
-            if not _read(folder / file).strip():
-                _write(folder / file, _read(folder.parent / file).strip())
+            if not read_file(folder / file).strip():
+                _write(folder / file, read_file(folder.parent / file).strip())
 
 
 def _pass_on(folder: Path) -> None:
-    there = set(_read(folder / "cgroup.controllers").split()) & set(CONTROLLERS)
-    missing = there - set(_read(folder / _SUBTREE).split())
+    there = set(read_file(folder / "cgroup.controllers").split()) & set(CONTROLLERS)
+    missing = there - set(read_file(folder / _SUBTREE).split())
     # A group with processes in it can have no governed ones below it. The tree's root can; it has no type.
     if missing and (folder / "cgroup.type").exists() and not _put_aside(folder):
         return
@@ -230,13 +151,13 @@ def _pass_on(folder: Path) -> None:
 
 def _put_aside(folder: Path) -> bool:
     """Move the processes of a delegated group, if it has any, into one below it. Whether it has none now."""
-    aside, pids = folder / _FORMER, _read(folder / _PROCESSES).split()
+    aside, pids = folder / FORMER, read_file(folder / PROCESSES).split()
     try:
         if pids:
             aside.mkdir(exist_ok=True)
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
-                _write(aside / _PROCESSES, pid)
+                _write(aside / PROCESSES, pid)
     except OSError:
         return False
     return True
@@ -248,7 +169,7 @@ def entrances(group: Group) -> Iterator[tuple[int, ...]]:
     with contextlib.ExitStack() as opened:
         descriptors = []
         for tree in group.trees:
-            descriptor = os.open(group.folder(tree) / _PROCESSES, os.O_WRONLY | os.O_CLOEXEC)
+            descriptor = os.open(group.folder(tree) / PROCESSES, os.O_WRONLY | os.O_CLOEXEC)
             opened.callback(os.close, descriptor)
             descriptors.append(descriptor)
         yield tuple(descriptors)
@@ -284,12 +205,12 @@ def warmed() -> Iterator[None]:
 def _own_processes() -> int:
     """An open `cgroup.procs` of a group that we are in and may enter; -1 where there is none."""
     trees = find_trees(root=True)
-    for line in _read(Path("/proc/self/cgroup")).splitlines():
+    for line in read_file(Path("/proc/self/cgroup")).splitlines():
         number, words, place = line.split(":", 2)
         for tree in trees:
             if tree.version == 2 if number == "0" else tree.controllers & {*words.split(",")}:
                 with contextlib.suppress(OSError):
-                    return os.open(tree.base / place.lstrip("/") / _PROCESSES, os.O_WRONLY | os.O_CLOEXEC)
+                    return os.open(tree.base / place.lstrip("/") / PROCESSES, os.O_WRONLY | os.O_CLOEXEC)
     return -1
 
 
@@ -387,7 +308,7 @@ def _wait_for_one(folder: Path, deadline: float) -> bool:
     last. Whether it is worth looking again."""
     if time.monotonic() >= deadline:
         return False
-    for pid in _read(folder / _PROCESSES).split():
+    for pid in read_file(folder / PROCESSES).split():
         with contextlib.suppress(OSError):
             descriptor = os.pidfd_open(int(pid))
             try:
@@ -398,13 +319,6 @@ def _wait_for_one(folder: Path, deadline: float) -> bool:
                 os.close(descriptor)
     select.poll().poll(_MOMENT)
     return True
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
 
 
 def _write(path: Path, value: str) -> None:

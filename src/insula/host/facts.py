@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from insula.errors import ChildFailed, HostLacks
-from insula.host.cgroups import find_trees, kind_of
+from insula.host.cgroup_trees import find_trees, kind_of
 from insula.host.files import free_bytes
 from insula.host.namespaces import package_namespace
 from insula.host.process import find_program, run

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from insula.errors import DamagedRecord
-from insula.host.cgroups import find_trees, is_usable
+from insula.host.cgroup_trees import find_trees, is_usable
 from insula.host.scheduling import has_autogroup
 from insula.model.limits import THOUSAND, WORDS, Limits, narrower
 from insula.model.limits import Hold as LimitHold

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from insula.errors import HostLacks
-from insula.host.cgroups import usable_trees, warmed
+from insula.host.cgroup_trees import usable_trees
+from insula.host.cgroups import warmed
 from insula.host.scheduling import be_nice, be_nice_session, bind, has_autogroup, online_cpus
 from insula.model.limits import Hold, Limits, check_host, check_limits
 from insula.operations.apart import apart, settings_for

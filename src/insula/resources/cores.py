@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from insula.errors import InsulaError
-from insula.host import cgroups
+from insula.host import cgroup_trees, cgroups
 from insula.host.files import write_atomic
 from insula.model.limits import format_pin, parse_pin
 from insula.store import names
@@ -27,7 +27,7 @@ def taken(home: Home, machine_id: str) -> dict[int, str]:
 def stale(home: Home) -> set[str]:
     """The machines of which a file is there that counts no more."""
     noted = _noted(home)
-    leaves = cgroups.leaves(home_key(home.root), cgroups.usable_trees()) if noted else set[str]()
+    leaves = cgroups.leaves(home_key(home.root), cgroup_trees.usable_trees()) if noted else set[str]()
     return noted - {leaf.partition(".")[0] for leaf in leaves}
 
 

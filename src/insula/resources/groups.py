@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from insula.errors import HostLacks
-from insula.host import cgroups
-from insula.host.cgroups import Group, Tree
+from insula.host import cgroup_trees, cgroups
+from insula.host.cgroup_trees import Tree
+from insula.host.cgroups import Group
 from insula.host.native import native_path
 from insula.resources.shares import Setting, parent_weight
 from insula.store import names
@@ -35,7 +36,7 @@ def new_place(home: Home, machine_id: str, settings: Callable[[Group], Iterable[
 
     Raises HostLacks (``no_group``, ``limit_refused``).
     """
-    trees = cgroups.usable_trees()
+    trees = cgroup_trees.usable_trees()
     if not trees:
         yield NOWHERE
         return
@@ -109,7 +110,7 @@ def balance(parent: str, trees: Sequence[Tree]) -> None:
 def group_of(home: Home, run: Path) -> Group | None:
     """The group of the machine that runs in ``run``; None when it was given none, or somebody removed it."""
     leaf = leaf_of(run)
-    return cgroups.find(home_key(home.root), leaf, cgroups.usable_trees()) if leaf else None
+    return cgroups.find(home_key(home.root), leaf, cgroup_trees.usable_trees()) if leaf else None
 
 
 def leaf_of(run: Path) -> str:
@@ -124,7 +125,7 @@ def leaf_of(run: Path) -> str:
 def mended(home: Home, run: Path, pids: Iterable[int]) -> Iterator[Group | None]:
     """The group of a running machine, made anew if somebody removed it, with its processes ``pids`` in it; None where there can
     be none. Raises HostLacks (``no_group``)."""
-    leaf, trees = leaf_of(run), cgroups.usable_trees()
+    leaf, trees = leaf_of(run), cgroup_trees.usable_trees()
     if not leaf or not trees:
         yield None
         return
@@ -145,7 +146,7 @@ def mended(home: Home, run: Path, pids: Iterable[int]) -> Iterator[Group | None]
 
 def drop(home: Home, machine_id: str, keep: str = "", timeout: float = 0.0) -> None:
     """Remove the groups of a machine that has ended, but for the one called ``keep``."""
-    parent, trees = home_key(home.root), cgroups.usable_trees()
+    parent, trees = home_key(home.root), cgroup_trees.usable_trees()
     gone = False
     for leaf in cgroups.leaves(parent, trees):
         group = cgroups.find(parent, leaf, trees) if leaf.startswith(f"{machine_id}.") and leaf != keep else None
@@ -156,7 +157,7 @@ def drop(home: Home, machine_id: str, keep: str = "", timeout: float = 0.0) -> N
 
 def sweep(home: Home) -> None:
     """Remove the groups in which nobody is any more."""
-    parent, trees = home_key(home.root), cgroups.usable_trees()
+    parent, trees = home_key(home.root), cgroup_trees.usable_trees()
     if cgroups.sweep(parent, trees):
         balance(parent, trees)
 

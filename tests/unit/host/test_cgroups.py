@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from insula.host import cgroups
-from insula.host.cgroups import Group, Tree, find, kind_of, leaves, made, parse_trees, remove, sweep
+from insula.host import cgroup_trees
+from insula.host.cgroup_trees import Tree, kind_of, parse_trees
+from insula.host.cgroups import Group, find, leaves, made, remove, sweep
 
 HYBRID = """\
 31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
@@ -66,7 +67,7 @@ def test_the_kind_of_a_host(versions: tuple[int, ...], kind: str) -> None:
 
 
 def test_nothing_is_found_where_nothing_is_said(tmp_path: Path) -> None:
-    assert cgroups.find_trees(tmp_path) == []
+    assert cgroup_trees.find_trees(tmp_path) == []
 
 
 @pytest.fixture
