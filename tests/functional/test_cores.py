@@ -11,10 +11,12 @@ import pytest
 
 import insula
 from insula.errors import HostLacks, UsageError
+from insula.host import cgroups
 from insula.host.cgroup_trees import usable_trees
 from insula.host.scheduling import online_cpus
+from insula.model.limits import format_pin
 from insula.store import names
-from insula.store.names import Home
+from insula.store.names import Home, home_key
 
 _CPUS = sorted(online_cpus())
 _OWN, _LEFT = _CPUS[-1], _CPUS[:-1]
@@ -100,3 +102,19 @@ def test_what_a_dead_command_kept_is_given_back(home: Path, made: Callable[..., 
     assert _cpus(made("late")) == {*_CPUS}
     machine.limit(cpu_shares=512)
     assert not note.exists()
+
+
+def test_who_is_being_made_and_has_no_name_yet_makes_room_too(home: Path, made: Callable[..., insula.Machine]) -> None:
+    """By a group of a machine that no record tells of; one that is held to other CPUs than all share stays there."""
+    machine, trees = made("web"), usable_trees()
+    parent, free, held = home_key(Home(home).root), "unborn.1", "unborn.2"
+    with cgroups.made(parent, free, trees) as one, cgroups.made(parent, held, trees) as other:
+        for group, cpus in ((one, _CPUS), (other, _LEFT[:1])):
+            group.write("cpuset", "cpuset.cpus", format_pin(tuple(cpus)))
+        machine.limit(isolate_cores=str(_OWN))
+        assert (one.read("cpuset", "cpuset.cpus") or "").strip() == format_pin(tuple(_LEFT))
+        assert (other.read("cpuset", "cpuset.cpus") or "").strip() == format_pin(tuple(_LEFT[:1]))
+        machine.limit(isolate_cores="none")
+        assert (one.read("cpuset", "cpuset.cpus") or "").strip() == format_pin(tuple(_CPUS))
+        for group in (one, other):
+            cgroups.remove(group)

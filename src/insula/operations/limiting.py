@@ -68,7 +68,11 @@ def placed(context: Context, record: MachineRecord) -> Iterator[Place]:
         yield NOWHERE
         return
     home = context.home
-    with new_place(home, record.id, lambda group: _settings(home, group, record)) as place, apart(home, record), warmed():
+    with (
+        new_place(home, record.id, lambda group: _settings(home, group, record)) as place,
+        apart(home, record, place.leaf),
+        warmed(),
+    ):
         yield place
 
 
