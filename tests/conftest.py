@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 
 from insula.errors import InsulaError
 from insula.host.namespaces import remove_handed_over
+from insula.networks import switches
 from tests.framework import leaks, workers
 from tests.framework.caches import cache_folder
 from tests.framework.project import ROOT
@@ -50,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_folder] = folder
     if config.option.basetemp is None or workers.is_worker(config):
         config.option.basetemp = str(folder / "tests")
-    config.stash[_before] = None if workers.is_worker(config) else leaks.host_state()
+    config.stash[_before] = None if workers.is_worker(config) else _host_before()
     if workers.is_leader(config):
         return  # those who are handed the tests have tokens and folders of their own
     os.environ |= {
@@ -63,6 +64,13 @@ def pytest_configure(config: pytest.Config) -> None:
         "PYTHONPYCACHEPREFIX": sys.pycache_prefix or str(cache_folder("pycache")),
     }
     tempfile.tempdir = None
+
+
+def _host_before() -> leaks.HostState:
+    """This host as it is to be found again: without what a run that was killed had turned."""
+    if os.geteuid() == 0:
+        switches.turn_back()
+    return leaks.host_state()
 
 
 def _choose_examples(config: pytest.Config) -> None:

@@ -31,39 +31,39 @@ def _free(home: Path) -> int:
     return room.f_bavail * room.f_frsize
 
 
-def test_disks_are_counted_with_all_they_may_grow_by(home: Path, tiny: str, policy: Path) -> None:
+def test_disks_are_counted_with_all_they_may_grow_by(home: Path, tiny: str, name: str, policy: Path) -> None:
     here = insula.connect(home)
     half = _free(home) // 2 // GIB * GIB
     assert half > GIB
     policy.write_text("disk-overcommit = 1\n")
-    with here.create(tiny, name="promised", disk=half, network="none") as machine:
-        assert machine.state == "stopped"
-        for make in (
-            lambda: here.create(tiny, name="refused", disk=half + 2 * GIB, network="none"),
-            lambda: here.run(tiny, name="refused", disk=half + 2 * GIB, network="none"),
-        ):
-            with pytest.raises(HostLacks) as error:
-                make()
-            assert error.value.code == "no_space"
-            assert "free" in error.value.message
-            assert "would fit" in (error.value.hint or "")
-            assert str(policy) in (error.value.hint or "")
-        assert [each.name for each in here.list() if each.name == "refused"] == []
-        policy.write_text("disk-overcommit = 3\n")
-        here.create(tiny, name="fits", disk=half + 2 * GIB, network="none").delete()
+    machine = here.create(tiny, name=name, disk=half, network="none")
+    assert machine.state == "stopped"
+    for make in (
+        lambda: here.create(tiny, name="refused", disk=half + 2 * GIB, network="none"),
+        lambda: here.run(tiny, name="refused", disk=half + 2 * GIB, network="none"),
+    ):
+        with pytest.raises(HostLacks) as error:
+            make()
+        assert error.value.code == "no_space"
+        assert "free" in error.value.message
+        assert "would fit" in (error.value.hint or "")
+        assert str(policy) in (error.value.hint or "")
+    assert [each.name for each in here.list() if each.name == "refused"] == []
+    policy.write_text("disk-overcommit = 3\n")
+    here.create(tiny, name=f"{name}-2", disk=half + 2 * GIB, network="none").delete()
 
 
-def test_cpus_are_counted(home: Path, tiny: str, policy: Path) -> None:
+def test_cpus_are_counted(home: Path, tiny: str, name: str, policy: Path) -> None:
     here = insula.connect(home)
     there = len(online_cpus())
     policy.write_text("cpu-overcommit = 1\n")
-    with here.create(tiny, name="greedy", cpus=there + 1, network="none") as machine:
-        with pytest.raises(HostLacks) as error:
-            machine.start()
-        assert error.value.code == "no_cpus"
-        assert f"needs {there + 1} CPUs" in error.value.message
-        assert "would fit" in (error.value.hint or "")
-        assert machine.state == "stopped"
+    machine = here.create(tiny, name=name, cpus=there + 1, network="none")
+    with pytest.raises(HostLacks) as error:
+        machine.start()
+    assert error.value.code == "no_cpus"
+    assert f"needs {there + 1} CPUs" in error.value.message
+    assert "would fit" in (error.value.hint or "")
+    assert machine.state == "stopped"
 
 
 def test_the_policy_is_told_and_a_bad_one_stops_everything(home: Path, tiny: str, policy: Path) -> None:

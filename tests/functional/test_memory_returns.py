@@ -19,6 +19,7 @@ pytestmark = pytest.mark.limit(400)
 
 _BLOB = 100 * MIB
 _PATIENCE = 120.0  # seconds; Linux reports free pages two seconds after they became so
+_GATHER = "if [ -e compact_memory ]; then echo 1 > compact_memory; fi"
 _FILL = (
     "mkdir -p /dev/shm; mountpoint -q /dev/shm || mount -t tmpfs none /dev/shm; mount -o remount,size=90% /dev/shm;"
     "head -c 1000000 /dev/urandom > /dev/shm/piece; n=0;"
@@ -41,9 +42,10 @@ def test_what_a_booted_guest_frees_returns(home: Path, request: pytest.FixtureRe
         assert machine.show().returns.startswith("at once")
         machine.exec("sh", "-c", _FILL, check=True)
         full = _owned(machine)
-        machine.exec("sh", "-c", "rm /dev/shm/blob; echo 3 > /proc/sys/vm/drop_caches", check=True)
+        # Linux reports what is free in pieces of 2 MiB: how much that is depends on what else lies between.
+        machine.exec("sh", "-c", f"rm /dev/shm/blob; cd /proc/sys/vm; echo 3 > drop_caches; {_GATHER}", check=True)
         deadline = time.monotonic() + _PATIENCE
-        while _owned(machine) > full - _BLOB * 3 // 4:
+        while _owned(machine) > full - _BLOB // 2:
             assert time.monotonic() < deadline, f"of {full} bytes {_owned(machine)} are left"
             time.sleep(0.2)  # between two looks: there is no event for it
     finally:
@@ -55,18 +57,15 @@ def test_a_fork_says_that_nothing_returns(home: Path, tiny: str) -> None:
         assert machine.show().returns.startswith("not while it runs")
 
 
-def test_a_guest_that_runs_out_of_memory_is_told_as_such(home: Path, tiny: str) -> None:
-    machine = insula.connect(home).run(tiny, name="greedy", memory="96M", network="none")
-    try:
-        # What is promised is more than there is, and is taken piece by piece.
-        ended = machine.exec("sh", "-c", "echo 1 > /proc/sys/vm/overcommit_memory; exec tail -c 400000000 /dev/zero")
-        assert ended.code == 128 + signal.SIGKILL
-        assert "the guest has run out of memory: its kernel has ended a program" in ended.why
-        with pytest.raises(GuestError, match="run out of memory"):
-            ended.check()
-        done = run_cli(home, "exec", "greedy", "--", "sh", "-c", "kill -9 $$")
-        assert done.returncode == 128 + signal.SIGKILL
-        assert b"has run out of memory" in done.stderr
-        assert machine.exec("sh", "-c", "kill -TERM $$").why == ""
-    finally:
-        machine.delete(force=True)
+def test_a_guest_that_runs_out_of_memory_is_told_as_such(home: Path, tiny: str, name: str) -> None:
+    machine = insula.connect(home).run(tiny, name=name, memory="96M", network="none")
+    # What is promised is more than there is, and is taken piece by piece.
+    ended = machine.exec("sh", "-c", "echo 1 > /proc/sys/vm/overcommit_memory; exec tail -c 400000000 /dev/zero")
+    assert ended.code == 128 + signal.SIGKILL
+    assert "the guest has run out of memory: its kernel has ended a program" in ended.why
+    with pytest.raises(GuestError, match="run out of memory"):
+        ended.check()
+    done = run_cli(home, "exec", name, "--", "sh", "-c", "kill -9 $$")
+    assert done.returncode == 128 + signal.SIGKILL
+    assert b"has run out of memory" in done.stderr
+    assert machine.exec("sh", "-c", "kill -TERM $$").why == ""

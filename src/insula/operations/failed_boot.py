@@ -7,7 +7,7 @@ from pathlib import Path
 
 from insula.errors import AgentAbsent, GuestError, InsulaError, MachineEnded
 from insula.model.text import clean
-from insula.operations.observe import read_exit
+from insula.operations.observe import end_of
 from insula.store import names
 
 _MOST = 65536  # bytes looked at
@@ -71,7 +71,7 @@ def explain(folder: Path, printed: Printed, cause: InsulaError, timeout: float) 
 
 
 def _ended(folder: Path, printed: Printed, hint: str) -> MachineEnded:
-    end = read_exit(folder)
+    end = end_of(folder)
     words = end.last_words.strip().splitlines()[-1:]
     if end.reason in _GUESTS_DOING:
         why, words = _GUESTS_DOING[end.reason], [printed.last_lines()]

@@ -156,11 +156,13 @@ def machine_addresses(record: MachineRecord) -> list[str]:
 
 
 def last_end(folder: Path) -> End | None:
-    """Why the machine ended last: settled already, or still as the keeper wrote it."""
-    with contextlib.suppress(FileNotFoundError, InsulaError):
-        if (folder / names.RUN).exists():
-            return read_exit(folder)
-        return read_end(folder)
+    """Why the machine ended last: settled already, or still as the keeper wrote it.
+
+    Who settles it notes the end before the run folder goes, piece by piece: where the keeper's record is gone, there is the note.
+    """
+    for read in (read_exit, read_end):
+        with contextlib.suppress(FileNotFoundError, InsulaError):
+            return read(folder)
     return None
 
 
@@ -200,19 +202,28 @@ def _worth_saying(words: str) -> str:
 
 
 def read_exit(folder: Path) -> End:
-    """The keeper's last record, cleaned. Without one the keeper itself was killed, or the host went down."""
+    """The keeper's last record, cleaned; it stays empty when the keeper itself is killed, or the host goes down.
+
+    Raises FileNotFoundError when there is none: nothing came to life in the run folder, or who settled it is taking that down.
+    """
     from insula.model.text import clean
 
     path = folder / names.RUN / names.EXIT
+    at = path.stat().st_mtime
     untrusted = _read_json(path)
     reason, detail = _reason(untrusted), _detail(untrusted)
+    if reason is None and not path.exists():
+        raise FileNotFoundError(path)
     if reason is None:
         reason, detail = "killed", "its keeper ended without saying why (killed, or the host went down)"
-    with contextlib.suppress(OSError):
-        return End(
-            reason=reason,
-            at=path.stat().st_mtime,
-            detail=clean(detail)[:500],
-            last_words=_worth_saying(clean(str(untrusted.get("last_words", "")), lines=True))[-2000:],
-        )
-    return End(reason=reason, at=folder.stat().st_mtime)
+    return End(
+        reason=reason,
+        at=at,
+        detail=clean(detail)[:500],
+        last_words=_worth_saying(clean(str(untrusted.get("last_words", "")), lines=True))[-2000:],
+    )
+
+
+def end_of(folder: Path) -> End:
+    """Why a machine that is no more ended, also when nobody left a word of it."""
+    return last_end(folder) or End(reason="killed", at=folder.stat().st_mtime, detail="it ended before its keeper came to life")

@@ -16,7 +16,7 @@ from insula.host.files import remove_tree
 from insula.model.status import End
 from insula.operations.apart import leave
 from insula.operations.cabling import uncable
-from insula.operations.observe import observe_state, read_exit, wait_gone
+from insula.operations.observe import end_of, observe_state, wait_gone
 from insula.resources.groups import drop, group_of, leaf_of, was_out_of_memory
 from insula.store import names
 from insula.store.ends import write_end
@@ -69,7 +69,7 @@ def settle_locked(home: Home, folder: Path, *, keep_ephemeral: bool = False, kee
 
 def _end_of(home: Home, folder: Path) -> End:
     """Why it ended. A QEMU that the kernel killed because of the fence around its memory has no words of its own for that."""
-    end = read_exit(folder)
+    end = end_of(folder)
     if end.reason in ("killed", "crashed"):
         group = group_of(home, folder / names.RUN)
         if group is not None and was_out_of_memory(group):

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from insula.operations.observe import read_exit
+from insula.model.status import End
+from insula.operations.observe import end_of, last_end, read_exit
+from insula.store.ends import write_end
 
 
 @pytest.mark.parametrize(
@@ -32,3 +34,14 @@ def test_every_end_has_a_word(tmp_path: Path, record: dict[str, object], reason:
     end = read_exit(tmp_path)
     assert (end.reason, end.detail) == (reason, detail)
     assert "\x07" not in end.last_words
+
+
+def test_a_run_folder_that_is_going_leaves_the_end_to_the_note(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    assert last_end(tmp_path) is None
+    assert end_of(tmp_path).reason == "killed"
+    noted = End(reason="guest-shutdown", at=7.0)
+    write_end(tmp_path, noted)
+    assert last_end(tmp_path) == end_of(tmp_path) == noted
+    (tmp_path / "run/exit.json").touch()
+    assert end_of(tmp_path).reason == "killed"
