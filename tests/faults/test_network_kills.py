@@ -135,11 +135,8 @@ def _check(home: Path, neighbour: insula.Machine, former: list[str | None], port
 
 
 def _unreached(neighbour: insula.Machine, machine: insula.Machine, target: str) -> str:
-    """What both know when no answer comes for long; empty when one does.
-
-    An address may have been another card's just now: whoever spoke to that one finds out within a minute, if the new one says
-    nothing of itself (arp(7): 45 s, and the probes).
-    """
+    """What both know when no answer comes for long, longer than a neighbour takes to forget who had an address before (arp(7):
+    45 s, and the probes); empty when one does."""
     script = f"for attempt in $(seq 75); do ping -c1 -W1 {target} && exit 0; done; exit 1"
     if neighbour.exec("sh", "-c", script).code == 0:
         return ""

@@ -17,7 +17,7 @@ from insula.errors import HostLacks, InsulaError, MachineEnded, NotFound
 from insula.host import links, nft
 from insula.host.together import together
 from insula.model.network import NetworkSpec
-from insula.networks import forwarders, lan, lone, naming, plan, relay, rules, uplinks
+from insula.networks import announce, forwarders, lan, lone, naming, plan, relay, rules, uplinks
 from insula.networks import names as dnsmasq
 from insula.networks.ground import (
     Fabric,
@@ -108,14 +108,15 @@ def _connect(fabric: Fabric, attached: Attached) -> None:
         running = dnsmasq.child_name(network) in fabric.running
         if changed or not running:
             dnsmasq.start(fabric.holder, folder, network, running=running)
-        _tell_neighbours(fabric, attached)
+        _tell_servers(fabric, attached)
+        announce.announce(fabric, attached)
 
 
 def _offer(fabric: Fabric, network: str, spec: NetworkSpec) -> None:
     uplinks.offer(fabric.key, fabric.state, spec, [there for name, there in fabric.networks().items() if name != network])
 
 
-def _tell_neighbours(fabric: Fabric, attached: Attached) -> None:
+def _tell_servers(fabric: Fabric, attached: Attached) -> None:
     """Servers of a machine's other networks may have to answer otherwise now that it asks one more."""
     others = {card.nic.network: card.network for card in fabric.cards.values() if card.machine_id == attached.machine_id}
     for network, spec in others.items():
@@ -287,6 +288,8 @@ def change(home: names.Home, attached: Attached) -> None:
         if dnsmasq.has_names(spec):
             dnsmasq.write_card(fabric.network_folder(network), attached)
             _tell_names(fabric, network, spec)
+            if (former.nic.up, former.nic.ipv4) != (attached.nic.up, attached.nic.ipv4):
+                announce.announce(fabric, attached)
 
 
 def _change_direct(home: names.Home, attached: Attached) -> None:

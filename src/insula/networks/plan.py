@@ -202,9 +202,10 @@ def macvtap_links(network: str, spec: NetworkSpec, nic: Nic) -> list[str]:
 
 
 def nic_links(attached: Attached) -> list[str]:
-    """In the fabric: hang a card's tap, which is there, into its network."""
-    nic = attached.nic
-    return [f"link set dev {naming.tap_name(nic.key)} addrgenmode none master {naming.bridge_name(nic.network)} up"]
+    """In the fabric: hang a card's tap, which is there, into its network; the router forgets whose its addresses were."""
+    nic, bridge = attached.nic, naming.bridge_name(attached.nic.network)
+    known = [f"neighbour replace {each} lladdr {nic.mac} dev {bridge} nud stale" for each in (nic.ipv4, nic.ipv6) if each]
+    return [f"link set dev {naming.tap_name(nic.key)} addrgenmode none master {bridge} up", *known]
 
 
 def shaping_links(attached: Attached) -> list[str]:

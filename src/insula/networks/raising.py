@@ -14,7 +14,7 @@ from insula.host.files import is_temporary, remove_tree
 from insula.host.holder import Holder, start_holder
 from insula.host.together import together
 from insula.model.network import NetworkSpec
-from insula.networks import forwarders, lan, lone, naming, plan, relay, rules, uplinks
+from insula.networks import announce, forwarders, lan, lone, naming, plan, relay, rules, uplinks
 from insula.networks import names as dnsmasq
 from insula.networks.ground import Fabric, attached_cards, cards_inside, expected, opened
 from insula.networks.plan import Attached
@@ -134,6 +134,8 @@ def mend(fabric: Fabric) -> list[str]:
     for network, spec in fabric.networks().items():
         if dnsmasq.has_names(spec):
             _mend_names(fabric, network, spec)
+    for card in there:  # whoever hung up one of them may have been killed before it was announced
+        announce.announce(fabric, card)
     (fabric.folder / names.FABRIC_LAID).touch()
     forwarders.mend(fabric)
     fabric.running = fabric.holder.children()

@@ -123,6 +123,37 @@ def attach(name: str, number: int, network: str = NETWORK, configured: bool = Tr
         _machines[name].configure()
 
 
+def attach_heir(name: str, number: int, former: int) -> str:
+    """One that has the addresses of the machine ``former``, and says nothing by itself; its hardware address."""
+    own, once = card(name, number), card("", former).nic
+    wanted = msgspec.structs.replace(own, nic=msgspec.structs.replace(own.nic, ipv4=once.ipv4, ipv6=once.ipv6))
+    _machines[name] = Machine(wanted, fabric.attach(HOME, wanted))
+    return wanted.nic.mac
+
+
+def remember(address: str, mac: str, name: str = "") -> None:
+    """Have a machine, or the router, believe that an address is at ``mac``."""
+    link = "eth0" if name else naming.bridge_name(NETWORK)
+    _in_space(name, "ip", "neighbour", "replace", address, "lladdr", mac, "dev", link, "nud", "reachable")
+
+
+def remembered(address: str, name: str = "") -> str:
+    """Where a machine, or the router, believes an address to be."""
+    words = _in_space(name, "ip", "neighbour", "show", address).split()
+    return words[words.index("lladdr") + 1] if "lladdr" in words else ""
+
+
+def _in_space(name: str, *words: str) -> str:
+    """What a command prints in a machine's network, or in the fabric's."""
+    holder = _machines[name].holder if name else connect_holder(HOME.fabric / names.HOLDER_SOCKET)
+    assert holder is not None
+    spaces = holder.spaces
+    done = subprocess.run([*spaces.enter(), *words], pass_fds=spaces.descriptors(), capture_output=True, text=True, check=True)
+    if not name:
+        holder.close()
+    return done.stdout
+
+
 def end(name: str) -> None:
     """As when a machine ended: its QEMU is gone, then its cards are taken off."""
     machine = _machines.pop(name)
@@ -182,6 +213,13 @@ def speed(name: str, address: str) -> float:
 
 def machine(name: str, line: str) -> Any:
     return json.loads(_machines[name].do(line.encode()))
+
+
+def isolate(name: str) -> None:
+    """Keep a machine from all others of its network."""
+    after = msgspec.structs.replace(_machines[name].card, firewall=Firewall(isolated=True))
+    fabric.change(HOME, after)
+    _machines[name].card = after
 
 
 def change(name: str, rules: list[str] | None = None, up: bool = True, called: str = "", send: int = 0, receive: int = 0) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from insula.model.network import parse_rule
+from insula.networks import naming
 from insula.networks.peers import rule_counter
 from tests.functional.networks.lab import Failed
 from tests.functional.networks.node import PATIENCE
@@ -157,6 +158,45 @@ def test_a_card_changes_while_it_is_used(town: World) -> None:
     assert a.ping("10.77.0.1")
     _until(lambda: town.machine("b").lookup("10.77.0.1", "anew.insula", patience=1.0) == ["10.77.0.10"])
     _until(lambda: town.machine("b").lookup("10.77.0.1", "a.insula", patience=1.0) == ["(rcode 3)"])
+
+
+@pytest.mark.limit(30)
+def test_who_has_a_former_ones_address_is_reached_at_once(town: World) -> None:
+    """Nobody asks anew where an address is while they believe to know it; and the one that has it now says nothing."""
+    addresses, former = ("10.77.0.10", "fd12:3456:789a:1:5054:ff:fe1a:a"), "52:54:00:1a:00:0a"
+    town.host.end("a")
+    for address in addresses:
+        for who in ("", "b"):
+            town.host.remember(address, former, who)
+            assert town.host.remembered(address, who) == former
+    mac = town.host.attach_heir("heir", 12, 10)
+    for address in addresses:
+        assert town.host.remembered(address) == mac
+        _until(lambda address=address: town.host.remembered(address, "b") == mac)  # type: ignore[misc]
+    town.host.configure("heir", addresses[0])
+    assert town.machine("b").ping(addresses[0])
+    town.host.end("heir")
+    town.host.attach("a", 10)
+
+
+@pytest.mark.limit(30)
+def test_nobody_is_told_of_its_own_address_or_of_one_it_may_not_speak_with(town: World) -> None:
+    """A guest that tries whether its address is free would believe that somebody has it. (A card says where it is when its cable
+    is plugged in, too.)"""
+    gateway = naming.bridge_mac("1a000001").replace(":", "")
+    town.host.attach("c", 12)
+    town.host.isolate("c")
+    told = {}
+    for name in "abc":
+        town.machine(name).sniff("all")
+    for up in (False, True):
+        town.host.change("a", up=up)
+    for name, number in zip("abc", ("0a", "0b", "0c"), strict=True):
+        assert town.machine(name).ping("10.77.0.1")
+        heard = town.machine(name).heard("all", f"5254001a00{number}{gateway}0800")
+        told[name] = any(frame[12:24] == "5254001a000a" for frame in heard)
+    assert told == {"a": False, "b": True, "c": False}
+    town.host.end("c")
 
 
 @pytest.mark.limit(30)
