@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -231,7 +232,7 @@ def test_profiles_say_what_is_open_where_no_rule_does(lab: Lab, world: Outside) 
     assert works(lab.two, f"ping -c1 -W5 {address(lab.one)}")
 
 
-def test_a_rule_that_names_a_machine_means_whoever_is_called_so(lab: Lab) -> None:
+def test_a_rule_that_names_a_machine_means_whoever_is_called_so(home: Path, lab: Lab) -> None:
     """It follows a renaming, and whom it names need not be what it was when the rule was made."""
     with pytest.raises(NotFound, match="net-onne") as unknown:
         lab.two.set_firewall(add=["deny from machine:net-onne"])
@@ -241,6 +242,9 @@ def test_a_rule_that_names_a_machine_means_whoever_is_called_so(lab: Lab) -> Non
     assert [rule.peer for rule in lab.two.set_firewall().rules] == ["machine:net-uno"]
     assert not works(lab.one, f"ping -c1 -W1 {address(lab.two)}")
     assert {"deny from machine:net-uno icmp"} <= {rule for card in lab.two.traffic() for rule, met in card.rules.items() if met}
+    told = run_cli(home, "firewall", "show", lab.two.name).stdout.decode()
+    assert re.search(r"^deny from machine:net-uno icmp  \([1-9][0-9]* packets?\)$", told, re.MULTILINE), told
+    assert "deny from machine:net-uno icmp: " in run_cli(home, "show", lab.two.name).stdout.decode()
     lab.one.rename("net-one")
     lab.hermit.rename("net-uno")
     assert not works(lab.one, f"ping -c1 -W1 {address(lab.two)}")
@@ -321,7 +325,8 @@ def test_what_passes_a_card_is_counted_and_written_down(home: Path, lab: Lab) ->
         size = struct.unpack("<IIII", capture.stdout.read(16))[2]
         frame = capture.stdout.read(size)
         assert len(frame) == size >= 42
-    after = lab.two.traffic()[0]
+    after = lab.two.show().cards[0]
+    assert lab.two.traffic()[0].packets_sent >= after.packets_sent
     assert after.packets_received >= before.packets_received + 3
     assert after.sent > before.sent
 

@@ -177,4 +177,4 @@ def limit(machine: str, up: int | None, down: int | None, network: str, quiet: b
     if up is None and down is None:
         raise click.UsageError("say what to limit: --up, --down or both")
     request = network_requests.LimitNetwork(name=machine, network=network, up=up, down=down)
-    _on_machine(request, quiet, as_json, f"{machine} is limited")
+    _on_machine(request, quiet, as_json, f"{machine}'s limits are changed")

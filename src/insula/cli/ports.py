@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
-from insula.cli.common import client, json_option, perform, quiet_option
+from insula.cli.common import json_option, perform, quiet_option
 from insula.cli.group import Noun
 from insula.cli.render import print_json, print_pairs, print_table
 from insula.cli.values import Port, later
@@ -64,21 +66,36 @@ def firewall() -> None:
     """What a machine may send, and what reaches it."""
 
 
-def _print_firewall(found: Any, as_json: bool) -> None:
+def _print_firewall(found: Any, as_json: bool, met: Mapping[str, int] | None = None) -> None:
+    """``met``: how many packets met each rule, by its words, where that is known."""
     if as_json:
         print_json(found)
         return
     print_pairs([("profile", found.profile), ("isolated", "yes" if found.isolated else "no")])
-    for rule in found.rules:
-        click.echo(format_rule(rule))
+    for rule in map(format_rule, found.rules):
+        click.echo(f"{rule}{_packets(met[rule]) if met and rule in met else ''}")
+
+
+def _packets(count: int) -> str:
+    return f"  ({count} packet{'' if count == 1 else 's'})"
+
+
+def _met(machine: str) -> dict[str, int]:
+    """How many packets met each rule of a machine, on all its cards."""
+    met: Counter[str] = Counter()
+    for card in perform(network_requests.ShowTraffic(names=(machine,))):
+        met.update(card.rules)
+    return met
 
 
 @firewall.command("show", short_help="Show a machine's firewall.", epilog="Example: insula firewall show web")
 @json_option
 @_MACHINE
 def show(machine: str, as_json: bool) -> None:
-    """Show a machine's firewall: its profile and its rules, the first that fits decides."""
-    _print_firewall(perform(network_requests.ShowFirewall(name=machine)), as_json)
+    """Show a machine's firewall: its profile and its rules, the first that fits decides. Of one that runs, how many packets met
+    each rule."""
+    found = perform(network_requests.ShowFirewall(name=machine))
+    _print_firewall(found, as_json, _met(machine) if found.rules and not as_json else None)
 
 
 def _change(as_json: bool, quiet: bool, **change: Any) -> None:
@@ -153,4 +170,4 @@ def capture(machine: str, file: str, network: str) -> None:
     from insula.cli.streams import file_streams
 
     with file_streams(file) as streams:
-        client().do(network_requests.CaptureTraffic(name=machine, network=network), streams)
+        perform(network_requests.CaptureTraffic(name=machine, network=network), streams=streams)

@@ -69,7 +69,8 @@ class MachineDetails(MachineStatus, frozen=True, kw_only=True):
 
     ``origin``: what it was forked or cloned from (``web@snap1``), as that was called then. ``renewed``: of a fork, which parts of
     its former identity were made new, and which were not. ``holds``: how it is held to ``limits`` while it runs.
-    ``returns``: how memory that its guest frees comes back to the host, while it runs.
+    ``returns``: how memory that its guest frees comes back to the host, while it runs. ``cards``: what passed each, of those that
+    hang now.
     """
 
     id: str
@@ -94,6 +95,7 @@ class MachineDetails(MachineStatus, frozen=True, kw_only=True):
     limits: Limits = Limits()
     holds: list[Hold] = []
     returns: str = ""
+    cards: list[TrafficStatus] = []
 
 
 class SnapshotStatus(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ from insula.model.limits import Hold
 from insula.model.names import LONGEST_SHOWN
 from insula.model.network import Firewall, Nic
 from insula.model.requests import ListMachines, ShowMachine
-from insula.model.status import MachineDetails, MachineStatus, State
+from insula.model.status import MachineDetails, MachineStatus, State, TrafficStatus
 from insula.operations import journal
 from insula.operations.context import Context
 from insula.operations.observe import observe
@@ -72,7 +72,17 @@ def show_machine(context: Context, request: ShowMachine, operation: Operation) -
         returns=_returns(folder, record) if status.state.has_process else "",
         holds=_holds(context, folder, record) if status.state.has_process else [],
         process=_processes(folder, record.id) if status.state.has_process else {},
+        cards=_cards(context, request.name) if record.nics and status.state.has_process else [],
     )
+
+
+def _cards(context: Context, name: str) -> list[TrafficStatus]:
+    """What passed a machine's cards; nothing where nobody can tell just now."""
+    from insula.operations.traffic import passed
+
+    with contextlib.suppress(InsulaError):
+        return passed(context, [context.home.machine(name)])
+    return []
 
 
 def with_losses(home: Home, found: Sequence[tuple[MachineStatus, MachineRecord | None]]) -> list[MachineStatus]:

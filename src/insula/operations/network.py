@@ -46,9 +46,10 @@ def create(context: Context, request: CreateNetwork, operation: Operation) -> Ne
             code="no_fabric",
             hint="see what is missing: insula doctor",
         )
-    operation.tell("choose its subnets")
     if spec.mode == "bridge":
         check_parent(spec)
+    else:
+        operation.tell("choose its subnets")
     record = create_network(context.home, request.name, spec, routes(except_link=host_link(home_key(context.home.root))))
     return _status(request.name, record, {})
 

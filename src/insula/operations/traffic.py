@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from insula.errors import HostLacks, InsulaError, NotFound
@@ -22,14 +23,19 @@ from insula.store.machines import MachineRecord, machine_folder, machine_names, 
 def show(context: Context, request: ShowTraffic, operation: Operation) -> list[TrafficStatus]:
     """Counters of the machines named, or of all that run. Raises NotFound."""
     del operation
+    folders = [machine_folder(context.home, name) for name in request.names]
+    if not request.names:
+        folders = [context.home.machine(name) for name in machine_names(context.home)]
+    return passed(context, folders)
+
+
+def passed(context: Context, folders: Iterable[Path]) -> list[TrafficStatus]:
+    """What passed the cards of machines, as far as they hang. Raises HostLacks."""
     if not has_fabric(context):
         return []
     from insula.networks.counted import status
     from insula.networks.peers import rule_counter
 
-    folders = [machine_folder(context.home, name) for name in request.names]
-    if not request.names:
-        folders = [context.home.machine(name) for name in machine_names(context.home)]
     counted = status(context.home).cards
     found = []
     for folder in folders:
@@ -60,15 +66,16 @@ def capture(context: Context, request: CaptureTraffic, operation: Operation, str
     status = status_of(folder)
     check_transition(request.name, "capture", status.state, status.problem)
     record = read_machine(folder)
-    key = _card(record, folder, request.network)
+    key, network = _card(record, folder, request.network)
     if not has_fabric(context):
         raise HostLacks("what a passt carries cannot be captured", code="no_fabric", hint="see what is missing: insula doctor")
-    operation.tell("capture; end it with Ctrl-C")
+    operation.tell(f"write what passes its card on {network}, until Ctrl-C")
     capture_to(context.home, key, streams.stdout, lambda: is_alive(folder))
 
 
-def _card(record: MachineRecord, folder: Path, network: str) -> str:
+def _card(record: MachineRecord, folder: Path, network: str) -> tuple[str, str]:
+    """The card's key, and the network that it is on."""
     for nic, name in zip(record.nics, record.spec.networks, strict=False):
         if not network or name == network:
-            return nic.key
+            return nic.key, name
     raise NotFound(f"{folder.name} is not on {network}" if network else f"{folder.name} has no network card", code="not_attached")
