@@ -1,9 +1,7 @@
 /* Control groups. They are entered by who is to be in them, before it becomes what is to be held: so nothing that comes of it is
  * ever outside.
  *
- *     insula-keeper enter [--group N]… -- COMMAND…
- *
- * Each N is an open `cgroup.procs` of a group. It is closed before COMMAND runs, which therefore can move nobody.
+ * Each is an open `cgroup.procs` of a group, closed before anything else runs, which therefore can move nobody.
  */
 #include "keeper.h"
 
@@ -32,21 +30,4 @@ bool enter_groups(const struct groups *groups)
         close(groups->entrances[i]);
     }
     return entered;
-}
-
-int enter_main(int argc, char **argv)
-{
-    struct groups groups = { .count = 0 };
-    int at = 0;
-    while (at + 1 < argc && strcmp(argv[at], "--group") == 0 && take_group(&groups, argv[at + 1]))
-        at += 2;
-    if (at + 1 >= argc || strcmp(argv[at], "--") != 0) {
-        dprintf(2, "usage: insula-keeper enter [--group N]… -- COMMAND…\n");
-        return 2;
-    }
-    if (!enter_groups(&groups))
-        return 126;
-    execvp(argv[at + 1], argv + at + 1);
-    dprintf(2, "cannot start %s: %s\n", argv[at + 1], strerror(errno));
-    return 127;
 }

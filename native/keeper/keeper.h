@@ -241,6 +241,8 @@ bool take_group(struct groups *groups, const char *number); /* one more; false: 
  * some could not be entered. */
 bool enter_groups(const struct groups *groups);
 
+/* ---- enter.c ---- */
+
 int enter_main(int argc, char **argv);
 
 /* ---- porter.c ---- */

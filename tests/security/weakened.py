@@ -22,7 +22,7 @@ LAYERS = {
     "processes": ("--unshare-pid", "--as-pid-1"),
     "namespaces": ("--seccomp+", "--disable-userns"),
     "read-only": ("--ro-bind",),
-    "user": ("--reuid=", "--regid=", "--clear-groups", "--bounding-set="),
+    "user": ("--user=", "--groups="),
     "locks": ("--memlock=",),
     "sizes": ("--fsize=",),
     "group": (),  # none of the words: the group in which they are spoken

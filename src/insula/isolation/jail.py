@@ -1,4 +1,4 @@
-"""The jail around a machine's processes. Pure: what it is made of goes in, the words of a command come out.
+"""The jail around a machine's processes: what it is made of goes in, the words of a command come out.
 
 From outside in: an own user id (for root), limits, then bubblewrap's namespaces (user, mount, pid, ipc, uts, cgroup, and an
 empty network), then a list of allowed system calls. The root is a read-only copy of what QEMU needs (roots.py). There is no
@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from insula.host.native import native_path
 
 # QEMU has a thread per CPU and at most 64 for disk requests; the rest is the keeper and room.
 _THREADS: Final = 512
@@ -37,19 +39,15 @@ def jail_argv(jail: Jail, command: Sequence[str]) -> list[str]:
 
     Open descriptors that are not marked close-on-exec go along.
     """
-    return [*_identity(jail.uid, jail.groups), *_limits(jail), *_namespaces(jail), "--", *command]
+    return [*_entering(jail), *_namespaces(jail), "--", *command]
 
 
-def _identity(uid: int | None, groups: Sequence[int]) -> list[str]:
-    words = ["setpriv", "--no-new-privs", "--inh-caps=-all"]
-    if uid is not None:
-        membership = f"--groups={','.join(map(str, groups))}" if groups else "--clear-groups"
-        words += [f"--reuid={uid}", f"--regid={uid}", membership, "--bounding-set=-all"]
-    return [*words, "--"]
-
-
-def _limits(jail: Jail) -> list[str]:
-    words = ["prlimit", "--core=0", f"--nofile={_DESCRIPTORS}", "--memlock=0"]
+def _entering(jail: Jail) -> list[str]:
+    """Who is inside, and its limits (native/keeper/enter.c)."""
+    words = [str(native_path("insula-keeper")), "enter", "--locked"]
+    if jail.uid is not None:
+        words += [f"--user={jail.uid}", f"--groups={','.join(map(str, jail.groups))}"]
+    words += ["--core=0", f"--nofile={_DESCRIPTORS}", "--memlock=0"]
     if jail.largest is not None:
         words.append(f"--fsize={jail.largest}")
     if jail.uid is not None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from insula.host.native import native_path
 from insula.isolation.jail import Jail, jail_argv
 
 ROOT = Path("/var/cache/insula/jails/abc")
@@ -10,9 +11,8 @@ KERNEL = Path("/home/layers/vmlinuz")
 
 def test_a_machine_of_root_has_its_own_user_and_limits() -> None:
     assert jail_argv(Jail(ROOT, uid=1000000007, shown=((KERNEL, "/boot/kernel"),), largest=4096), ["/keeper", "inner"]) == [
-        *("setpriv", "--no-new-privs", "--inh-caps=-all"),
-        *("--reuid=1000000007", "--regid=1000000007", "--clear-groups", "--bounding-set=-all", "--"),
-        *("prlimit", "--core=0", "--nofile=1024", "--memlock=0", "--fsize=4096", "--nproc=512", "--"),
+        *(str(native_path("insula-keeper")), "enter", "--locked", "--user=1000000007", "--groups="),
+        *("--core=0", "--nofile=1024", "--memlock=0", "--fsize=4096", "--nproc=512", "--"),
         *("bwrap", "--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"),
         *("--disable-userns", "--new-session", "--clearenv", "--cap-drop", "ALL", "--hostname", "insula", "--chdir", "/"),
         *("--ro-bind", str(ROOT), "/", "--dev-bind", "/dev/null", "/dev/null"),
@@ -22,8 +22,8 @@ def test_a_machine_of_root_has_its_own_user_and_limits() -> None:
 
 def test_a_users_machine_drops_nothing_it_may_not_drop() -> None:
     words = jail_argv(Jail(ROOT), ["/keeper"])
-    assert words[:4] == ["setpriv", "--no-new-privs", "--inh-caps=-all", "--"]
-    assert not [word for word in words if "nproc" in word or "reuid" in word or "bounding" in word]
+    assert words[1:3] == ["enter", "--locked"]
+    assert not [word for word in words if word.startswith(("--nproc", "--user=", "--groups"))]
 
 
 def test_nothing_in_the_jail_can_be_written() -> None:

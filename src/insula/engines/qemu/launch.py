@@ -1,6 +1,6 @@
 """Starting a machine: sockets and files opened, passt, the jail's words put together, the porter started, `ready` awaited.
 
-    us ── porter (outside, waits) ── setpriv ── prlimit ── bwrap ── keeper (pid 1 of the jail) ── QEMU
+    us ── porter (outside, waits) ── enter ── bwrap ── keeper (pid 1 of the jail) ── QEMU
 
 Each step pushes its undo; whatever fails, nothing of the machine is left running and its run folder is gone.
 """
@@ -68,7 +68,7 @@ def launch(plan: LaunchPlan, build: Build, *, tracks: bool = False, instead: Ins
     Raises HostLacks (a program, memory or disk space is missing, the jail was refused), DamagedRecord (a file of the
     machine is missing), MachineEnded (``failed_to_start``: QEMU ended at once; its last words are in the message).
     """
-    for program in ("bwrap", "setpriv", "prlimit", "setsid"):
+    for program in ("bwrap", "setsid"):
         require_program(program)
     _prepare_firmware(plan)
     keeper = native_path("insula-keeper")
