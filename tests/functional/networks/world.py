@@ -75,11 +75,14 @@ class World:
         self.host = self._node(["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", _HOST, "sh", *words])
         self._join()
 
-    def make_bridge(self) -> None:
-        """Put the host's card into a bridge, as who wants machines on a LAN does; the host's address moves there."""
-        made = "link add lanbr type bridge\nlink set lanbr up\naddress flush dev eth0\nlink set eth0 master lanbr\n"
+    def make_bridge(self, *, filters: bool = False) -> None:
+        """Put the host's card into a bridge, as who wants machines on a LAN does; the host's address moves there. One that
+        ``filters`` lets the tag 7 come in from the LAN."""
+        made = f"link add lanbr type bridge{' vlan_filtering 1' if filters else ''}\nlink set lanbr up\naddress flush dev eth0\nlink set eth0 master lanbr\n"
         made += f"address add {HOST4}/24 dev lanbr\nroute replace default via {OTHER4}\n"
         subprocess.run(["nsenter", f"--net={self.host.path}", "ip", "-batch", "-"], input=made.encode(), check=True)
+        if filters:
+            self.root("bridge", "vlan", "add", "dev", "eth0", "vid", "7")
 
     def serve_lan(self, folder: Path) -> None:
         """Somebody else on the LAN gives addresses away."""
