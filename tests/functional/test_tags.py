@@ -1,4 +1,4 @@
-"""Networks on a VLAN of the LAN, by a kernel that makes VLANs, as most do and the one that tests run on may not: in a Debian guest."""
+"""Networks on a VLAN of the LAN, in a Debian guest: its kernel makes VLANs, and the one that tests run on may not."""
 
 from __future__ import annotations
 

@@ -78,7 +78,8 @@ class World:
     def make_bridge(self, *, filters: bool = False) -> None:
         """Put the host's card into a bridge, as who wants machines on a LAN does; the host's address moves there. One that
         ``filters`` lets the tag 7 come in from the LAN."""
-        made = f"link add lanbr type bridge{' vlan_filtering 1' if filters else ''}\nlink set lanbr up\naddress flush dev eth0\nlink set eth0 master lanbr\n"
+        made = "link add lanbr type bridge vlan_filtering 1\n" if filters else "link add lanbr type bridge\n"
+        made += "link set lanbr up\naddress flush dev eth0\nlink set eth0 master lanbr\n"
         made += f"address add {HOST4}/24 dev lanbr\nroute replace default via {OTHER4}\n"
         subprocess.run(["nsenter", f"--net={self.host.path}", "ip", "-batch", "-"], input=made.encode(), check=True)
         if filters:
