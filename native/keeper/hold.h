@@ -77,6 +77,12 @@ void children_end(void);
 /* See only the system's programs, /dev/null, /dev/urandom, and `folder` (or nothing) at /n; all of it read-only. */
 bool enter_room(const char *folder);
 
+/* In a mount namespace of our own: see `folder` alone, with all that is mounted below it, read-only. */
+bool take_root(const char *folder);
+
+/* Let no program that is executed get other capabilities than those of `mask`. */
+void bound_capabilities(unsigned long mask);
+
 /* Be user `uid` (or who we are, if it is negative) with none but the capabilities of `mask`, now and in what is executed. */
 bool reduce_rights(long uid, unsigned long mask);
 

@@ -245,6 +245,10 @@ bool enter_groups(const struct groups *groups);
 
 int enter_main(int argc, char **argv);
 
+/* ---- bare.c ---- */
+
+int bare_main(int argc, char **argv);
+
 /* ---- porter.c ---- */
 
 int porter_main(int argc, char **argv);

@@ -66,6 +66,17 @@ static bool add_device(const char *name)
     return mount(from, to, NULL, MS_BIND, NULL) == 0;
 }
 
+/* pivot_root(2): with both the same, the old root lies on top of the new one and is taken off. */
+static bool turn_to(const char *place)
+{
+    return chdir(place) == 0 && syscall(SYS_pivot_root, ".", ".") == 0 && umount2(".", MNT_DETACH) == 0 && chdir("/") == 0;
+}
+
+bool take_root(const char *folder)
+{
+    return bind(folder, folder) && turn_to(folder);
+}
+
 bool enter_room(const char *folder)
 {
     static const char *const folders[] = { "usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32" };
@@ -85,8 +96,7 @@ bool enter_room(const char *folder)
         return false;
     if (mount(NULL, stage, NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV, NULL) < 0)
         return false;
-    /* pivot_root(2): with both the same, the old root lies on top of the new one and is taken off. */
-    return chdir(stage) == 0 && syscall(SYS_pivot_root, ".", ".") == 0 && umount2(".", MNT_DETACH) == 0 && chdir("/") == 0;
+    return turn_to(stage);
 }
 
 static bool set_capabilities(unsigned long mask)
@@ -98,11 +108,16 @@ static bool set_capabilities(unsigned long mask)
     return syscall(SYS_capset, &header, data) == 0;
 }
 
-bool reduce_rights(long uid, unsigned long mask)
+void bound_capabilities(unsigned long mask)
 {
     for (int number = 0; number <= LAST_CAPABILITY; number++)
         if (number > 31 || !(mask >> number & 1))
             prctl(PR_CAPBSET_DROP, number, 0, 0, 0); /* refused: the kernel has no such capability */
+}
+
+bool reduce_rights(long uid, unsigned long mask)
+{
+    bound_capabilities(mask);
     if (uid >= 0) {
         if (prctl(PR_SET_KEEPCAPS, 1) < 0 || setgroups(0, NULL) < 0)
             return false;

@@ -105,8 +105,14 @@ class Machine(_Forkable):
         """How it is right now."""
         return await self.show()
 
-    async def start(self, timeout: float = 300.0, *, cold: bool = False) -> None:  # noqa: ASYNC109 - the request carries it
-        await _in_thread(self.sync.start, timeout, cold=cold)
+    async def start(
+        self,
+        timeout: float = 300.0,  # noqa: ASYNC109 - the request carries it
+        *,
+        cold: bool = False,
+        insecure: bool | None = None,
+    ) -> None:
+        await _in_thread(self.sync.start, timeout, cold=cold, insecure=insecure)
 
     async def stop(self, *, force: bool = False, timeout: float = 60.0) -> None:  # noqa: ASYNC109 - as above
         await _in_thread(self.sync.stop, force=force, timeout=timeout)
@@ -253,6 +259,7 @@ class Insula:
         publish: Sequence[str] = (),
         firewall: Firewall | None = None,
         limits: Mapping[str, str | float] | None = None,
+        insecure: bool = False,
         progress: Callable[[Progress], None] | None = None,
         **shape: Unpack[Shape],
     ) -> Machine:
@@ -266,6 +273,7 @@ class Insula:
             publish=publish,
             firewall=firewall,
             limits=limits,
+            insecure=insecure,
             progress=progress,
             **shape,
         )
@@ -279,10 +287,13 @@ class Insula:
         publish: Sequence[str] = (),
         firewall: Firewall | None = None,
         limits: Mapping[str, str | float] | None = None,
+        insecure: bool = False,
         **shape: Unpack[Shape],
     ) -> Machine:
         """As `insula.Insula.create`."""
-        made = await _in_thread(self.sync.create, image, name=name, publish=publish, firewall=firewall, limits=limits, **shape)
+        made = await _in_thread(
+            self.sync.create, image, name=name, publish=publish, firewall=firewall, limits=limits, insecure=insecure, **shape
+        )
         return Machine(made)
 
     async def create_network(

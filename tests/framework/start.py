@@ -69,7 +69,7 @@ def _ensure_packages(confirm: Callable[[str], bool] | None, *, full: bool) -> in
     from insula.errors import InsulaError
     from insula.host import packages
 
-    purposes = {packages.Purpose.MACHINE, packages.Purpose.IMAGE, packages.Purpose.TESTS}
+    purposes = {packages.Purpose.MACHINE, packages.Purpose.JAIL, packages.Purpose.IMAGE, packages.Purpose.TESTS}
     if full:
         purposes.add(packages.Purpose.FULL_TESTS)
     try:

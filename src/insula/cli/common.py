@@ -27,6 +27,9 @@ _SHAPE = ("cpus", "memory", "disk", "firmware", "display", "tpm")
 
 name_option = click.option("--name", default="", help="The machine's name (default: a generated one).")
 tpm_option = click.option("--tpm", is_flag=True, help="Give it a TPM 2.0 of its own.")
+insecure_option = click.option(
+    "--insecure", is_flag=True, help="Where this host can have no whole jail, let it run without what cannot be had."
+)
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 
 

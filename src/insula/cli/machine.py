@@ -12,6 +12,7 @@ from insula.cli.common import (
     connection,
     connection_options,
     dry_run_option,
+    insecure_option,
     json_option,
     make_spec,
     name_option,
@@ -56,6 +57,7 @@ _TIMEOUT = click.option("--timeout", type=Seconds(), default=60.0, show_default=
 @shape_options
 @connection_options
 @limit_options
+@insecure_option
 @click.option("-d", "--detach", is_flag=True, help="Leave the machine running and come back at once.")
 @click.option("--rm", is_flag=True, help="Delete the machine when it ends.")
 @click.option("-i", "--interactive", is_flag=True, help="Pass standard input to the command.")
@@ -91,6 +93,7 @@ def run(image: str, argv: tuple[str, ...], as_json: bool, quiet: bool, **options
         spec=make_spec(options),
         **connection(options),
         limits=limits_asked(options),
+        insecure=options["insecure"],
         ephemeral=options["rm"] or (attached and not options["name"]),
         attached=attached and not options["name"],
         shell=shell,
@@ -132,15 +135,17 @@ def run(image: str, argv: tuple[str, ...], as_json: bool, quiet: bool, **options
 @shape_options
 @connection_options
 @limit_options
+@insecure_option
 @dry_run_option
 @quiet_option
 @json_option
 @click.argument("image", shell_complete=later("images"))
-def create(image: str, name: str, dry_run: bool, quiet: bool, as_json: bool, **shape: Any) -> None:
+def create(image: str, name: str, insecure: bool, dry_run: bool, quiet: bool, as_json: bool, **shape: Any) -> None:
     """Make a stopped machine from IMAGE."""
     request = CreateMachine(
-        image=image, name=name, spec=make_spec(shape), **connection(shape), limits=limits_asked(shape), dry_run=dry_run
-    )
+        image=image, name=name, spec=make_spec(shape), **connection(shape), limits=limits_asked(shape), insecure=insecure,
+        dry_run=dry_run,
+    )  # fmt: skip
     machine = perform(request, quiet or as_json)
     if as_json:
         print_json(machine)
@@ -167,11 +172,16 @@ def list_(as_json: bool) -> None:
                 str(machine.cpus or "-"),
                 format_size(machine.memory) if machine.memory else "-",
                 age(machine.created) if machine.created else "-",
-                machine.problem or machine.reason or "",
+                _note(machine),
             )
             for machine in machines
         ),
     )
+
+
+def _note(machine: Any) -> str:
+    unjailed = f"without {machine.unjailed}" if machine.unjailed else ""
+    return "; ".join(words for words in (machine.problem or machine.reason, unjailed) if words)
 
 
 @click.command(epilog="Example: insula show web")
@@ -235,6 +245,12 @@ def _print_security(security: Any) -> None:
     print_table(("LAYER", "STATE", "SEEN"), ((layer.name, str(layer.state), layer.detail) for layer in security.layers))
 
 
+def _jail(detail: Any) -> str:
+    if detail.unjailed:
+        return f"without {detail.unjailed} (--insecure)"
+    return "whole, or as much of it as the host can have (--insecure)" if detail.insecure else ""
+
+
 def _shape(detail: Any) -> str:
     sizes = f"{format_size(detail.memory)} memory, {format_size(detail.disk)} disk"
     return f"{detail.cpus} CPU, {sizes}" if detail.cpus else ""
@@ -255,6 +271,7 @@ def _print_details(detail: Any) -> None:
             ("image", f"{detail.image} ({detail.image_digest[:12]})" if detail.image_digest else detail.image),
             ("shape", _shape(detail)),
             ("next start", detail.next_start or ""),
+            ("jail", _jail(detail)),
             ("freed memory", f"returns {detail.returns}" if detail.returns else ""),
             ("disk used", format_size(detail.disk_used)),
             ("limits", _limits(detail)),
@@ -280,13 +297,21 @@ def _print_details(detail: Any) -> None:
 @click.option("--timeout", type=Seconds(), default=300.0, show_default=True, help="Seconds the guest may take to answer.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until the guest answers.")
 @click.option("--cold", is_flag=True, help="Boot a suspended machine; what its memory held is lost.")
+@click.option(
+    "--insecure/--no-insecure", default=None, help="Let it run without what of its jail cannot be had here; or no more."
+)
 @quiet_option
 @json_option
 @_NAMES
-def start(names: tuple[str, ...], timeout: float, no_wait: bool, cold: bool, quiet: bool, as_json: bool) -> int:
+def start(
+    names: tuple[str, ...], timeout: float, no_wait: bool, cold: bool, insecure: bool | None, quiet: bool, as_json: bool
+) -> int:
     """Start machines and wait until they answer. A suspended one goes on where it was."""
-    patience = 0.0 if no_wait else timeout
-    return perform_each(names, lambda name: StartMachine(name=name, timeout=patience, cold=cold), as_json, quiet, "started")
+
+    def make(name: str) -> StartMachine:
+        return StartMachine(name=name, timeout=0.0 if no_wait else timeout, cold=cold, insecure=insecure)
+
+    return perform_each(names, make, as_json, quiet, "started")
 
 
 @click.command(epilog="Example: insula stop web")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -27,9 +27,12 @@ _NEEDS: Final[dict[type[requests.Request], tuple[Purpose, ...]]] = {
 def ensure_packages(request: requests.Request) -> None:
     """Have what ``request`` needs, if it needs anything. Raises HostLacks (``packages_missing``): its hint is the command.
 
-    What only networks need is wanted, but not needed: without it each machine has a passt of its own.
+    What only networks need is wanted, but not needed: without it each machine has a passt of its own. So is the jail's, where the
+    machine may have leave to run without; if it has none, that is told when it is to start.
     """
-    purposes = _NEEDS.get(type(request), ())
+    purposes: tuple[Purpose, ...] = _NEEDS.get(type(request), ())
+    if Purpose.MACHINE in purposes:
+        purposes = (*purposes, Purpose.JAIL)
     if purposes and getattr(getattr(request, "spec", None), "tpm", False):
         purposes = (*purposes, Purpose.TPM)
     if purposes and not getattr(request, "dry_run", False):
@@ -37,10 +40,25 @@ def ensure_packages(request: requests.Request) -> None:
         try:
             ensure(purposes, confirm=consent(bool(context and context.obj["yes"])), progress=_say)
         except HostLacks as refusal:
-            if missing(set(purposes) - {Purpose.NETWORK}):
+            spared = {Purpose.NETWORK} | ({Purpose.JAIL} if _may_be_unjailed(request) else set())
+            if missing(set(purposes) - spared):
+                if not missing(set(purposes) - spared - {Purpose.JAIL}):
+                    refusal.hint = f"{refusal.hint}; or let it run without its whole jail: --insecure"
                 raise
             _say(f"{refusal.message} ({refusal.hint})")
-            _say("going on without: machines reach out, each alone, and that is all of networks there is")
+            for purpose, words in _WITHOUT.items():
+                if missing({purpose}):
+                    _say(f"going on without: {words}")
+
+
+_WITHOUT: Final = {
+    Purpose.NETWORK: "machines reach out, each alone, and that is all of networks there is",
+    Purpose.JAIL: "no machine is started but those that have leave to run without their whole jail (--insecure)",
+}
+
+
+def _may_be_unjailed(request: Any) -> bool:
+    return isinstance(request, requests.StartMachine | requests.RestartMachine) or getattr(request, "insecure", False)
 
 
 def ensure_sealing() -> None:

@@ -60,6 +60,10 @@ class ProgressLine:
         self._drawn = False
 
     def __call__(self, progress: Progress) -> None:
+        if progress.warning:
+            self.clear()
+            click.echo(f"insula: {progress.step}", err=True)
+            return
         if self._quiet:
             return
         target = f" {progress.target}" if progress.target else ""

@@ -71,12 +71,13 @@ class Machine:
         found: Security = self._client.do(requests.ShowSecurity(name=self.name))
         return found
 
-    def start(self, timeout: float = 300.0, *, cold: bool = False) -> Machine:
+    def start(self, timeout: float = 300.0, *, cold: bool = False, insecure: bool | None = None) -> Machine:
         """Boot it and wait until its agent answers, ``timeout`` seconds at most.
 
-        A suspended one goes on where it was; with ``cold`` it boots instead, and what its memory held is lost.
+        A suspended one goes on where it was; with ``cold`` it boots instead, and what its memory held is lost. ``insecure`` gives
+        it leave, as in `Insula.run`, from now on, or takes it back.
         """
-        self._client.do(requests.StartMachine(name=self.name, timeout=timeout, cold=cold))
+        self._client.do(requests.StartMachine(name=self.name, timeout=timeout, cold=cold, insecure=insecure))
         return self
 
     def stop(self, *, force: bool = False, timeout: float = 60.0) -> Machine:

@@ -59,6 +59,7 @@ class Insula:
         publish: Sequence[str] = (),
         firewall: Firewall | None = None,
         limits: Mapping[str, str | float] | None = None,
+        insecure: bool = False,
         progress: Callable[[Progress], None] | None = None,
         **shape: Unpack[Shape],
     ) -> Machine:
@@ -68,7 +69,8 @@ class Insula:
 
         Without ``name`` the machine is temporary: it is deleted at the end of a ``with`` block and, at the latest, when this
         process ends. ``shape``: cpus, memory and disk (bytes, or text like ``1G``), network, firmware, display, tpm.
-        ``limits``: what it may have of this host, as `Machine.limit` takes it.
+        ``limits``: what it may have of this host, as `Machine.limit` takes it. ``insecure``: where this host can have no whole
+        jail, it may run without what cannot be had.
         """
         request = requests.RunMachine(
             image=image,
@@ -79,6 +81,7 @@ class Insula:
             published=_ports(publish),
             firewall=firewall or Firewall(),
             limits=_limits(limits),
+            insecure=insecure,
             timeout=timeout,
             cold=cold,
         )
@@ -93,6 +96,7 @@ class Insula:
         publish: Sequence[str] = (),
         firewall: Firewall | None = None,
         limits: Mapping[str, str | float] | None = None,
+        insecure: bool = False,
         **shape: Unpack[Shape],
     ) -> Machine:
         """Make a stopped machine; arguments as for `run`."""
@@ -103,6 +107,7 @@ class Insula:
             published=_ports(publish),
             firewall=firewall or Firewall(),
             limits=_limits(limits),
+            insecure=insecure,
         )
         status = self.client.do(request)
         return Machine(self.client, status.name)

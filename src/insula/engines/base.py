@@ -84,7 +84,8 @@ class LaunchPlan(msgspec.Struct, frozen=True):
     its processes enter by ``entrances``, open descriptors that stay the caller's; it is noted in the run folder. With ``load``
     the machine does not boot but goes on, once it is told to resume; with
     the CPUs numbered ``present`` (None: with ``cpus``, which is how many it booted with) and the pieces ``dimms`` beside the
-    ``memory`` it booted with.
+    ``memory`` it booted with. ``insecure``: where this host can have no whole jail, start it with what of one can be had, and
+    note that in the run folder.
     """
 
     name: str
@@ -105,6 +106,7 @@ class LaunchPlan(msgspec.Struct, frozen=True):
     dimms: tuple[Dimm, ...] = ()
     run: str = names.RUN
     group: str = ""
+    insecure: bool = False
     entrances: tuple[int, ...] = ()
 
     @property

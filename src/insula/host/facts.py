@@ -34,7 +34,9 @@ def user_namespaces() -> Fact:
     try:
         run(["unshare", "--user", "--map-root-user", "true"], timeout=_PATIENCE)
     except (ChildFailed, HostLacks) as refusal:
-        return Fact(name, FactState.MISSING, refusal.message, "no jail can be built, so no machine is started", _userns_fix())
+        return Fact(
+            name, FactState.MISSING, refusal.message, "no jail can be built: a machine runs only with --insecure", _userns_fix()
+        )
     return Fact(name, FactState.OK, "one was made")
 
 

@@ -30,6 +30,7 @@ class Purpose(StrEnum):
     """What a package is needed for."""
 
     MACHINE = "running machines"
+    JAIL = "jailing machines"
     IMAGE = "building images"
     SEAL = "encrypting snapshots"
     TPM = "machines with a TPM"
@@ -74,7 +75,7 @@ def packages() -> tuple[Package, ...]:
         Package(name, "runs the machines", _MACHINE, (_program(f"qemu-system-{target}"),), qemu=True),
         Package("qemu-utils", "makes and checks disks (qemu-img)", _MACHINE, (_program("qemu-img"),), qemu=True),
         Package("ovmf", "the machines' UEFI", _MACHINE, ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_CODE.fd")),
-        Package("bubblewrap", "the jail around each machine", _MACHINE, (_program("bwrap"),)),
+        Package("bubblewrap", "the jail around each machine", frozenset({Purpose.JAIL}), (_program("bwrap"),)),
         Package("passt", "network of the machines, without privileges", _MACHINE, (_program("passt"),)),
         Package("util-linux", "starts each machine with its own user and limits", _MACHINE, (_program("setpriv"),)),
         Package("musl-tools", "compiles the agent and the keeper to small static programs", _MACHINE, (_program("musl-gcc"),)),

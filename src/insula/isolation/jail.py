@@ -47,13 +47,18 @@ def _entering(jail: Jail) -> list[str]:
     words = [str(native_path("insula-keeper")), "enter", "--locked"]
     if jail.uid is not None:
         words += [f"--user={jail.uid}", f"--groups={','.join(map(str, jail.groups))}"]
-    words += ["--core=0", f"--nofile={_DESCRIPTORS}", "--memlock=0"]
+    return [*words, *limit_words(jail), "--"]
+
+
+def limit_words(jail: Jail) -> list[str]:
+    """The limits of ``jail``, as words of `insula-keeper enter`."""
+    words = ["--core=0", f"--nofile={_DESCRIPTORS}", "--memlock=0"]
     if jail.largest is not None:
         words.append(f"--fsize={jail.largest}")
     if jail.uid is not None:
         # Counted per user: only sensible where the machine has a user of its own.
         words.append(f"--nproc={_THREADS}")
-    return [*words, "--"]
+    return words
 
 
 def _namespaces(jail: Jail) -> list[str]:

@@ -21,7 +21,8 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class CreateMachine(Request, frozen=True):
     """Make a stopped machine from an image. An empty ``name`` asks for a generated one.
 
-    ``addresses``: those wanted on its networks, in their order; an empty one, or none, is for any that is free.
+    ``addresses``: those wanted on its networks, in their order; an empty one, or none, is for any that is free. ``insecure``:
+    leave to run, now and later, without what of its jail this host cannot have.
     """
 
     image: str
@@ -31,6 +32,7 @@ class CreateMachine(Request, frozen=True):
     published: tuple[Publish, ...] = ()
     firewall: Firewall = Firewall()
     limits: Limits = Limits()
+    insecure: bool = False
     ephemeral: bool = False
     dry_run: bool = False
 
@@ -61,6 +63,7 @@ class RunMachine(Execution, frozen=True):
     published: tuple[Publish, ...] = ()
     firewall: Firewall = Firewall()
     limits: Limits = Limits()
+    insecure: bool = False
     ephemeral: bool = False
     attached: bool = False
     shell: bool = False
@@ -71,12 +74,14 @@ class RunMachine(Execution, frozen=True):
 class StartMachine(Request, frozen=True):
     """Boot a stopped machine and wait until its agent answers, ``timeout`` seconds at most (0: do not wait).
 
-    A suspended one goes on where it was; with ``cold`` it boots instead, and what its memory held is lost.
+    A suspended one goes on where it was; with ``cold`` it boots instead, and what its memory held is lost. ``insecure`` gives it
+    leave as for `CreateMachine`, or takes it back; None leaves it as it is.
     """
 
     name: str
     timeout: float = 300.0
     cold: bool = False
+    insecure: bool | None = None
 
 
 class StopMachine(Request, frozen=True):

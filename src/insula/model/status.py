@@ -43,7 +43,8 @@ class MachineStatus(msgspec.Struct, frozen=True):
 
     ``reason``: why it is paused though nobody asked for it, such as ``no-space`` (the disk that holds its folder is full).
     ``cpus`` and ``memory`` are what it has now; ``next_start``: what it boots with next time, where that is something else.
-    ``note``: what a verb could not do as it was asked to, and why.
+    ``note``: what a verb could not do as it was asked to, and why. ``unjailed``: what of its jail it runs
+    without, having leave to.
     """
 
     name: str
@@ -62,6 +63,7 @@ class MachineStatus(msgspec.Struct, frozen=True):
     ended: End | None = None
     next_start: str | None = None
     note: str | None = None
+    unjailed: str | None = None
 
 
 class MachineDetails(MachineStatus, frozen=True, kw_only=True):
@@ -70,7 +72,7 @@ class MachineDetails(MachineStatus, frozen=True, kw_only=True):
     ``origin``: what it was forked or cloned from (``web@snap1``), as that was called then. ``renewed``: of a fork, which parts of
     its former identity were made new, and which were not. ``holds``: how it is held to ``limits`` while it runs.
     ``returns``: how memory that its guest frees comes back to the host, while it runs. ``cards``: what passed each, of those that
-    hang now.
+    hang now. ``insecure``: it has leave to run without what of its jail cannot be had.
     """
 
     id: str
@@ -96,6 +98,7 @@ class MachineDetails(MachineStatus, frozen=True, kw_only=True):
     holds: list[Hold] = []
     returns: str = ""
     cards: list[TrafficStatus] = []
+    insecure: bool = False
 
 
 class SnapshotStatus(msgspec.Struct, frozen=True):

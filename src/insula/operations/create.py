@@ -169,6 +169,7 @@ def fill(staged: Path, request: CreateMachine, image: Image) -> MachineRecord:
         published=list(request.published),
         firewall=request.firewall,
         limits=request.limits,
+        insecure=request.insecure,
     )
 
 

@@ -51,7 +51,7 @@ def doctor(context: Context, request: ExamineHost, operation: Operation, confirm
     """
     home, fix = context.home, request.fix
     if fix:
-        wanted = {packages.Purpose.MACHINE, packages.Purpose.IMAGE, packages.Purpose.NETWORK}
+        wanted = {packages.Purpose.MACHINE, packages.Purpose.JAIL, packages.Purpose.IMAGE, packages.Purpose.NETWORK}
         ensure_packages(wanted, confirm=confirm, operation=operation)
     found = [facts.state_folder(home.root), *_package_facts(), native_parts(operation)]
     found += qemu_facts(home, operation, fresh=fix)
@@ -97,6 +97,7 @@ def _package_facts() -> list[Fact]:
     mend = "insula doctor --fix"
     for purpose, state, costs, how in (
         (packages.Purpose.MACHINE, FactState.MISSING, "machines cannot run", mend),
+        (packages.Purpose.JAIL, FactState.MISSING, "no jail can be made: a machine runs only with --insecure", mend),
         (packages.Purpose.IMAGE, FactState.LIMITED, "images cannot be built", mend),
         (packages.Purpose.NETWORK, FactState.LIMITED, "no networks among machines; NAT through passt works", mend),
         (packages.Purpose.TPM, FactState.LIMITED, "no machine can have a TPM", "sudo apt-get install swtpm"),

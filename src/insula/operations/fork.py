@@ -40,6 +40,7 @@ from insula.operations.promises import check_disk
 from insula.operations.settle import settle_locked
 from insula.operations.spare import refill_behind, taken
 from insula.operations.stop import pull_plug
+from insula.operations.unjailed import say, say_lacking
 from insula.store import names
 from insula.store.events import append_event
 from insula.store.machines import (
@@ -75,7 +76,11 @@ def fork(context: Context, request: ForkMachine, operation: Operation) -> ForkRe
     wanted = _names(context, request)
     with _origin(context, request, operation) as origin:
         operation.tell(f"make {request.count} forks" if request.count > 1 else f"make {wanted[0]}")
-        return _make_all(context, request, wanted, origin)
+        result = _make_all(context, request, wanted, origin)
+    for made in result.machines:
+        if made.unjailed:
+            say(made.name, made.unjailed, operation)
+    return result
 
 
 def _names(context: Context, request: ForkMachine) -> list[str]:
@@ -237,6 +242,7 @@ def _set_going(context: Context, folder: Path, origin: Origin, operation: Operat
         else:
             lease = take_lease(folder)
         append_event(folder, "started", way="fork")
+        say_lacking(folder, record, operation)
         if ready:
             change_cards(context, folder.name, record)  # under its name, and behind its own firewall
         if record.published:

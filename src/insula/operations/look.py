@@ -69,6 +69,7 @@ def show_machine(context: Context, request: ShowMachine, operation: Operation) -
         renewed=record.renewed,
         guest=_guest(folder) if status.agent else {},
         limits=record.limits,
+        insecure=record.insecure,
         returns=_returns(folder, record) if status.state.has_process else "",
         holds=_holds(context, folder, record) if status.state.has_process else [],
         process=_processes(folder, record.id) if status.state.has_process else {},

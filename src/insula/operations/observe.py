@@ -116,6 +116,7 @@ def observe(folder: Path) -> tuple[MachineStatus, MachineRecord | None]:
         problem=_what_ails(folder, record) if state in (State.RUNNING, State.PAUSED) else None,
         ended=None if state.has_process else last_end(folder),
         next_start=_next_start(record.spec, shape),
+        unjailed=_unjailed(folder) if record.insecure and state.has_process else None,
     )
     return status, record
 
@@ -132,6 +133,12 @@ def _what_ails(folder: Path, record: MachineRecord) -> str | None:
     if record.spec.tpm and not is_served(folder / record.tpm):
         return TPM_ENDED
     return None
+
+
+def _unjailed(folder: Path) -> str | None:
+    from insula.isolation.bare import lacking
+
+    return lacking(folder / names.RUN)
 
 
 def _paused_because(untrusted: dict[str, Any]) -> str | None:

@@ -23,12 +23,14 @@ from insula.errors import Interrupted
 
 
 class Progress(NamedTuple):
-    """News of an operation: what it does now, and how far that is (0 to 1) when that is known."""
+    """News of an operation: what it does now, and how far that is (0 to 1) when that is known. A ``warning`` is no step but
+    something that its caller must know, whether or not he wants to hear of steps."""
 
     verb: str
     target: str
     step: str
     fraction: float | None = None
+    warning: bool = False
 
 
 class Operation:
@@ -68,6 +70,11 @@ class Operation:
         self.check()
         if self._listener is not None:
             self._listener(Progress(self.verb, self.target, step, fraction))
+
+    def warn(self, words: str) -> None:
+        """Say what must be known."""
+        if self._listener is not None:
+            self._listener(Progress(self.verb, self.target, words, warning=True))
 
 
 class Steps:

@@ -45,6 +45,7 @@ class Wishes(NamedTuple):
     published: tuple[Publish, ...]
     firewall: Firewall
     limits: Limits
+    insecure: bool
 
 
 def as_wished(record: MachineRecord, wishes: Wishes | None) -> MachineRecord:
@@ -53,8 +54,9 @@ def as_wished(record: MachineRecord, wishes: Wishes | None) -> MachineRecord:
         return record
     spec = msgspec.structs.replace(record.spec, networks=wishes.networks)
     return msgspec.structs.replace(
-        record, image=wishes.image, spec=spec, published=list(wishes.published), firewall=wishes.firewall, limits=wishes.limits
-    )
+        record, image=wishes.image, spec=spec, published=list(wishes.published), firewall=wishes.firewall, limits=wishes.limits,
+        insecure=wishes.insecure,
+    )  # fmt: skip
 
 
 def named_origin(context: Context, machine: str, snapshot: str) -> Origin:
@@ -131,6 +133,7 @@ def fill_fork(staged: Path, origin: Origin, *, ephemeral: bool) -> MachineRecord
         identity=state.identity, boot=state.boot, disks=disks, arch=state.arch, ephemeral=ephemeral, board=state.board,
         sums={path: state.sums[path] for path in snapshot_layers(state) if path in state.sums},
         firewall=parent.firewall, limits=parent.limits.inherited, shape=state.shape,
+        insecure=parent.insecure,
     )  # fmt: skip
     if (origin.folder / names.VARIABLES).exists():
         (staged / names.FIRMWARE).mkdir(mode=0o700)

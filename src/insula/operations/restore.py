@@ -39,6 +39,7 @@ from insula.operations.ports import reopen_ports
 from insula.operations.recover import recover
 from insula.operations.snapshot import find_snapshot
 from insula.operations.suspend import end_quietly, give_up, is_suspended, keep_suspended
+from insula.operations.unjailed import say_lacking
 from insula.store import names
 from insula.store.due import Due, clear_due, note_due
 from insula.store.events import append_event
@@ -156,6 +157,7 @@ def _exchange(
         stack.callback(sweeping.join)
         sweeping.begin()
         append_event(folder, "started", way="restored")
+        say_lacking(folder, record, operation)
         reopen_ports(context, folder.name, record)
         if state.state == "running":
             operation.tell("let it go on")

@@ -78,7 +78,7 @@ def _born(context: Context, request: RunMachine, operation: Operation) -> Iterat
     """A new machine whose lock is ours, and what starts it: a fork of its image's warm state runs already."""
     creation = CreateMachine(
         image=request.image, name=request.name, spec=request.spec, addresses=request.addresses, published=request.published,
-        firewall=request.firewall, limits=request.limits, ephemeral=request.ephemeral,
+        firewall=request.firewall, limits=request.limits, ephemeral=request.ephemeral, insecure=request.insecure,
     )  # fmt: skip
     name, image = prepare(context, creation, operation)
     with contextlib.ExitStack() as stack:
@@ -112,7 +112,10 @@ def _fork(
             shape = origin.record.hardware
             admit(context, shape.total, board_of(context, origin.record), cpus=shape.used_cpus)
         with contextlib.suppress(DamagedRecord):  # it was replaced by a younger one while we linked its files
-            wishes = Wishes(use, request.spec.networks, request.addresses, request.published, request.firewall, request.limits)
+            wishes = Wishes(
+                use, request.spec.networks, request.addresses, request.published, request.firewall, request.limits,
+                request.insecure,
+            )  # fmt: skip
             how = brought_up(context, origin, name, operation, request.timeout, ephemeral=request.ephemeral, wishes=wishes)
             return stack.enter_context(how)
     return None

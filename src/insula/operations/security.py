@@ -42,9 +42,22 @@ def show_security(context: Context, request: ShowSecurity, operation: Operation)
     accelerator = record.board.accelerator if record.board else ""
     # By its name, which it may have changed; pids alone may have begun anew between the keeper's and its child's.
     qemu = next((pid for pid, untrusted_name in found.items() if untrusted_name.startswith("qemu")), max(found))
-    return Security(
-        request.name, accelerator, _PROMISES.get(accelerator, _NO_PROMISE), _with_group(context, folder, qemu, layers_of(qemu))
-    )
+    layers = _as_allowed(folder, _with_group(context, folder, qemu, layers_of(qemu)))
+    return Security(request.name, accelerator, _PROMISES.get(accelerator, _NO_PROMISE), layers)
+
+
+def _as_allowed(folder: Path, layers: list[Layer]) -> list[Layer]:
+    """The same, where those that the machine has leave to run without are not there, rather than broken."""
+    from insula.isolation.bare import not_to_be_had, noted_way
+
+    way = noted_way(folder / names.RUN)
+    missed = not_to_be_had(way) if way is not None else frozenset[str]()
+    return [
+        Layer(layer.name, LayerState.ABSENT, f"{layer.detail} (--insecure)")
+        if layer.state is LayerState.BROKEN and layer.name in missed
+        else layer
+        for layer in layers
+    ]
 
 
 def _with_group(context: Context, folder: Path, qemu: int, layers: list[Layer]) -> list[Layer]:

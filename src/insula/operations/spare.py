@@ -181,8 +181,9 @@ def taken(context: Context, origin: Origin, name: str, *, ephemeral: bool, wishe
                 continue
             parent = read_machine(origin.machine)  # as it is by now
             mine = msgspec.structs.replace(
-                record, created=time.time(), ephemeral=ephemeral, firewall=parent.firewall, limits=parent.limits.inherited
-            )
+                record, created=time.time(), ephemeral=ephemeral, firewall=parent.firewall, limits=parent.limits.inherited,
+                insecure=parent.insecure,
+            )  # fmt: skip
             mine = as_wished(mine, wishes)
             write_machine(folder, mine)
             journal.note(folder, "fork", "give it its name")

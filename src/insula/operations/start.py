@@ -37,6 +37,7 @@ from insula.operations.operation import Operation, Steps
 from insula.operations.ports import open_ports
 from insula.operations.settle import settle_locked
 from insula.operations.stop import pull_plug
+from insula.operations.unjailed import say_lacking, with_leave
 from insula.resources.groups import NOWHERE, Place
 from insula.store import names
 from insula.store.events import append_event
@@ -58,11 +59,12 @@ def start(context: Context, request: StartMachine, operation: Operation) -> Mach
                 operation.tell("wait until the guest answers")
                 _wait_ready(context, held.folder, held.record, request.timeout)
             return status_of(held.folder)
+        record = with_leave(held.folder, held.record, request.insecure)
         if held.status.state is State.SUSPENDED:
-            _start_suspended(context, held, request, operation)
+            _start_suspended(context, held._replace(record=record), request, operation)
         else:
-            boot(context, held.folder, held.record, operation, request.timeout)
-        merge_behind(context, held.record)
+            boot(context, held.folder, record, operation, request.timeout)
+        merge_behind(context, record)
         return status_of(held.folder)
 
 
@@ -107,6 +109,7 @@ def boot(
             context.engine.launch(launch_plan(folder, record, nics, place=place))
             hold_back(context, folder, record)
         append_event(folder, "started")
+        say_lacking(folder, record, operation)
         open_ports(context, folder.name, record, record.published)
         if launched is not None:
             launched()
@@ -220,6 +223,7 @@ def launch_plan(
         dimms=shape.dimms,
         run=run,
         group=place.leaf,
+        insecure=record.insecure,
         entrances=place.entrances,
     )
 

@@ -31,6 +31,7 @@ from insula.operations.ports import reopen_ports
 from insula.operations.recover import recover
 from insula.operations.settle import settle_locked
 from insula.operations.stop import pull_plug
+from insula.operations.unjailed import say_lacking
 from insula.store import names
 from insula.store.due import Due, clear_due, note_due
 from insula.store.events import append_event
@@ -110,6 +111,7 @@ def wake(context: Context, folder: Path, record: MachineRecord, operation: Opera
             steps.begin("let it go on")
         gone = give_up(folder)  # nobody ends QEMU for our death any more: what it has loaded is nowhere else from here on
     append_event(folder, "started", way="suspended")
+    say_lacking(folder, record, operation)
     reopen_ports(context, folder.name, record)
     try:
         awaken(context, folder, record, timeout, due.former, on_drop="resume", moved=due.moved)

@@ -28,7 +28,7 @@ from insula.store.names import Home
 from insula.store.records import read_record, read_version, staged_record, upgrade_shape, write_record
 from insula.store.sums import FileSum
 
-RECORD_VERSION = 4
+RECORD_VERSION = 5
 
 
 class ImageUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,7 +91,8 @@ class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     the snapshot its present state descends from. ``renewed``: of a fork, what was made new in it. ``nics``: its network cards,
     one for each network of its spec (version 3). ``firewall`` and ``published``: what its networks let through, and which ports
     of the host lead to it. ``limits``: what it may have of the host (version 4). ``shape``: the CPUs and memory of its present
-    life, where they are not what its spec says; that is for its next start.
+    life, where they are not what its spec says; that is for its next start. ``insecure``: where no whole jail can be had
+    it may run without (version 5).
     """
 
     version: int
@@ -116,6 +117,7 @@ class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     published: list[Publish] = []
     limits: Limits = Limits()
     shape: Shape | None = None
+    insecure: bool = False
 
     @property
     def hardware(self) -> Shape:

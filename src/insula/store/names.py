@@ -98,6 +98,7 @@ EXIT: Final = "exit.json"
 DUE: Final = "due.json"
 GROUP: Final = "group"
 HELD: Final = "held.json"  # by whom others suffered: what it is held down to for a while
+UNJAILED: Final = "unjailed"  # by which way it runs without a whole jail
 
 # -- prefixes of folders that are not finished or not wanted any more ---------------------------------------------------------
 NEW_PREFIX: Final = ".new-"

@@ -120,8 +120,11 @@ class Board(msgspec.Struct, frozen=True):
     tpm: str | None = None  # the channel to it
 
 
-def build_board(plan: LaunchPlan) -> Board:
-    """The board of ``plan``. Raises UsageError (``too_many_devices``) when it asks for more than there are places."""
+def build_board(plan: LaunchPlan, places: Mapping[str, str] = {}) -> Board:
+    """The board of ``plan``. ``places``: where the files are that a jail has at JAIL_KERNEL and so on, if not there.
+
+    Raises UsageError (``too_many_devices``) when it asks for more than there are places.
+    """
     if len(plan.disks) > 1 + len(DISK_PORTS) or len(plan.nics) > len(NIC_PORTS):
         raise UsageError(
             f"the board has places for {1 + len(DISK_PORTS)} disks and {len(NIC_PORTS)} network cards", code="too_many_devices"
@@ -139,12 +142,12 @@ def build_board(plan: LaunchPlan) -> Board:
         cpu=plan.board.cpu,
         processors=_processors(plan),
         memory=_memory(plan.memory),
-        boot=_boot(plan.boot),
+        boot=_boot(plan.boot, places),
         loads=plan.load is not None,
         files=tuple(files),
         nodes=tuple(nodes),
         objects=(
-            *_backends(plan),
+            *_backends(plan, places.get(JAIL_MEMORY, JAIL_MEMORY)),
             Part("rng-builtin", {"id": "rng0"}),
             *(Part("throttle-group", {"id": throttle_group(disk.name)}) for disk in plan.disks),
         ),
@@ -205,20 +208,20 @@ def _memory(size: int) -> Mapping[str, object]:
     return {"size": f"{size // MIB}M", "slots": MEMORY_PLACES, "maxmem": f"{most_memory(size) // MIB}M"}
 
 
-def _backends(plan: LaunchPlan) -> Iterator[Part]:
+def _backends(plan: LaunchPlan, memory: str) -> Iterator[Part]:
     """A booted machine's memory is its own; one that goes on from a file maps that, and what it writes is its own. So it is with
     each piece that was plugged in."""
     load = plan.load if plan.load is not None and plan.load.memory is not None else None
-    yield _backend("m", plan.memory, load.offset if load is not None else None)
+    yield _backend("m", plan.memory, load.offset if load is not None else None, memory)
     for dimm in plan.dimms:
-        yield _backend(block_name(dimm), dimm.size, load.pieces.get(dimm.name) if load is not None else None)
+        yield _backend(block_name(dimm), dimm.size, load.pieces.get(dimm.name) if load is not None else None, memory)
 
 
-def _backend(name: str, size: int, offset: int | None) -> Part:
+def _backend(name: str, size: int, offset: int | None, memory: str) -> Part:
     """``readonly`` and not ``rom``: QEMU can neither write the file nor punch holes into it, whatever the guest gives back."""
     if offset is None:
         return Part("memory-backend-ram", {"id": name, "size": size})
-    place: dict[str, object] = {"mem-path": JAIL_MEMORY, "offset": offset}
+    place: dict[str, object] = {"mem-path": memory, "offset": offset}
     return Part("memory-backend-file", {"id": name, "size": size, **place, "share": False, "readonly": True, "rom": "off"})
 
 
@@ -230,12 +233,12 @@ def _pieces(plan: LaunchPlan) -> Iterator[Part]:
         yield Part("pc-dimm", dimm_place(dimm))
 
 
-def _boot(boot: DiskBoot | DirectBoot) -> tuple[tuple[str, str], ...]:
+def _boot(boot: DiskBoot | DirectBoot, places: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     if isinstance(boot, DiskBoot):
         return ()
-    words = [("-kernel", JAIL_KERNEL)]
+    words = [("-kernel", places.get(JAIL_KERNEL, JAIL_KERNEL))]
     if boot.initrd is not None:
-        words.append(("-initrd", JAIL_INITRD))
+        words.append(("-initrd", places.get(JAIL_INITRD, JAIL_INITRD)))
     return (*words, ("-append", boot.cmdline))
 
 

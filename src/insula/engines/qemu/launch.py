@@ -13,7 +13,7 @@ import select
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +36,8 @@ from insula.engines.qemu.sizes import largest_file
 from insula.errors import ChildFailed, DamagedRecord, HostLacks, InsulaError, MachineEnded
 from insula.host.files import explain_os_error, remove_tree, write_atomic
 from insula.host.native import native_path
-from insula.host.process import require_program, run
+from insula.host.process import find_program, require_program, run
+from insula.isolation.bare import Way, bare_argv, find_way, note_way
 from insula.isolation.filters import open_filter
 from insula.isolation.jail import Jail, jail_argv
 from insula.isolation.roots import KEEPER_INSIDE, PROBE_INSIDE, jail_root
@@ -50,6 +51,7 @@ PATIENCE: Final = 75.0  # and we for the porter
 _ENDED: Final = 15.0
 _LATE: Final = "not ready within"  # the porter's words
 _LONGEST_LINE: Final = 16384
+_UNJAILED_HINT: Final = "run: insula doctor; to run it without what this host cannot have of its jail, give --insecure"
 TRACKING: Final = Path("/dev/userfaultfd")
 
 
@@ -68,19 +70,21 @@ def launch(plan: LaunchPlan, build: Build, *, tracks: bool = False, instead: Ins
     Raises HostLacks (a program, memory or disk space is missing, the jail was refused), DamagedRecord (a file of the
     machine is missing), MachineEnded (``failed_to_start``: QEMU ended at once; its last words are in the message).
     """
-    for program in ("bwrap", "setsid"):
-        require_program(program)
+    require_program("setsid")
+    if not plan.insecure and find_program("bwrap") is None:
+        raise HostLacks("the jail cannot be made: bubblewrap is not installed", code="jail_refused", hint=_UNJAILED_HINT)
     _prepare_firmware(plan)
     keeper = native_path("insula-keeper")
     root = jail_root(root_plan(build, keeper, instead.program if instead else None))
     ids = jail_ids(plan.uuid)
-    board = build_board(plan)
+    way = find_way(root, ids.machine, keeper) if plan.insecure else None
     with _run_folder(plan.run_folder), Descriptors() as descriptors, ExitStack() as watch, ExitStack() as undo:
         with _file_errors(plan.run_folder):
             open_for_keeper(descriptors, plan)
+            jail, shown, places = _walls(plan, Jail(root, ids.machine), way, descriptors)
+            board = build_board(plan, places)
             open_for_qemu(descriptors, plan, board)
-            jail, shown = _jail(plan, root, ids.machine)
-            if tracks:
+            if tracks and way is None:
                 jail, shown = _with_tracking(jail, shown, plan.run_folder)
             if plan.group:
                 (plan.run_folder / names.GROUP).write_text(plan.group)
@@ -90,7 +94,7 @@ def launch(plan: LaunchPlan, build: Build, *, tracks: bool = False, instead: Ins
         undo.callback(descriptors.close)  # before it: while we hold the listening socket ourselves, connecting proves nothing
         with tpm:
             argv = [PROBE_INSIDE, *instead.words] if instead else build_argv(board, descriptors.qemu, str(build.binary))
-            _start(plan, jail, [str(keeper), "porter", *shown], argv, descriptors)
+            _start(plan, Walls(jail, way, keeper), [str(keeper), "porter", *shown], argv, descriptors)
         _check_helpers(helpers, ids.network)
         if plan.load is not None:
             from insula.engines.qemu.migrate import load
@@ -108,11 +112,28 @@ def _keep_base(run: Path, memory: Path | None) -> None:
             os.link(memory, run / names.MEMORY, follow_symlinks=False)
 
 
-def _jail(plan: LaunchPlan, root: Path, uid: int | None) -> tuple[Jail, list[str]]:
-    """The jail, and what the porter must do so that it can be shown files: kernel and initrd, a memory file.
+@dataclass(frozen=True, slots=True)
+class Walls:
+    """What is to stand around a machine: its jail, or as much of one as there is by this ``way``."""
+
+    jail: Jail
+    way: Way | None
+    keeper: Path
+
+    def argv(self, inner: Sequence[str]) -> list[str]:
+        """The words that start the keeper's ``inner`` half, with its words, behind them."""
+        if self.way is None:
+            return jail_argv(self.jail, [KEEPER_INSIDE, *inner])
+        inside = f"{self.jail.root}{KEEPER_INSIDE}" if self.way is Way.NONE else KEEPER_INSIDE
+        return bare_argv(self.way, self.jail, self.keeper, [inside, *inner])
+
+
+def _walls(plan: LaunchPlan, jail: Jail, way: Way | None, descriptors: Descriptors) -> tuple[Jail, list[str], dict[str, str]]:
+    """The jail with the files it is shown (kernel and initrd, a memory file), what the porter must do for that, and where they
+    are if not where a jail has them.
 
     With a user of its own the jail cannot walk to them: the porter shows them. Everybody may read a kernel and an initrd, as all
-    layers; a memory file is let read by its group.
+    layers; a memory file is let read by its group. What has no root of its own is handed them open.
     """
     shown: list[tuple[Path, str]] = []
     if isinstance(plan.boot, DirectBoot):
@@ -122,10 +143,16 @@ def _jail(plan: LaunchPlan, root: Path, uid: int | None) -> tuple[Jail, list[str
     if memory is not None:
         shown.append((memory, JAIL_MEMORY))
     owners = {place: file.stat().st_gid for file, place in shown}  # FileNotFoundError tells of a file that is gone
-    if uid is None:
-        return Jail(root, uid, shown=tuple(shown)), []
-    words = [word for file, place in shown for word in ("--show", str(file), f"{root}{place}")]
-    return Jail(root, uid, (owners[JAIL_MEMORY],) if memory is not None else ()), words
+    if jail.uid is not None and memory is not None:
+        jail = replace(jail, groups=(owners[JAIL_MEMORY],))
+    if way is not None:
+        note_way(plan.run_folder, way)
+    if way is Way.NONE:
+        descriptors.qemu |= {place: os.open(file, os.O_RDONLY | os.O_CLOEXEC) for file, place in shown}
+        return jail, [], {place: f"/proc/self/fd/{descriptors.qemu[place]}" for _, place in shown}
+    if jail.uid is None:
+        return replace(jail, shown=tuple(shown)), [], {}
+    return jail, [word for file, place in shown for word in ("--show", str(file), f"{jail.root}{place}")], {}
 
 
 def _with_tracking(jail: Jail, shown: list[str], run: Path) -> tuple[Jail, list[str]]:
@@ -238,11 +265,11 @@ def _end(plan: LaunchPlan) -> None:
         evict(plan.folder, plan.uuid, _ENDED)
 
 
-def _start(plan: LaunchPlan, jail: Jail, porter: list[str], qemu: list[str], descriptors: Descriptors) -> None:
+def _start(plan: LaunchPlan, walls: Walls, porter: list[str], qemu: list[str], descriptors: Descriptors) -> None:
     """Start the porter and wait for its line."""
     listening, speaking = os.pipe()
     descriptors.keeper["ready"] = speaking
-    inner = [KEEPER_INSIDE, "inner"]
+    inner = ["inner"]
     for name, number in descriptors.keeper.items():
         inner += [f"--{name}", str(number)]
     inner += ["--keep", ",".join(str(number) for number in descriptors.qemu.values()), "--", *qemu]
@@ -250,8 +277,8 @@ def _start(plan: LaunchPlan, jail: Jail, porter: list[str], qemu: list[str], des
     calls = open_filter("machine")
     try:
         passed = [*descriptors.numbers(), *plan.entrances, *([] if calls is None else [calls])]
-        jail = replace(jail, calls=calls, largest=largest_file(plan))
-        run([*words, "--", *jail_argv(jail, inner)], pass_fds=passed, timeout=PATIENCE)
+        walls = replace(walls, jail=replace(walls.jail, calls=calls, largest=largest_file(plan)))
+        run([*words, "--", *walls.argv(inner)], pass_fds=passed, timeout=PATIENCE)
         descriptors.close()  # so that the pipe ends when the last who could speak on it has ended
         _hear(listening)
     except ChildFailed as cause:
@@ -298,4 +325,4 @@ def explain_failure(words: str) -> InsulaError:
         return MachineEnded(words, code="failed_to_start", hint="this is QEMU's own message; 'insula doctor' checks the host")
     if "Creating new namespace failed" in words or "No permissions to creat" in words:  # as bubblewrap spells it
         words = f"this host lets nobody like us make user namespaces, of which the jail is made ({words})"
-    return HostLacks(f"the jail was refused: {words}", code="jail_refused", hint="run: insula doctor")
+    return HostLacks(f"the jail was refused: {words}", code="jail_refused", hint=_UNJAILED_HINT)
