@@ -73,6 +73,9 @@ def test_the_policy_is_told_and_a_bad_one_stops_everything(home: Path, tiny: str
     fact = {fact["name"]: fact for fact in json.loads(run_cli(home, "doctor", "--json").stdout)["facts"]}["policy"]
     assert fact["state"] == "missing"
     assert "line 2: there is no 'disc-overcommit'" in fact["detail"]
-    with pytest.raises(UsageError) as error:
-        insula.connect(home).create(tiny, name="never", network="none")
-    assert error.value.code == "bad_policy"
+    images = sorted(os.listdir(home / "images"))
+    for image in (tiny, "debian"):  # nor is an image built first
+        with pytest.raises(UsageError) as error:
+            insula.connect(home).create(image, name="never", network="none")
+        assert error.value.code == "bad_policy"
+    assert sorted(os.listdir(home / "images")) == images

@@ -13,10 +13,11 @@ import pytest
 import insula
 from insula.client.local import LocalClient
 from insula.errors import HostLacks
-from insula.model.requests import SetSpares
+from insula.model.requests import ForkMachine, SetSpares
 from insula.model.units import MIB
 from insula.operations import admit
 from insula.operations.context import Context
+from insula.operations.operation import Operation
 from insula.resources.admission import Room, worst_case
 from insula.resources.policy import OVERCOMMIT
 from insula.store.names import Home
@@ -145,13 +146,16 @@ def test_whatever_brings_a_machine_to_life_is_refused_before_anything_is_done(
 def test_spares_go_before_anybody_is_refused(home: Path, machine: insula.Machine, give: Give) -> None:
     snapshot = machine.snapshot("one")
     origin = f"{machine.name}@one"
-    _spare(home, origin, 1)
-    assert _ready(home) == [1]
+    _spare(home, origin, 2)
+    assert _ready(home) == [2]
     try:
         give(_counted(home, machine) - MIB)
-        with machine.fork()[0] as child:  # of the machine as it is now: no spare is of that
-            assert child.exec("true").code == 0
-        assert _ready(home) == [0]
+        operation = Operation("fork", machine.name)
+        request = ForkMachine(name=machine.name, pattern=f"{machine.name}-child")  # of it as it is now: no spare is of that
+        LocalClient(home).do(request, operation=operation)
+        assert insula.connect(home).get(f"{machine.name}-child").exec("true").code == 0
+        assert _ready(home) == [1]  # one was enough
+        assert [remark.rpartition(": ")[2] for remark in operation.remarks] == ["1 spare ended"]
     finally:
         _spare(home, origin, 0)
         snapshot.delete()

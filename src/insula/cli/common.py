@@ -145,6 +145,8 @@ def _perform(request: Request, quiet: bool, streams: Any = None) -> tuple[Any, b
         return client().do(request, streams, operation=operation), operation.unchanged
     finally:
         progress.clear()
+        for remark in () if quiet else operation.remarks:
+            click.echo(remark, err=True)
 
 
 def perform_each(names: Sequence[str], make: Callable[[str], Request], as_json: bool, quiet: bool, done: str) -> int:

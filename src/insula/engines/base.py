@@ -86,6 +86,7 @@ class LaunchPlan(msgspec.Struct, frozen=True):
     the CPUs numbered ``present`` (None: with ``cpus``, which is how many it booted with) and the pieces ``dimms`` beside the
     ``memory`` it booted with. ``insecure``: where this host can have no whole jail, start it with what of one can be had, and
     note that in the run folder.
+    ``mergeable``: the kernel may make one of pages that this machine and others have alike.
     """
 
     name: str
@@ -108,6 +109,7 @@ class LaunchPlan(msgspec.Struct, frozen=True):
     group: str = ""
     insecure: bool = False
     entrances: tuple[int, ...] = ()
+    mergeable: bool = False
 
     @property
     def run_folder(self) -> Path:
@@ -166,6 +168,14 @@ class SaveOrder(msgspec.Struct, frozen=True):
 # How a running machine's memory is taken. ``changed-pages``: the memory file is a link to the one the machine was loaded from,
 # and what changed since is in the state.
 Method = Literal["changed-pages", "mapped-ram", "background-snapshot", "stream"]
+
+
+class GuestMemory(msgspec.Struct, frozen=True):
+    """What a guest says of its memory, in bytes: what it has not given to anybody (``free``), and what it could give to somebody
+    without taking it from its programs (``available``). Anything at all, where a guest lies."""
+
+    free: int
+    available: int
 
 
 class Hardware(msgspec.Struct, frozen=True):
@@ -323,7 +333,11 @@ class Engine(Protocol):
         go."""
         ...
 
-    def balloon(self, run: Path, size: int) -> int:
+    def guest_memory(self, run: Path) -> GuestMemory | None:
+        """What the guest says of its memory; None when it has no balloon, or does not say."""
+        ...
+
+    def balloon(self, run: Path, size: int, *, wait: bool = True) -> int:
         """Ask the guest to do with ``size`` bytes of all its memory; what it has come to have, after a while. It may take memory
         back later rather than end programs. Raises GuestError (``no_balloon``)."""
         ...

@@ -57,6 +57,10 @@ class Process:
         words = self._read("stat").rpartition(b")")[2].split()  # its name may hold any character, so from its end
         return (int(words[11]) + int(words[12])) * _TICK
 
+    def begun(self) -> float:
+        """When it began, in seconds since the host started."""
+        return int(self._read("stat").rpartition(b")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+
     def threads(self) -> dict[int, Thread]:
         """Its threads by their ids. Only a thread's own file tells of it alone: the process's is that of its first thread."""
         found = {}

@@ -27,7 +27,7 @@ def fill_holes(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         seen = os.fstat(descriptor)
-        if not seen.st_size or not _is_in_memory(seen.st_dev):
+        if not seen.st_size or not is_in_memory(seen.st_dev):
             return
         with mmap.mmap(descriptor, 0, mmap.MAP_SHARED, mmap.PROT_READ) as mapped:
             mapped.madvise(_POPULATE_READ)
@@ -43,7 +43,7 @@ def fill_holes(path: Path) -> None:
         os.close(descriptor)
 
 
-def _is_in_memory(device: int) -> bool:
+def is_in_memory(device: int) -> bool:
     """By proc_pid_mountinfo(5): the third word is the device, the first one after the hyphen the file system's type."""
     wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in Path("/proc/self/mountinfo").read_text().splitlines():

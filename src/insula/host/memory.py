@@ -10,11 +10,20 @@ _MEMINFO = Path("/proc/meminfo")
 
 def available_bytes() -> int:
     """Bytes that new programs could use without swapping: the kernel's own estimate (``MemAvailable``, see proc(5))."""
+    return _told("MemAvailable")
+
+
+def total_bytes() -> int:
+    """All that the kernel has to give."""
+    return _told("MemTotal")
+
+
+def _told(wanted: str) -> int:
     for line in _MEMINFO.read_text().splitlines():
         name, _, value = line.partition(":")
-        if name == "MemAvailable":
+        if name == wanted:
             return int(value.split()[0]) * 1024
-    raise OSError(f"{_MEMINFO} names no MemAvailable")
+    raise OSError(f"{_MEMINFO} names no {wanted}")
 
 
 def private_bytes(pid: int) -> int:

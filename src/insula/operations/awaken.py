@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from insula.errors import AgentAbsent, ChildFailed, GuestError, InsulaError
 from insula.model.identity import Identity, Renewal
 from insula.operations.addressing import asks_elsewhere, tell_clients
+from insula.operations.admit import may_merge
 from insula.operations.cabling import await_cards, cabled, plug_cables
 from insula.operations.context import Context
 from insula.operations.identify import KEY_TYPE, guest_identity
@@ -69,7 +70,7 @@ def loaded(
         link: Link | None = None
         try:
             with placed(context, record) as place, cabled(context, folder, record, standby=beside, later=later) as nics:
-                context.engine.launch(launch_plan(folder, record, nics, plan, run, place))
+                context.engine.launch(launch_plan(folder, record, nics, plan, run, place, may_merge(context)))
                 hold_back(context, folder, record, run)
                 link = held.enter_context(open_link(folder / run))
                 held.enter_context(hold(link, "quit"))

@@ -29,6 +29,7 @@ from insula.operations.context import Context
 from insula.operations.hold import Held
 from insula.operations.observe import TPM_ENDED
 from insula.operations.operation import Operation
+from insula.operations.squeeze import release_first
 from insula.store import names
 from insula.store.due import read_due
 from insula.store.machines import MachineRecord, write_machine
@@ -77,6 +78,8 @@ def captured(
         write_machine(folder, record)
         saved = None
         if held.status.state.has_process:
+            if held.status.state is State.RUNNING:
+                release_first(context, folder)  # what goes on from this state could not get it back
             operation.tell("write its memory")
             holding.enter_context(_resumed_if_we_die(held))
             saved = _save(context, held, record, staged, go_on)

@@ -38,7 +38,7 @@ def clone(context: Context, request: CloneMachine, operation: Operation) -> Mach
     with hold_machine(context, request.name, "clone") as held:
         if context.home.machine(request.new_name).exists():
             raise AlreadyExists(f"the name '{request.new_name}' is taken", code="name_taken", hint="choose another")
-        check_disk(context, sum(disk.size for disk in held.record.disks), whose="the clone's disk")
+        check_disk(context, operation, sum(disk.size for disk in held.record.disks), whose="the clone's disk")
         with captured(context, held, operation, lasting=False) as state, new_machine_folder(context.home, "clone") as staged:
             operation.tell("copy its layers" if request.full else "link its layers")
             record = _fill(staged, held.folder, state.machine, full=request.full)

@@ -92,6 +92,7 @@ def prepare(context: Context, request: CreateMachine, operation: Operation) -> t
     operation.target = name
     context.home.prepare()
     sweep(context)
+    check_disk(context, operation, request.spec.disk)  # before an image is built for a machine that may not be
     image = find_or_build(context, request.image, operation)
     if request.spec.disk < image.disk_bytes:
         raise UsageError(
@@ -99,7 +100,6 @@ def prepare(context: Context, request: CreateMachine, operation: Operation) -> t
             code="bad_size",
             hint=f"ask for --disk {format_size(image.disk_bytes)} or more",
         )
-    check_disk(context, request.spec.disk)
     return name, image
 
 

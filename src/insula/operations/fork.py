@@ -112,25 +112,26 @@ def _origin(context: Context, request: ForkMachine, operation: Operation) -> Ite
     if request.snapshot:
         with hold_machine(context, request.name, "fork snapshot"):
             origin = named_origin(context, request.name, request.snapshot)
-            _admit(context, request, origin.record)
+            _admit(context, request, origin.record, operation)
             yield origin
         return
     merge_first(context, request.name, Operation("merge", request.name))
     with hold_machine(context, request.name, "fork") as held:
-        _admit(context, request, held.record)
+        _admit(context, request, held.record, operation)
         with captured(context, held, operation, lasting=False) as state:
             yield Origin(held.folder, state.folder, state.record)
         journal.clear(held.folder)
         merge_behind(context, state.machine)
 
 
-def _admit(context: Context, request: ForkMachine, record: MachineRecord | SnapshotRecord) -> None:
+def _admit(context: Context, request: ForkMachine, record: MachineRecord | SnapshotRecord, operation: Operation) -> None:
     """Before anything is done. Raises HostLacks (``no_memory``) saying how many forks fit."""
     whose = "forks" if request.count > 1 else "the fork"
     shape = record.hardware
-    admit(context, shape.total, board_of(context, record), count=request.count, whose=whose, cpus=shape.used_cpus)
+    board, cpus = board_of(context, record), shape.used_cpus
+    admit(context, operation, shape.total, board, count=request.count, whose=whose, cpus=cpus)
     disks = "forks' disks" if request.count > 1 else "the fork's disk"
-    check_disk(context, sum(disk.size for disk in record.disks), count=request.count, whose=disks)
+    check_disk(context, operation, sum(disk.size for disk in record.disks), count=request.count, whose=disks)
 
 
 def _make_all(context: Context, request: ForkMachine, wanted: list[str], origin: Origin) -> ForkResult:

@@ -15,10 +15,12 @@ from insula.model.names import LONGEST_SHOWN
 from insula.model.network import Firewall, Nic
 from insula.model.requests import ListMachines, ShowMachine
 from insula.model.status import MachineDetails, MachineStatus, State, TrafficStatus
+from insula.model.units import format_size
 from insula.operations import journal
 from insula.operations.context import Context
 from insula.operations.observe import observe
 from insula.operations.operation import Operation
+from insula.operations.squeeze import taken_from
 from insula.store import names
 from insula.store.events import read_events
 from insula.store.machines import MachineRecord, machine_folder, machine_names
@@ -166,7 +168,9 @@ def _returns(folder: Path, record: MachineRecord) -> str:
         return "not while it runs: it maps an image that others map, too, in which nobody may make holes"
     if record.board is None or not record.board.balloon:
         return "not while it runs: it has no balloon"
-    return "at once (free-page reporting); more by a balloon: insula limit --memory"
+    taken = taken_from(folder)
+    lent = f"; {format_size(taken)} are in its balloon for others' sake" if taken else ""
+    return f"at once (free-page reporting); more by a balloon: insula limit --memory{lent}"
 
 
 def _holds(context: Context, folder: Path, record: MachineRecord) -> list[Hold]:

@@ -29,6 +29,7 @@ from insula.operations import journal
 from insula.operations.context import Context
 from insula.operations.hold import Held, hold_machine
 from insula.operations.operation import Operation
+from insula.operations.promises import check_disk
 from insula.operations.settle import find_by_id
 from insula.store import names
 from insula.store.events import append_event
@@ -82,7 +83,7 @@ def merge(context: Context, request: MergeLayers, operation: Operation) -> None:
             layers = record.disks[index].layers
             if len(layers) > BOUND and not (folder / names.SUSPENDED).exists():
                 operation.tell("merge its layers")
-                _merge_disk(context, folder, record, index, choose_run(layers, _named(folder)))
+                _merge_disk(context, operation, folder, record, index, choose_run(layers, _named(folder)))
 
 
 def choose_run(layers: Sequence[str], named: set[str]) -> tuple[int, int]:
@@ -102,7 +103,9 @@ def _named(folder: Path) -> set[str]:
     return {layer for _, record in readable_snapshots(folder) for layer in snapshot_layers(record)}
 
 
-def _merge_disk(context: Context, folder: Path, record: MachineRecord, index: int, run: tuple[int, int]) -> None:
+def _merge_disk(
+    context: Context, operation: Operation, folder: Path, record: MachineRecord, index: int, run: tuple[int, int]
+) -> None:
     disk, (first, last) = record.disks[index], run
     token = f"m{os.urandom(4).hex()}"
     with new_machine_folder(context.home, "merge") as staged:
@@ -110,7 +113,8 @@ def _merge_disk(context: Context, folder: Path, record: MachineRecord, index: in
         files = [staged / f"{number}" for number in range(last)]
         for path, file in zip(disk.layers, files, strict=False):
             link_layer(folder / path, file)
-        merged = staged / "merged"
+        check_disk(context, operation, sum(file.stat().st_blocks * 512 for file in files[first:]), whose="the merged layer")
+        merged = staged / names.MERGED
         merge_layers(files[:first], files[first:], merged, disk.size, record.identity.uuid)
         stamp = stamp_file(merged)
         renamed = find_by_id(context.home, record.id)

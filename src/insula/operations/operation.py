@@ -36,7 +36,8 @@ class Progress(NamedTuple):
 class Operation:
     """One verb under way. ``listener`` is called in the thread that does the work, before each step and within long ones.
 
-    ``unchanged``, at its end: nothing was left to do, because what was asked for was so already.
+    ``unchanged``, at its end: nothing was left to do, because what was asked for was so already. ``remarks``: what was done to
+    others on the way, each a sentence for whoever asked.
     """
 
     def __init__(self, verb: str, target: str = "", listener: Callable[[Progress], None] | None = None) -> None:
@@ -44,6 +45,7 @@ class Operation:
         self.verb = verb
         self.target = target
         self.unchanged = False
+        self.remarks: list[str] = []
         self._listener = listener
         self._cancelled = threading.Event()
 

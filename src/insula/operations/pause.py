@@ -13,6 +13,7 @@ from insula.operations.context import Context
 from insula.operations.hold import Held, hold_machine, status_of
 from insula.operations.observe import observe_state
 from insula.operations.operation import Operation
+from insula.operations.squeeze import release_first
 from insula.store import names
 from insula.store.due import read_due
 from insula.store.events import append_event
@@ -29,6 +30,7 @@ def pause(context: Context, request: PauseMachine, operation: Operation) -> Mach
         operation.unchanged = held.already
         if held.already:
             return held.status
+        release_first(context, held.folder)  # a guest that stands could not take it
         operation.tell("stop the CPUs")
         context.engine.pause(held.folder / names.RUN)
         append_event(held.folder, "paused")

@@ -49,7 +49,15 @@ _PLACES: Final = (names.SNAPSHOTS, names.DISKS, names.LAYERS, names.FIRMWARE, na
 def settle(context: Context, request: SettleMachine, operation: Operation) -> None:
     """Settle the machine with this id, once the verb that ends it (if one does) has let go of it. Of one that is deleted by then
     the cards are taken off their networks: whoever deleted it may have left that to us."""
+    from insula.operations.admit import relieve_all
+
     operation.tell("clean up")
+    _settle(context, request)
+    with contextlib.suppress(InsulaError, OSError):  # what this machine had others may have again
+        relieve_all(context)
+
+
+def _settle(context: Context, request: SettleMachine) -> None:
     folder = find_by_id(context.home, request.id)
     if folder is not None:
         with contextlib.suppress(NotFound), machine_lock(folder / names.LOCK, folder.name, "settle", patience=_PATIENCE):

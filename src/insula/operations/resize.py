@@ -29,6 +29,7 @@ from insula.operations.holding import as_held
 from insula.operations.limiting import uphold
 from insula.operations.operation import Operation
 from insula.operations.promises import check_cpus
+from insula.operations.squeeze import release_first
 from insula.store import names
 from insula.store.events import append_event
 from insula.store.machines import MachineRecord, write_machine
@@ -97,12 +98,14 @@ class _Resizing:
 
     def run(self, spec: MachineSpec, *, cpus: bool, memory: bool) -> list[str]:
         """``cpus``, ``memory``: which of them are to change."""
+        release_first(self.context, self.folder)
         self.record = reconcile(self.context, self.folder, self.record)
         if memory:
             self._check(spec.memory)
         if memory and spec.memory > self.shape.total:
             board = board_of(self.context, self.record)
-            admit(self.context, spec.memory - self.shape.total, board, whose="the memory to be plugged in", grows=True)
+            more = spec.memory - self.shape.total
+            admit(self.context, self.operation, more, board, whose="the memory to be plugged in", grows=True)
         if cpus and spec.cpus > self.shape.used_cpus:
             check_cpus(self.context, spec.cpus, replaces=self.record.id)
         former = self.record

@@ -67,7 +67,8 @@ def restore(context: Context, request: RestoreSnapshot, operation: Operation) ->
         place, state = find_snapshot(held.folder, request.snapshot)
         if state.memory is not None:
             check_loadable(context, f"{request.name}@{request.snapshot}", state)
-            admit(context, state.hardware.total, board_of(context, state), replaces=held.record.id, cpus=state.hardware.used_cpus)
+            board, cpus = board_of(context, state), state.hardware.used_cpus
+            admit(context, operation, state.hardware.total, board, replaces=held.record.id, cpus=cpus)
         operation.tell("check its files")
         ensure_sums(held.folder, place, state.sums)
         with Steps(operation) as steps:

@@ -110,7 +110,8 @@ def _fork(
         stack.callback(refill_behind, context, origin.record.id)
         if not spare_folders(context.home, origin.record.id):
             shape = origin.record.hardware
-            admit(context, shape.total, board_of(context, origin.record), cpus=shape.used_cpus)
+            board, cpus = board_of(context, origin.record), shape.used_cpus
+            admit(context, operation, shape.total, board, cpus=cpus, needs=origin.machine)
         with contextlib.suppress(DamagedRecord):  # it was replaced by a younger one while we linked its files
             wishes = Wishes(
                 use, request.spec.networks, request.addresses, request.published, request.firewall, request.limits,

@@ -56,7 +56,7 @@ def create(context: Context, request: CreateSnapshot, operation: Operation) -> S
                 code="snapshot_exists",
                 hint=f"choose another name, or: insula snapshot delete {request.name}@{name}",
             )
-        check_disk(context, _growth(held), whose="the snapshot")
+        check_disk(context, operation, _growth(held), whose="the snapshot")
         with captured(context, held, operation, description=request.description) as state:
             complete_snapshot(state.folder, state.record)
             publish_snapshot(state.folder, folder)

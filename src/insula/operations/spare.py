@@ -23,7 +23,7 @@ from insula.model.names import split_snapshot
 from insula.model.requests import FillSpares, ListSpares, SetSpares
 from insula.model.status import SpareStatus
 from insula.operations import journal
-from insula.operations.admit import board_of, check_room
+from insula.operations.admit import Asked, board_of, check_room
 from insula.operations.awaken import loaded, rehearse
 from insula.operations.cabling import attached_keys, uncable
 from insula.operations.cards import slots_of, with_cards, with_inner
@@ -110,7 +110,7 @@ def _check_room(context: Context, record: SnapshotRecord, count: int) -> None:
     missing = count - len(spare_folders(context.home, record.id))
     if missing > 0:
         whose = "spares" if missing > 1 else "the spare"
-        check_room(context, record.hardware.total, board_of(context, record), count=missing, whose=whose)
+        check_room(context, Asked(record.hardware.total, board_of(context, record), missing, whose))
 
 
 def _make(context: Context, origin: Origin) -> None:
@@ -217,13 +217,15 @@ def refill_behind(context: Context, origin: str) -> None:
         leave(own_command("_spares", str(context.home.root), origin))
 
 
-def give_back_memory(context: Context) -> None:
-    """End all spares, because memory is short. They are made anew when one is next asked for."""
-    for origin in spare_origins(context.home):
-        for folder in spare_folders(context.home, origin):
-            if (lock := _lock(folder)) is not None:
-                _end(context, folder)
-                os.close(lock)
+def give_back(context: Context, folder: Path) -> bool:
+    """End a spare, because memory or room is short; whether that was done: not while somebody takes it. It is made anew when one
+    of its kind is next asked for."""
+    lock = _lock(folder)
+    if lock is None:
+        return False
+    _end(context, folder)
+    os.close(lock)
+    return True
 
 
 def list_spares(context: Context, request: ListSpares, operation: Operation) -> list[SpareStatus]:

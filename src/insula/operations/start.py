@@ -24,7 +24,7 @@ from insula.model.status import MachineStatus, State
 from insula.model.units import format_size
 from insula.operations import journal
 from insula.operations.addressing import ensure_addressed
-from insula.operations.admit import admit, board_of
+from insula.operations.admit import admit, board_of, may_merge
 from insula.operations.cabling import cabled
 from insula.operations.cards import choose_board, wired
 from insula.operations.context import Context
@@ -99,14 +99,14 @@ def boot(
         check_memory(record.spec)
         _step(steps, folder, "choose the board")
         record = _with_board(context, folder, record, balloon=introduce)
-        admit(context, record.spec.memory, board_of(context, record), cpus=record.spec.cpus)
+        admit(context, operation, record.spec.memory, board_of(context, record), cpus=record.spec.cpus, whole=True)
         record = as_launched(folder, record)
         _step(steps, folder, "start QEMU")
         printed = Printed(folder)
         steps.undo(lambda: _end(context, folder))  # before, not after: Ctrl-C may come between the two
         record = wired(context, folder, record)
         with placed(context, record) as place, cabled(context, folder, record) as nics:
-            context.engine.launch(launch_plan(folder, record, nics, place=place))
+            context.engine.launch(launch_plan(folder, record, nics, place=place, mergeable=may_merge(context)))
             hold_back(context, folder, record)
         append_event(folder, "started")
         say_lacking(folder, record, operation)
@@ -156,15 +156,14 @@ def _check_image(context: Context, record: MachineRecord) -> None:
 
 
 def check_memory(spec: MachineSpec) -> None:
-    """Raises HostLacks (``no_memory``) when the host could not give the guest its memory now."""
-    from insula.host.memory import available_bytes
+    """Raises HostLacks (``no_memory``) when no host like this could give the guest its memory; see `admit` for now."""
+    from insula.host.memory import total_bytes
 
-    available = available_bytes()
-    if spec.memory > available:
+    if spec.memory > (total := total_bytes()):
         raise HostLacks(
-            f"the machine asks for {format_size(spec.memory)} of memory; this host has {format_size(available)} available",
+            f"the machine asks for {format_size(spec.memory)} of memory; this host has {format_size(total)} in all",
             code="no_memory",
-            hint="stop other machines, or make this one with less: --memory",
+            hint="make it with less: --memory",
         )
 
 
@@ -188,6 +187,7 @@ def launch_plan(
     load: LoadPlan | None = None,
     run: str = names.RUN,
     place: Place = NOWHERE,
+    mergeable: bool = False,
 ) -> LaunchPlan:
     """The engine's view of a machine: pure, but for the absolute paths it makes."""
     from insula.engines.base import DiskPlan, LaunchPlan, LayerFile
@@ -225,6 +225,7 @@ def launch_plan(
         group=place.leaf,
         insecure=record.insecure,
         entrances=place.entrances,
+        mergeable=mergeable,
     )
 
 

@@ -94,7 +94,7 @@ def wake(context: Context, folder: Path, record: MachineRecord, operation: Opera
     """Let a suspended machine go on; the caller holds its lock. Raises as `start`, and DamagedRecord (``suspended_stale``)."""
     place = folder / names.SUSPENDED
     state = read_snapshot(place)
-    _check(context, folder, record, state)
+    _check(context, folder, record, state, operation)
     assert state.memory is not None
     with Steps(operation) as steps:
         steps.undo(lambda: journal.clear(folder))
@@ -149,7 +149,7 @@ def keep_suspended(folder: Path, description: str) -> None:
     finish_publishing(folder, "restore", PUBLISH)
 
 
-def _check(context: Context, folder: Path, record: MachineRecord, state: SnapshotRecord) -> None:
+def _check(context: Context, folder: Path, record: MachineRecord, state: SnapshotRecord, operation: Operation) -> None:
     # By the heads alone: layers may have been merged since.
     if [(disk.name, disk.head) for disk in record.disks] != [(disk.name, disk.head) for disk in state.disks]:
         raise DamagedRecord(
@@ -158,7 +158,7 @@ def _check(context: Context, folder: Path, record: MachineRecord, state: Snapsho
             hint=f"to boot it without: remove {folder / names.SUSPENDED}, then start it",
         )
     check_loadable(context, folder.name, state)
-    admit(context, state.hardware.total, board_of(context, state), cpus=state.hardware.used_cpus)
+    admit(context, operation, state.hardware.total, board_of(context, state), cpus=state.hardware.used_cpus)
     ensure_sums(folder, folder / names.SUSPENDED, state.sums)
 
 

@@ -36,6 +36,7 @@ from insula.operations.image import find_or_build
 from insula.operations.observe import observe
 from insula.operations.operation import Operation
 from insula.operations.origin import Origin
+from insula.operations.promises import check_disk
 from insula.operations.settle import settle_locked
 from insula.operations.start import boot
 from insula.operations.stop import pull_plug
@@ -140,10 +141,13 @@ def _boot_and_keep(
     with only_one(context.home.host / f"warm-{key}.lock"):
         if not refresh and (record := _usable(context, key)) is not None:
             return record
+        check_disk(context, operation, spec.disk + spec.memory, whose="the state of the image just after boot")
         with new_machine_folder(context.home, "image warm") as staged:
+            (staged / names.WARMING).touch()
             machine, identity = fill(staged, CreateMachine(image=name, spec=canonical(spec)), image), new_identity()
             write_machine(staged, msgspec.structs.replace(machine, id=identity.uuid, identity=identity))
             _keep(context, staged, operation)
+            (staged / names.WARMING).unlink()
             publish_warm(context.home, staged, key)
     return read_snapshot(warm_snapshot(context.home.warm / key))
 
@@ -214,11 +218,12 @@ def delete(context: Context, request: DeleteWarmStates, operation: Operation) ->
     return deleted
 
 
-def remove_stale(context: Context) -> None:
-    """Delete the states that are never used again."""
-    for key, record in warm_states(context.home):
-        if record is None or _stale(context, key, record) is not None:
-            remove_warm(context.home, key)
+def remove_stale(context: Context) -> int:
+    """Delete the states that are never used again; returns how many."""
+    stale = [key for key, record in warm_states(context.home) if record is None or _stale(context, key, record) is not None]
+    for key in stale:
+        remove_warm(context.home, key)
+    return len(stale)
 
 
 def _status(context: Context, key: str, record: SnapshotRecord | None) -> WarmStatus:

@@ -1,4 +1,4 @@
-"""What this host's owner allows: how much more may be promised to machines than there is.
+"""What this host's owner allows: how much more may be promised to machines than there is, and what may be taken back from them.
 
 A file in TOML, ``policy.toml`` in the state folder, or else ``/etc/insula/policy.toml``; without either what is usual holds.
 ``$INSULA_OVERCOMMIT`` goes before the file's ``memory-overcommit``.
@@ -25,20 +25,37 @@ _MEMORY: Final = 2
 _MOST: Final = 100
 _MOST_DISK: Final = 10_000
 _UNCOUNTED: Final = "unlimited"
-# Each key, the most it may be, and whether it may be unlimited.
-_KEYS: Final = {"memory-overcommit": (_MOST, False), "cpu-overcommit": (_MOST, True), "disk-overcommit": (_MOST_DISK, True)}
+_NEVER: Final = "never"
+_WEEK: Final = 7 * 24 * 60  # minutes
+# Each key, the most it may be (it is a whole number from 1 on), and the word for None, if it may be that.
+_NUMBERS: Final[dict[str, tuple[int, str]]] = {
+    "memory-overcommit": (_MOST, ""),
+    "cpu-overcommit": (_MOST, _UNCOUNTED),
+    "disk-overcommit": (_MOST_DISK, _UNCOUNTED),
+    "balloon-floor": (100, _NEVER),
+    "suspend-idle": (_WEEK, _NEVER),
+}
+_SWITCHES: Final = ("ksm",)
+_KEYS: Final = (*_NUMBERS, *_SWITCHES)
 
 
 class Policy(msgspec.Struct, frozen=True):
     """How many times what there is may be promised: of memory, of CPUs, of room on the disk; None: it is not counted.
 
     Not to count CPUs is usual, for machines share them fairly; nor the disk, for a machine whose disk cannot grow stands still
-    until it can, and loses nothing. ``source``: where that is said.
+    until it can, and loses nothing.
+
+    What may be done to machines when memory is short: ``balloon``: their guests give back what they do not use, down to so many
+    hundredths of what they have (None: nothing); ``ksm``: pages with the same in them become one; ``suspend``: who has been idle
+    for so many minutes is suspended (None: nobody). ``source``: where that is said.
     """
 
     memory: int = _MEMORY
     cpu: int | None = None
     disk: int | None = None
+    balloon: int | None = 50
+    ksm: bool = False
+    suspend: int | None = None
     source: str = "what is usual"
 
 
@@ -78,20 +95,24 @@ def _parse(path: Path, text: str) -> Policy:
     except (ValueError, RecursionError) as cause:  # also of numbers too long, and lists too deep, for its reader
         match = re.search(r"line (\d+)", str(cause))
         raise _bad(path, int(match[1]) if match else text.count("\n") + 1, str(cause)) from None
-    values: dict[str, int | None] = {}
-    for key, value in table.items():
-        line = _line_of(text, key)
-        if key not in _KEYS:
-            raise _bad(path, line, f"there is no '{clean(key, longest=80)}'")
-        most, may_be_unlimited = _KEYS[key]
-        if value == _UNCOUNTED and may_be_unlimited:
-            values[key.partition("-")[0]] = None
-        elif type(value) is int and 1 <= value <= most:
-            values[key.partition("-")[0]] = value
-        else:
-            also = f", or '{_UNCOUNTED}'" if may_be_unlimited else ""
-            raise _bad(path, line, f"'{key}' is a whole number from 1 to {most}{also}")
+    values = {key.partition("-")[0]: _checked(path, _line_of(text, key), key, value) for key, value in table.items()}
     return msgspec.structs.replace(Policy(source=str(path)), **values)
+
+
+def _checked(path: Path, line: int, key: str, value: object) -> int | bool | None:
+    """What a key is set to; None where its word says so. Raises UsageError (``bad_policy``)."""
+    if key in _SWITCHES:
+        if isinstance(value, bool):
+            return value
+        raise _bad(path, line, f"'{key}' is true or false")
+    if key not in _NUMBERS:
+        raise _bad(path, line, f"there is no '{clean(key, longest=80)}'")
+    most, word = _NUMBERS[key]
+    if word and value == word:
+        return None
+    if type(value) is int and 1 <= value <= most:
+        return value
+    raise _bad(path, line, f"'{key}' is a whole number from 1 to {most}" + (f", or '{word}'" if word else ""))
 
 
 def _line_of(text: str, key: str) -> int:

@@ -22,7 +22,7 @@ _POLL_START = 0.01
 _POLL_MOST = 0.2
 _TRIES = 3
 # Verbs nobody asked for: they hold a machine for instants, and whoever comes meanwhile waits so many seconds for them.
-_BEHIND = {"guard": 30.0, "merge": 30.0, "settle": 30.0, "recover": 30.0}
+_BEHIND = {"guard": 30.0, "reclaim": 90.0, "merge": 30.0, "settle": 30.0, "recover": 30.0}
 _UNSIGNED = 1.0  # whoever holds a lock without a card has just taken it, or is just letting go
 
 

@@ -240,6 +240,13 @@ def new_machine_folder(home: Home, verb: str = "create") -> Iterator[Path]:
         os.close(lock)
 
 
+def staged_folders(home: Home) -> list[Path]:
+    """The folders in which verbs make something just now, or made it when they died."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(home.machines) as entries:
+        return [Path(entry.path) for entry in entries if entry.name.startswith(names.NEW_PREFIX)]
+    return []
+
+
 def _lock_new(path: Path) -> int | None:
     """A descriptor that holds the lock at ``path``; None when another command swept the folder away before it was locked."""
     try:

@@ -97,6 +97,10 @@ STATUS: Final = "status.json"
 EXIT: Final = "exit.json"
 DUE: Final = "due.json"
 GROUP: Final = "group"
+SQUEEZED: Final = "squeezed.json"  # what its guest gave back for others' sake
+WARMING: Final = "warming"  # in a folder where a warm state is made
+MERGED: Final = "merged"  # in a folder where layers are merged: what becomes of them
+AT_REST: Final = "rest.json"  # how much CPU time it had used when somebody looked
 HELD: Final = "held.json"  # by whom others suffered: what it is held down to for a while
 UNJAILED: Final = "unjailed"  # by which way it runs without a whole jail
 
@@ -116,6 +120,7 @@ INITRD: Final = "initrd"
 IMAGES_LOCK: Final = ".lock"  # held for the instants in which folders of images come, go, or are named
 BUILD_ROOM: Final = "room"  # in a building folder: owned by the ids of a user namespace
 CORES: Final = "cores"  # in host/: a file for each machine that runs on CPUs of its own
+KSM: Final = "ksm"  # in host/: we turned the kernel's merging of equal pages on
 GUARD_LOCK: Final = "guard.lock"  # in host/: a guard is at work
 VERIFIED: Final = "verified"  # in host/: which files of images were hashed, and how they looked then
 

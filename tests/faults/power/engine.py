@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from insula.engines.base import Features, Hardware, LaunchPlan, MergedLayer, NewHead, NicPlan, Saved, SaveOrder
+from insula.engines.base import Features, GuestMemory, Hardware, LaunchPlan, MergedLayer, NewHead, NicPlan, Saved, SaveOrder
 from insula.engines.fake.engine import FEATURES
 from insula.errors import InsulaError, MachineEnded
 from insula.host.files import remove_tree
@@ -124,7 +124,10 @@ class WriterEngine:
     def pull_memory(self, run: Path, dimm: Dimm) -> None:
         raise AssertionError("nobody is resized here")
 
-    def balloon(self, run: Path, size: int) -> int:
+    def guest_memory(self, run: Path) -> GuestMemory | None:
+        return None
+
+    def balloon(self, run: Path, size: int, *, wait: bool = True) -> int:
         raise AssertionError("nobody is resized here")
 
     def close(self) -> None:

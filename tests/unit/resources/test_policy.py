@@ -34,7 +34,15 @@ def test_the_home_s_own_file_goes_before_the_system_s(tmp_path: Path, nothing_el
     nothing_else.write_text("memory-overcommit = 3\n")
     assert (read_policy(tmp_path).memory, read_policy(tmp_path).source) == (3, str(nothing_else))
     _write(tmp_path, 'memory-overcommit = 1\ncpu-overcommit = 4\ndisk-overcommit = "unlimited"\n')
-    assert read_policy(tmp_path) == Policy(1, 4, None, str(tmp_path / "policy.toml"))
+    assert read_policy(tmp_path) == Policy(1, 4, None, source=str(tmp_path / "policy.toml"))
+
+
+def test_what_may_be_taken_from_machines_is_in_it(tmp_path: Path) -> None:
+    usual = read_policy(tmp_path)
+    assert (usual.balloon, usual.ksm, usual.suspend) == (50, False, None)
+    _write(tmp_path, 'balloon-floor = "never"\nksm = true\nsuspend-idle = 30\n')
+    chosen = read_policy(tmp_path)
+    assert (chosen.balloon, chosen.ksm, chosen.suspend, chosen.memory) == (None, True, 30, 2)
 
 
 def test_the_environment_goes_before_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,6 +69,11 @@ def test_the_environment_goes_before_both(tmp_path: Path, monkeypatch: pytest.Mo
         ("cpu-overcommit = 1\nkms = true", 2, "there is no 'kms'"),
         ("cpu-overcommit = 1\n[memory]\novercommit = 2", 2, "there is no 'memory'"),
         ("cpu-overcommit = 1\nmemory-overcommit", 2, ""),
+        ("balloon-floor = 0", 1, "'balloon-floor' is a whole number from 1 to 100, or 'never'"),
+        ('suspend-idle = "unlimited"', 1, "'suspend-idle' is a whole number from 1 to 10080, or 'never'"),
+        ("suspend-idle = 10081", 1, "'suspend-idle' is"),
+        ("ksm = 1", 1, "'ksm' is true or false"),
+        ("ksm = [true]", 1, "'ksm' is true or false"),
         (f"memory-overcommit = {'9' * 5000}", 1, ""),
         (f"cpu-overcommit = {'[' * 5000}", 1, ""),
     ],

@@ -20,6 +20,7 @@ from insula.engines.base import (
     DirectBoot,
     DiskBoot,
     Features,
+    GuestMemory,
     Hardware,
     LaunchPlan,
     MergedLayer,
@@ -217,7 +218,12 @@ class FakeEngine:
             raise GuestError("the guest does not let go of the memory that was plugged in", code="memory_in_use")
         machine.pieces.pop(dimm.name, None)
 
-    def balloon(self, run: Path, size: int) -> int:
+    def guest_memory(self, run: Path) -> GuestMemory | None:
+        plan = self._running(run).plan
+        return GuestMemory(plan.memory // 2, plan.memory * 3 // 4) if plan.board.balloon else None
+
+    def balloon(self, run: Path, size: int, *, wait: bool = True) -> int:
+        del wait
         if not self._running(run).plan.board.balloon:
             raise GuestError("the machine has no balloon", code="no_balloon")
         return size

@@ -137,7 +137,7 @@ def build_board(plan: LaunchPlan, places: Mapping[str, str] = {}) -> Board:
     return Board(
         name=plan.name,
         uuid=plan.uuid,
-        machine={"type": plan.board.machine, **_MACHINE, **firmware},
+        machine={"type": plan.board.machine, **_MACHINE, "mem-merge": plan.mergeable, **firmware},
         accelerator=_accelerator(plan, files),
         cpu=plan.board.cpu,
         processors=_processors(plan),
@@ -161,15 +161,14 @@ def build_board(plan: LaunchPlan, places: Mapping[str, str] = {}) -> Board:
     )
 
 
-# Properties that differ from QEMU's defaults: nothing we do not use is emulated, nothing of the guest lands in core files, and
-# pages are not shared with other machines behind the guest's back.
+# Properties that differ from QEMU's defaults: nothing we do not use is emulated, and nothing of the guest lands in core files.
+# (Nor are pages shared with other machines behind the guest's back, unless the host's owner says so: ``mem-merge``.)
 _MACHINE: Final[Mapping[str, object]] = {
     "memory-backend": "m",
     "smm": False,
     "vmport": False,
     "hpet": False,
     "dump-guest-core": False,
-    "mem-merge": False,
 }
 
 _TPM: Final = "tpm"

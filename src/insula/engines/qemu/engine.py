@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from insula.engines.base import Features, Hardware, LaunchPlan, MergedLayer, Method, NewHead, NicPlan, Saved, SaveOrder
+from insula.engines.base import (
+    Features,
+    GuestMemory,
+    Hardware,
+    LaunchPlan,
+    MergedLayer,
+    Method,
+    NewHead,
+    NicPlan,
+    Saved,
+    SaveOrder,
+)
 from insula.errors import MachineEnded
 from insula.model.shape import Dimm
 from insula.resources.metrics import DiskCounts
@@ -186,10 +197,15 @@ class QemuEngine:
 
         hotplug.pull_memory(run / names.QMP_SOCKET, dimm)
 
-    def balloon(self, run: Path, size: int) -> int:
+    def guest_memory(self, run: Path) -> GuestMemory | None:
         from insula.engines.qemu import hotplug
 
-        return hotplug.balloon(run / names.QMP_SOCKET, size)
+        return hotplug.guest_memory(run / names.QMP_SOCKET)
+
+    def balloon(self, run: Path, size: int, *, wait: bool = True) -> int:
+        from insula.engines.qemu import hotplug
+
+        return hotplug.balloon(run / names.QMP_SOCKET, size, wait=wait)
 
 
 def _with_pieces(plan: LaunchPlan) -> LaunchPlan:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from insula.engines.base import Hardware
+from insula.engines.base import GuestMemory, Hardware
 from insula.engines.qemu.answers import ask
 from insula.engines.qemu.pieces import PREFIX, block_name, cpu_place, cpu_type, dimm_id, dimm_place
 from insula.engines.qemu.qmp import Event, Monitor, Refused, nonsense
@@ -28,6 +28,10 @@ _NOTICED: Final = 20.0  # seconds for a guest to say that it has seen a piece; L
 _PULLED: Final = 30.0  # and to let go of one: memory must be emptied first
 _BALLOON: Final = 60.0
 _SLOWEST: Final = 15.0  # without any progress a balloon is not waited for any longer; QEMU tells of it once a second
+_DEVICE: Final = "/machine/peripheral/balloon0"
+_TELLS: Final = 5.0  # seconds for a guest to tell of its memory; QEMU asks once a second
+_LOOKS: Final = 0.05  # between two looks: there is no event for that
+_UNKNOWN: Final = 1 << 62
 _MOST_NUMBERS: Final = most_cpus(MOST_CPUS)
 
 _CHECK, _EJECT = 1, 3  # what was asked of the guest: look at a device, give one up
@@ -164,6 +168,13 @@ def _pull(monitor: Monitor, device: str, is_gone: Callable[[], bool], kind: str,
     return True
 
 
+class _Stats(msgspec.Struct, frozen=True):
+    """``guest-stats`` of a virtio-balloon; what the guest did not tell is -1, or 2^64 - 1."""
+
+    stats: dict[str, int]
+    last_update: int = msgspec.field(name="last-update")
+
+
 def _told(event: Event, asked: int, kind: str, slot: int) -> int | None:
     """Pure: what the guest told of a request for a device, if the event is about that."""
     info: Any = event.data.get("info") if event.name == "ACPI_DEVICE_OST" else None
@@ -173,7 +184,38 @@ def _told(event: Event, asked: int, kind: str, slot: int) -> int | None:
     return status if info.get("source") == asked and isinstance(status, int) else None
 
 
-def balloon(socket_path: Path, size: int) -> int:
+def guest_memory(socket_path: Path) -> GuestMemory | None:
+    """See `Engine.guest_memory`. A guest tells when its QEMU asks, which it is told to do for as long as this takes."""
+    with Monitor(socket_path) as monitor:
+        deadline = time.monotonic() + _TELLS
+        try:
+            before = _told_memory(monitor).last_update
+            _poll(monitor, 1)
+            try:
+                while (told := _told_memory(monitor)).last_update == before and time.monotonic() < deadline:
+                    monitor.wait_event(lambda _: False, _LOOKS)
+            finally:
+                _poll(monitor, 0)
+        except Refused:
+            return None
+    free, available = told.stats.get("stat-free-memory"), told.stats.get("stat-available-memory")
+    if told.last_update == before or free is None or available is None or not 0 <= free <= available < _UNKNOWN:
+        return None
+    return GuestMemory(free, available)
+
+
+def _told_memory(monitor: Monitor) -> _Stats:
+    try:
+        return msgspec.convert(monitor.execute("qom-get", {"path": _DEVICE, "property": "guest-stats"}), _Stats)
+    except msgspec.ValidationError as cause:
+        raise nonsense("it tells nothing of its memory") from cause
+
+
+def _poll(monitor: Monitor, seconds: int) -> None:
+    monitor.execute("qom-set", {"path": _DEVICE, "property": "guest-stats-polling-interval", "value": seconds})
+
+
+def balloon(socket_path: Path, size: int, *, wait: bool = True) -> int:
     """See `Engine.balloon`."""
     with Monitor(socket_path) as monitor:
         try:
@@ -181,7 +223,7 @@ def balloon(socket_path: Path, size: int) -> int:
             monitor.execute("balloon", {"value": size})
         except Refused as refused:
             raise GuestError("the machine has no balloon", code="no_balloon", hint="machines that booted have one") from refused
-        deadline = time.monotonic() + _BALLOON
+        deadline = time.monotonic() + (_BALLOON if wait else 0.0)
         while actual != size and (left := deadline - time.monotonic()) > 0:
             event = monitor.wait_event(lambda event: event.name == "BALLOON_CHANGE", min(_SLOWEST, left))
             former, actual = actual, ask(monitor, _Balloon, "query-balloon").actual
