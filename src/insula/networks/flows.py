@@ -19,6 +19,9 @@ MOST: Final = 4096
 # five days would keep a machine that was switched off from its network for as long.
 REMEMBERED: Final = 7440
 
+# What is there only for packets that begin a flow ends here for all others, which are nearly all.
+KNOWN: Final = "ct state != new accept"
+
 _NAME: Final = f"{naming.TABLE}_flows"
 TABLE: Final = Table("inet", _NAME)
 
@@ -33,19 +36,16 @@ def patience(family: str, table: str) -> list[str]:
 
 
 def remembered(first: str) -> Iterable[str]:
-    """Rules: a TCP connection that fits ``first`` is forgotten in time."""
+    """Rules, behind `KNOWN`: a TCP connection that fits ``first`` is forgotten in time."""
     for version, name in (("ipv4", "patience"), ("ipv6", "patience6")):
-        yield f'{first} ct state new meta nfproto {version} meta l4proto tcp ct timeout set "{name}"'
+        yield f'{first} meta nfproto {version} meta l4proto tcp ct timeout set "{name}"'
 
 
 def base() -> list[str]:
     """All of it, for the fabric; to be loaded before the first card is there, or again."""
     where = f"inet {_NAME}"
-    begun = f'iifname "{naming.BRIDGES}" ct state new'
-    rules = [
-        f"{begun} add @flows {{ meta mark ct count over {MOST} }} drop",
-        *remembered(f'iifname "{naming.BRIDGES}"'),
-    ]
+    ours = f'iifname "{naming.BRIDGES}"'
+    rules = [KNOWN, f"{ours} add @flows {{ meta mark ct count over {MOST} }} drop", *remembered(ours)]
     return [
         TABLE.add(),
         f"add set {where} flows {{ type mark; size 65536; flags dynamic; }}",

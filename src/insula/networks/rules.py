@@ -107,7 +107,7 @@ def host_rules(home: str, networks: Iterable[NetworkSpec], uplink: Uplink | None
         table.add(),
         *flows.patience("inet", naming.host_table(home)),
         *table.base_chain("begun", "filter", "prerouting", -150),
-        *table.rules("begun", [[rule] for rule in flows.remembered(inside)]),
+        *table.rules("begun", [[flows.KNOWN], *[[rule] for rule in flows.remembered(inside)]]),
         *table.base_chain("input", "filter", "input", -10),
         *table.rules("input", [[inside, *answer], [inside, neighbours, ACCEPT], [inside, DROP]]),
         *table.base_chain("forward", "filter", "forward", -10),
