@@ -14,8 +14,12 @@ import pytest
 
 from insula.disks.overlays import create_overlay
 from insula.engines.base import DiskPlan, LaunchPlan, LayerFile, LoadPlan, Method, NewHead, Saved, SaveOrder
+from insula.engines.qemu.changed import parse_rams
 from insula.engines.qemu.engine import QemuEngine
+from insula.engines.qemu.memory import MAIN
 from insula.engines.qemu.monitor import query_status
+from insula.engines.qemu.pagemap import own_runs
+from insula.engines.qemu.qmp import Monitor
 from insula.isolation.inhabitants import inhabitants
 from insula.model.units import KIB, MIB
 from insula.operations.capture import protect
@@ -40,7 +44,12 @@ class Life:
         return NewHead("disk0", len(self.plan.disks[0].layers) + 1, folder / "head.qcow2")
 
     def save(
-        self, *, go_on: bool = True, at_instant: Callable[[], None] = lambda: None, switched: Callable[[], None] | None = None
+        self,
+        *,
+        go_on: bool = True,
+        at_instant: Callable[[], None] = lambda: None,
+        switched: Callable[[], None] | None = None,
+        begun: Callable[[Saved, Path], None] | None = None,
     ) -> tuple[Saved, Path]:
         """What was done, and the folder of the files."""
         self.saves += 1
@@ -54,6 +63,7 @@ class Life:
             uuid=self.plan.uuid, memory=folder / names.MEMORY, state=folder / names.STATE, machine=self.plan.board.machine,
             size=self.plan.memory, heads=(self.new_head(folder),), layers={"disk0": layer}, at_instant=at_instant,
             switched=switched or (folder / "switched").touch, go_on=go_on,
+            begun=(lambda saved: begun(saved, folder)) if begun else None,
         )  # fmt: skip
         saved = self.bench.engine.save(self.run, order)
         protect(folder, str(uuid.uuid4()), memory=saved.method != "changed-pages")
@@ -65,7 +75,7 @@ class Life:
         layers = (*disk.layers, LayerFile(folder / "layer.qcow2"))
         self.plan = msgspec.structs.replace(self.plan, disks=(DiskPlan("disk0", LayerFile(folder / "head.qcow2"), layers),))
 
-    def child(self, name: str, saved: Saved, folder: Path) -> Life:
+    def child(self, name: str, saved: Saved, folder: Path, *, ahead: bool = False) -> Life:
         plan = self.bench.plan(name)
         layers = (*self.plan.disks[0].layers, LayerFile(folder / "layer.qcow2"))
         memory = folder / names.MEMORY if saved.offset is not None else None
@@ -75,7 +85,7 @@ class Life:
                 name,
                 board=self.plan.board,
                 disks=(DiskPlan("disk0", plan.disks[0].head, layers),),
-                load=LoadPlan(folder / names.STATE, memory, saved.offset or 0),
+                load=LoadPlan(None if ahead else folder / names.STATE, memory, saved.offset or 0),
             ),
         )
 
@@ -104,6 +114,48 @@ def test_what_is_loaded_stands_until_it_is_told_to_go_on(bench: Bench, parent: L
     eventually(lambda: child.state() == "paused")
     bench.engine.resume(child.run)
     eventually(lambda: child.state() == "running")
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+def test_a_machine_is_launched_on_what_is_still_being_saved(
+    bench: Bench, parent: Life, eventually: Eventually, generation: int
+) -> None:
+    """Of its memory and its disk it takes nothing before it loads: then it goes on as one does that was launched afterwards."""
+    if generation == 2:
+        parent = parent.child("between", *parent.save())
+        bench.engine.resume(parent.run)
+        eventually(lambda: parent.state() == "running")
+    begun: list[tuple[Saved, Life]] = []
+
+    def launch(saved: Saved, folder: Path) -> None:
+        protect(folder, str(uuid.uuid4()), memory=saved.method != "changed-pages")
+        begun.append((saved, parent.child("child", saved, folder, ahead=True)))
+
+    saved, folder = parent.save(begun=launch)
+    ((told, child),) = begun
+    assert (told.method, told.offset, told.hardware) == (saved.method, saved.offset, saved.hardware)
+    if bench.engine.name == "qemu":
+        assert mapped_pages(child) == [], "it wrote to what it maps before that was complete"
+    bench.engine.load(child.run, folder / names.STATE, folder / names.MEMORY)
+    bench.engine.resume(child.run)
+    eventually(lambda: child.state() == "running")
+    again, copy = child.save()
+    assert again.offset == saved.offset
+    assert (copy / names.MEMORY).read_bytes() == (folder / names.MEMORY).read_bytes()
+    assert bench.engine.hardware(child.run) == saved.hardware
+
+
+def mapped_pages(life: Life) -> list[tuple[int, int]]:
+    """The pages of the file that is its memory which a QEMU has of its own."""
+    with Monitor(life.run / names.QMP_SOCKET) as monitor:
+        rams = parse_rams(monitor.execute("human-monitor-command", {"command-line": "info ramblock"}))
+    (main,) = (ram for ram in rams if ram.name == MAIN)
+    (pid,) = (pid for pid, name in inhabitants(life.plan.folder, life.plan.uuid).items() if name.startswith("qemu"))
+    pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY)
+    try:
+        return own_runs(pagemap, main.address, main.length)
+    finally:
+        os.close(pagemap)
 
 
 def test_a_loaded_machine_is_saved_as_what_it_was_loaded_from_and_changes(

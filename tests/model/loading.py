@@ -187,8 +187,11 @@ def start(world: World, machine: str) -> Verb:
     return Verb("start", machine, steps, begin)
 
 
-def child_steps(world: World, parent: str, source: str, manifest: Manifest, child: str, view_token: int) -> list[Step]:
-    """A new running machine ``child`` from the snapshot in the folder ``source`` of the machine's folder ``parent``."""
+def child_steps(
+    world: World, parent: str, source: str, manifest: Manifest, child: str, view_token: int
+) -> tuple[list[Step], list[Step]]:
+    """A new running machine ``child`` from the snapshot in the folder ``source`` of the machine's folder ``parent``: what can be
+    done before that is complete, and what is done then."""
     files = world.files
     staged = f"machines/.new-{world.count()}"
     plan = Record(fresh_disks(world, manifest), f"firmware/{VARIABLES}")
@@ -206,12 +209,17 @@ def child_steps(world: World, parent: str, source: str, manifest: Manifest, chil
                 inode = world.open(folder_of(child), layer)
                 world.frozen.setdefault(inode, dict(files.content(inode)))
 
-    return [
+    heads_made = fresh_head_steps(world, staged, plan, f"{source}/{VARIABLES}")
+    of_instant = [step for step in heads_made if step.name.startswith(("variables", "firmware/"))]
+    prepared = [
         *_stage(world, staged),
         *_link_layers(world, parent, staged, plan),
-        *fresh_head_steps(world, staged, plan, f"{source}/{VARIABLES}"),
+        *(step for step in heads_made if step not in of_instant),
         noted(world, staged, "fork"),
         *record_steps(world, staged, lambda: plan),
+    ]
+    return prepared, [
+        *of_instant,
         Step("new QEMU stands", launch),
         Step("child published", publish),
         fsynced(world, "machines/ fsynced", "machines"),
@@ -236,7 +244,8 @@ def fork_snapshot(world: World, machine: str, snapshot: str, child: str) -> Verb
     folder = folder_of(machine)
     source = f"{folder}/snapshots/{snapshot}"
     manifest = world.manifest(source)
-    steps = child_steps(world, folder, source, manifest, child, manifest.instant)
+    prepared, then = child_steps(world, folder, source, manifest, child, manifest.instant)
+    steps = [*prepared, *then]
     return Verb("fork", machine, steps, partial(world.maybe.add, child), partial(world.present.add, child))
 
 
@@ -244,9 +253,10 @@ def fork_running(world: World, machine: str, child: str) -> Verb:
     """Fork of a running machine: the snapshot taken for it never gets a name."""
     take = Take(world, machine)
     manifest = Manifest(take.token, take.after.disks, memory=True)
+    prepared, then = child_steps(world, take.folder, take.staged, manifest, child, take.token)
     steps = [
-        *take.steps(),
-        *child_steps(world, take.folder, take.staged, manifest, child, take.token),
+        *take.steps(prepared),
+        *then,
         Step("staged snapshot removed", partial(world.files.remove_tree, take.staged)),
         cleared(world, take.folder),
     ]

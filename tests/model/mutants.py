@@ -68,6 +68,10 @@ WRONG_ORDERS: dict[str, tuple[str, Mutation]] = {
     "a child without its heads on the disk": ("fork of a snapshot", drop("disks/ fsynced")),
     "a child published before its record": ("fork of a snapshot", move("child published", before="record written")),
     "a child whose parent's heads are not frozen": ("fork of a running machine", drop("QEMU switches")),
+    "a child published before its parent's instant": (
+        "fork of a running machine",
+        move("child published", before="memory written"),
+    ),
     "a child's memory gone before it is loaded": ("fork of a running machine", move("staged snapshot", before="new QEMU")),
     "a clone of what is not on the disk": ("clone", drop("copy fsynced")),
     "a clone without journal": ("clone", drop("journal: clone")),

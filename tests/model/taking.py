@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -31,11 +32,12 @@ class Take:
         )
         self.former = [disk.layers[-1] for disk in self.after.disks]
 
-    def steps(self) -> list[Step]:
-        """Steps 1 to 10."""
+    def steps(self, meanwhile: Sequence[Step] = ()) -> list[Step]:
+        """Steps 1 to 10. ``meanwhile``: what those do who wait for it, before it is taken."""
         qemu = self.qemu
         return [
             *self._prepare(),
+            *meanwhile,
             *(self._stand(qemu) if qemu else [Step("the instant of a stopped machine", self._instant)]),
             *self._freeze(),
         ]

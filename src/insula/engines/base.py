@@ -65,11 +65,11 @@ class DirectBoot(msgspec.Struct, frozen=True):
 
 
 class LoadPlan(msgspec.Struct, frozen=True):
-    """A state to go on from: ``state`` as `Engine.save` wrote it, and the file that is mapped as the guest's memory, whose
-    pages begin at ``offset`` (``memory`` None: the state holds them too). ``pieces``: where in the file, by their names, plugged
-    pieces of memory are; what of others is not in it is in the state."""
+    """A state to go on from: ``state`` as `Engine.save` wrote it (None: it comes later, by `Engine.load`), and the file that
+    is mapped as the guest's memory, whose pages begin at ``offset`` (``memory`` None: the state holds them too).
+    ``pieces``: where in the file, by their names, plugged pieces of memory are; what of others is not in it is in the state."""
 
-    state: Path
+    state: Path | None
     memory: Path | None = None
     offset: int = 0
     pieces: Mapping[str, int] = {}
@@ -149,7 +149,9 @@ class SaveOrder(msgspec.Struct, frozen=True):
     ``uuid`` is the machine's as in its `LaunchPlan`, ``machine`` the versioned machine type, ``size`` the guest's memory in
     bytes; ``layers`` are the former heads' files, by disk, under the names they keep. ``at_instant`` is called while the guest
     stands still, ``switched`` as soon as the disks are in their new heads; then the guest goes on if ``go_on``, unless it was
-    paused before. ``must_have``: the CPUs without which it cannot be saved.
+    paused before. ``must_have``: the CPUs without which it cannot be saved. ``begun`` is called, the guest running still, when
+    ``memory`` has its full size and may be mapped, though not be used before `Engine.save` returns; with what that will return,
+    the pause aside, unless all is done in another way after all. It never raises.
     """
 
     uuid: str
@@ -163,6 +165,7 @@ class SaveOrder(msgspec.Struct, frozen=True):
     switched: Callable[[], None]
     go_on: bool = True
     must_have: tuple[int, ...] = ()
+    begun: Callable[[Saved], None] | None = None
 
 
 # How a running machine's memory is taken. ``changed-pages``: the memory file is a link to the one the machine was loaded from,
@@ -246,6 +249,11 @@ class Engine(Protocol):
 
         After a failure nothing of it runs and the run folder is gone. Raises HostLacks or MachineEnded (with the last words).
         """
+        ...
+
+    def load(self, run: Path, state: Path, memory: Path) -> None:
+        """Let a machine that was launched without its state load it now that it is complete, and ``memory``, which it has mapped,
+        too; the guest stands. Raises MachineEnded (``load_failed``), HostLacks (``no_space``)."""
         ...
 
     def pause(self, run: Path) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from insula.errors import AgentAbsent, ChildFailed, GuestError, InsulaError
 from insula.model.identity import Identity, Renewal
 from insula.operations.addressing import asks_elsewhere, tell_clients
@@ -53,10 +55,13 @@ def loaded(
     *,
     beside: bool = False,
     later: list[Hanging] | None = None,
+    name: str = "",
+    ahead: bool = False,
 ) -> Iterator[None]:
     """Start a QEMU for the machine in ``folder`` that has loaded the state in the folder ``origin``; the guest stands. Within the
     context its keeper ends it when we die. ``beside``: another QEMU of the machine runs, so the cards stand by. ``later``: as for
-    `cabled`.
+    `cabled`. ``name``: what the machine will be called, where that is not what its folder is called. ``ahead``: the state is
+    still being written, and to be loaded within the context, by `Engine.load`.
 
     Raises as `Engine.launch`, and MachineEnded (``load_failed``).
     """
@@ -65,12 +70,16 @@ def loaded(
     from insula.guest.link import open_link
 
     mapped = memory.offset is not None
-    plan = LoadPlan(origin / names.STATE, origin / names.MEMORY if mapped else None, memory.offset or 0)
+    plan = LoadPlan(None if ahead else origin / names.STATE, origin / names.MEMORY if mapped else None, memory.offset or 0)
     with contextlib.ExitStack() as held:
         link: Link | None = None
         try:
-            with placed(context, record) as place, cabled(context, folder, record, standby=beside, later=later) as nics:
-                context.engine.launch(launch_plan(folder, record, nics, plan, run, place, may_merge(context)))
+            with (
+                placed(context, record) as place,
+                cabled(context, name or folder.name, record, standby=beside, later=later) as nics,
+            ):
+                launching = launch_plan(folder, record, nics, plan, run, place, may_merge(context))
+                context.engine.launch(replace(launching, name=name or folder.name))
                 hold_back(context, folder, record, run)
                 link = held.enter_context(open_link(folder / run))
                 held.enter_context(hold(link, "quit"))
@@ -138,8 +147,6 @@ def rehearse(context: Context, folder: Path, record: MachineRecord, timeout: flo
 
 
 def _with(record: MachineRecord, renewal: Renewal) -> MachineRecord:
-    from msgspec.structs import replace
-
     left = {**renewal.left, "tpm": "its keys are those of the machine it was forked from"} if record.spec.tpm else renewal.left
     return replace(record, renewed=replace(renewal, left=left))
 

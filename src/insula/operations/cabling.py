@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def cabled(
-    context: Context, folder: Path, record: MachineRecord, *, standby: bool = False, later: list[Hanging] | None = None
+    context: Context, name: str, record: MachineRecord, *, standby: bool = False, later: list[Hanging] | None = None
 ) -> Iterator[tuple[NicPlan, ...]]:
-    """The cards as the engine is to make them, on their way onto the fabric: on leaving the context they hang there, or are put
-    into ``later``, to be waited for before their cables are plugged in. Taken off again when this fails. With ``standby`` nothing
-    passes them until `replace_cards`.
+    """The cards of the machine ``name`` as the engine is to make them, on their way onto the fabric: on leaving the context they
+    hang there, or are put into ``later``, to be waited for before their cables are plugged in. Taken off again when this fails.
+    With ``standby`` nothing passes them until `replace_cards`.
 
     Raises HostLacks (``no_fabric``, ``network_failed`` …), also on leaving.
     """
@@ -55,9 +55,9 @@ def cabled(
             if fabric:
                 undo.callback(take_off, context.home, nic)
                 if standby:
-                    tap = stand_by(context.home, attached(context.home, folder.name, record, nic))
+                    tap = stand_by(context.home, attached(context.home, name, record, nic))
                 else:
-                    coming.append(Hanging(context.home, attached(context.home, folder.name, record, nic)))
+                    coming.append(Hanging(context.home, attached(context.home, name, record, nic)))
                     undo.callback(coming[-1].join)
                     tap = coming[-1].tap
                 opened.callback(os.close, tap)

@@ -7,14 +7,16 @@ docs/snapshots.md.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
 
@@ -57,39 +59,63 @@ class Captured:
     let_go: Callable[[], None]
 
 
+class Follower(Protocol):
+    """Is told of a state, in the folder ``place``, while it is being taken. Neither call takes long, or raises."""
+
+    def prepare(self, place: Path, state: SnapshotRecord) -> None:
+        """It is about to be taken: ``state`` says all but how its memory is."""
+
+    def begin(self, state: SnapshotRecord) -> None:
+        """Its memory file can be mapped (see `SaveOrder.begun`): ``state`` says all but how long the guest stood."""
+
+
 @contextlib.contextmanager
 def captured(
-    context: Context, held: Held, operation: Operation, *, description: str = "", go_on: bool = True, lasting: bool = True
+    context: Context,
+    held: Held,
+    operation: Operation,
+    *,
+    description: str = "",
+    go_on: bool = True,
+    lasting: bool = True,
+    follower: Follower | None = None,
 ) -> Iterator[Captured]:
     """Take the state of the machine whose lock the caller holds. What is not given a name by the end of the context is removed.
 
     With ``go_on`` false a running guest is left standing, and goes on when the context fails. ``lasting``: false for a state
     that nobody keeps: it is neither summed nor made sure to be on the disk, but for the layers, on which machines will rest.
+    ``follower``: whoever wants to go on from a state while it is being taken; not asked for one that is taken without a process.
     When this fails the machine is as it was, but perhaps for one layer more. Raises HostLacks (``no_space``), MachineEnded,
     InsulaError.
     """
     folder, former = held.folder, held.record
     journal.note(folder, "capture", "take its state", stands=held.status.state is State.PAUSED)
-    staged = stage_snapshot(folder)
+    staged, identifier = stage_snapshot(folder), str(uuid.uuid4())
     holding = contextlib.ExitStack()
     try:
         operation.tell("make new heads")
         record = _with_new_heads(folder, former)
         write_machine(folder, record)
+        describe = functools.partial(_describe, held, record, identifier=identifier, description=description)
         saved = None
         if held.status.state.has_process:
             if held.status.state is State.RUNNING:
                 release_first(context, folder)  # what goes on from this state could not get it back
             operation.tell("write its memory")
             holding.enter_context(_resumed_if_we_die(held))
-            saved = _save(context, held, record, staged, go_on)
+            if follower is not None:
+                follower.prepare(staged, describe(None))
+            saved = _save(context, held, record, staged, go_on, _beginning(staged, describe, follower) if follower else None)
             if go_on:
                 holding.close()
         else:
             _copy_kept(folder, former, staged)
         operation.tell("make sure of it")
         _freeze(folder, former, record)
-        yield Captured(staged, _describe(held, record, saved, staged, description, lasting), record, holding.close)
+        shared = saved is not None and saved.method == "changed-pages"
+        protect(staged, identifier, memory=not shared)
+        sums = _sums(folder, record, staged, shared=shared) if lasting else {}
+        yield Captured(staged, describe(saved, sums=sums), record, holding.close)
     except BaseException:
         if not go_on and held.status.state is State.RUNNING and not _is_kept(folder):
             with contextlib.suppress(InsulaError):
@@ -99,6 +125,17 @@ def captured(
         holding.close()
         if not _is_kept(folder):
             remove_tree(staged)
+
+
+def _beginning(staged: Path, describe: Callable[[Saved], SnapshotRecord], follower: Follower) -> Callable[[Saved], None]:
+    """What is done when the memory file is there to be mapped: it gets the mode it will have."""
+
+    def begin(saved: Saved) -> None:
+        state = describe(saved)
+        protect(staged, state.id, memory=saved.method != "changed-pages")
+        follower.begin(state)
+
+    return begin
 
 
 def _is_kept(folder: Path) -> bool:
@@ -119,7 +156,9 @@ def _with_new_heads(folder: Path, former: MachineRecord) -> MachineRecord:
     return msgspec.structs.replace(former, disks=disks)
 
 
-def _save(context: Context, held: Held, record: MachineRecord, staged: Path, go_on: bool) -> Saved:
+def _save(
+    context: Context, held: Held, record: MachineRecord, staged: Path, go_on: bool, begun: Callable[[Saved], None] | None
+) -> Saved:
     """Write the machine's state. When that fails before the disks have switched, the record says again what it said.
 
     A QEMU that ended, or does not answer, is left with the new heads: empty, they mean the same, and the next verb sees to it.
@@ -141,6 +180,7 @@ def _save(context: Context, held: Held, record: MachineRecord, staged: Path, go_
         at_instant=lambda: _copy_kept(folder, record, staged),
         switched=lambda: switched.append(True),
         go_on=go_on,
+        begun=begun,
         must_have=() if context.engine.can_pull_cpus(board) else record.hardware.present,
     )
     try:
@@ -216,12 +256,14 @@ def _freeze(folder: Path, former: MachineRecord, record: MachineRecord) -> None:
 
 
 def _describe(
-    held: Held, record: MachineRecord, saved: Saved | None, staged: Path, description: str, lasting: bool
+    held: Held,
+    record: MachineRecord,
+    saved: Saved | None,
+    *,
+    identifier: str,
+    description: str,
+    sums: Mapping[str, FileSum] = MappingProxyType({}),
 ) -> SnapshotRecord:
-    identifier = str(uuid.uuid4())
-    shared = saved is not None and saved.method == "changed-pages"
-    protect(staged, identifier, memory=not shared)
-    sums = _sums(held.folder, record, staged, shared=shared) if lasting else {}
     due = read_due(held.folder / names.RUN)
     return SnapshotRecord(
         version=SNAPSHOT_VERSION,
@@ -240,7 +282,7 @@ def _describe(
         board=record.board,
         disks=[DiskState(name=disk.name, layers=disk.layers, size=disk.size) for disk in record.disks],
         memory=None if saved is None else MemoryState(method=saved.method, offset=saved.offset, pause=saved.pause),
-        sums=sums,
+        sums=dict(sums),
     )
 
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
-
-import msgspec
 
 from insula.errors import AlreadyExists, InsulaError, MachineEnded, UsageError
 from insula.host.files import fleeting, remove_tree
@@ -23,10 +21,10 @@ from insula.model.requests import DeleteMachine, ForkMachine
 from insula.model.status import MachineStatus
 from insula.operations import journal
 from insula.operations.admit import admit, board_of
+from insula.operations.ahead import Ahead, write_newborn
 from insula.operations.awaken import awaken, loaded
 from insula.operations.cabling import await_cards, change_cards
 from insula.operations.capture import captured
-from insula.operations.cards import like_before, slots_of, with_cards, with_inner
 from insula.operations.context import Context
 from insula.operations.delete import delete
 from insula.operations.hold import hold_machine, status_of
@@ -34,7 +32,7 @@ from insula.operations.identities import own_identity
 from insula.operations.lease import Lease, take_lease
 from insula.operations.merge import merge_behind, merge_first
 from insula.operations.operation import Operation, Steps
-from insula.operations.origin import Origin, Wishes, as_wished, fill_fork, named_origin
+from insula.operations.origin import Origin, Wishes, fill_fork, link_memory, named_origin
 from insula.operations.ports import open_ports
 from insula.operations.promises import check_disk
 from insula.operations.settle import settle_locked
@@ -49,7 +47,6 @@ from insula.store.machines import (
     publish_machine,
     read_machine,
     remove_machine_folder,
-    write_machine,
 )
 from insula.store.snapshots import SnapshotRecord
 
@@ -74,9 +71,14 @@ def fork(context: Context, request: ForkMachine, operation: Operation) -> ForkRe
     AgentAbsent.
     """
     wanted = _names(context, request)
-    with _origin(context, request, operation) as origin:
+    with contextlib.ExitStack() as stack:
+        ahead = None
+        if not request.snapshot and len(wanted) == 1:
+            machine = context.home.machine(request.name)
+            ahead = stack.enter_context(Ahead(context, machine, wanted[0], ephemeral=request.ephemeral))
+        origin = stack.enter_context(_origin(context, request, operation, ahead))
         operation.tell(f"make {request.count} forks" if request.count > 1 else f"make {wanted[0]}")
-        result = _make_all(context, request, wanted, origin)
+        result = _make_all(context, request, wanted, origin, ahead)
     for made in result.machines:
         if made.unjailed:
             say(made.name, made.unjailed, operation)
@@ -107,8 +109,8 @@ def _names(context: Context, request: ForkMachine) -> list[str]:
 
 
 @contextlib.contextmanager
-def _origin(context: Context, request: ForkMachine, operation: Operation) -> Iterator[Origin]:
-    """The state to fork, held until the children exist."""
+def _origin(context: Context, request: ForkMachine, operation: Operation, ahead: Ahead | None) -> Iterator[Origin]:
+    """The state to fork, held until the children exist; the one that is made ``ahead`` is begun meanwhile."""
     if request.snapshot:
         with hold_machine(context, request.name, "fork snapshot"):
             origin = named_origin(context, request.name, request.snapshot)
@@ -118,7 +120,7 @@ def _origin(context: Context, request: ForkMachine, operation: Operation) -> Ite
     merge_first(context, request.name, Operation("merge", request.name))
     with hold_machine(context, request.name, "fork") as held:
         _admit(context, request, held.record, operation)
-        with captured(context, held, operation, lasting=False) as state:
+        with captured(context, held, operation, lasting=False, follower=ahead) as state:
             yield Origin(held.folder, state.folder, state.record)
         journal.clear(held.folder)
         merge_behind(context, state.machine)
@@ -134,13 +136,14 @@ def _admit(context: Context, request: ForkMachine, record: MachineRecord | Snaps
     check_disk(context, operation, sum(disk.size for disk in record.disks), count=request.count, whose=disks)
 
 
-def _make_all(context: Context, request: ForkMachine, wanted: list[str], origin: Origin) -> ForkResult:
+def _make_all(context: Context, request: ForkMachine, wanted: list[str], origin: Origin, ahead: Ahead | None) -> ForkResult:
     made: list[str] = []
     leases: dict[str, Lease] = {}
 
     def make(name: str) -> MachineStatus:
         operation = Operation("fork", name)
-        with brought_up(context, origin, name, operation, request.timeout, ephemeral=request.ephemeral) as (folder, lease):
+        how = brought_up(context, origin, name, operation, request.timeout, ephemeral=request.ephemeral, ahead=ahead)
+        with how as (folder, lease):
             made.append(name)
             if request.attached:
                 leases[name] = lease
@@ -186,9 +189,15 @@ def brought_up(
     *,
     ephemeral: bool = False,
     wishes: Wishes | None = None,
+    ahead: Ahead | None = None,
 ) -> Iterator[Newborn]:
-    """A new machine that goes on from ``origin``; a spare is taken when there is one. It lives by a lease, so that none ever goes
-    on as its own twin because a verb died. When it cannot be set going there is none."""
+    """A new machine that goes on from ``origin``: the one made ``ahead``, or a spare, when there is one. It lives by a lease, so
+    that none ever goes on as its own twin because a verb died. When it cannot be set going there is none."""
+    with fleeting(ephemeral):
+        if ahead is not None and (made := ahead.finish(origin)) is not None:
+            folder, life = made
+            yield Newborn(folder, _set_going(context, folder, origin, operation, timeout, lease=life, coming=ahead.coming))
+            return
     with fleeting(ephemeral), taken(context, origin, name, ephemeral=ephemeral, wishes=wishes) as spare:
         lease: Lease | None = None
         if spare is not None:
@@ -198,7 +207,7 @@ def brought_up(
             yield Newborn(spare, lease)
             return
         with _forked(context, origin, name, operation, ephemeral, wishes) as folder:
-            yield Newborn(folder, _set_going(context, folder, origin, operation, timeout, ready=False))
+            yield Newborn(folder, _set_going(context, folder, origin, operation, timeout))
 
 
 @contextlib.contextmanager
@@ -209,13 +218,9 @@ def _forked(
     origin any more. An ephemeral one begins with a journal: until whoever makes it lets it go on, it goes when he dies."""
     with new_machine_folder(context.home, operation.verb) as staged:
         record = fill_fork(staged, origin, ephemeral=ephemeral)
-        with fleeting():  # after a power cut it is enough that it is there; `publish_machine` makes sure of that
-            journal.note(staged, "fork", "load its state")
+        link_memory(staged, origin)
         with own_identity(context.home) as identity:
-            mine = as_wished(msgspec.structs.replace(record, id=identity.uuid, identity=identity), wishes)
-            mine = with_cards(context, mine, slots_of(origin.record), wishes.addresses if wishes else ())
-            mine = like_before(mine, origin.record)
-            write_machine(staged, mine if mine.boot.agent else with_inner(context, mine, origin.record))
+            write_newborn(context, staged, origin, record, identity, wishes)
             folder = publish_machine(context.home, staged, name)
         yield folder
 
@@ -227,30 +232,41 @@ def _title(context: Context, origin: Origin) -> str:
     return origin.machine.name if origin.folder.name.startswith(".") else f"{origin.machine.name}@{origin.folder.name}"
 
 
-def _set_going(context: Context, folder: Path, origin: Origin, operation: Operation, timeout: float, *, ready: bool) -> Lease:
-    """Load a fork's state, and let it go on as somebody else; a spare is loaded, and somebody else, already: it is ``ready``."""
+def _set_going(
+    context: Context,
+    folder: Path,
+    origin: Origin,
+    operation: Operation,
+    timeout: float,
+    *,
+    ready: bool = False,
+    lease: Lease | None = None,
+    coming: Sequence[Hanging] = (),
+) -> Lease:
+    """Load a fork's state, and let it go on as somebody else. One that was made ahead is loaded already: it has a ``lease``, and
+    perhaps cards that are ``coming``. A spare is loaded, and somebody else, too: it is ``ready``."""
     record, state = read_machine(folder), origin.record
     assert state.memory is not None
-    coming: list[Hanging] = []
+    hanging = [*coming]
     append_event(folder, "forked", origin=_title(context, origin), snapshot=state.id)
     with Steps(operation) as steps:
         steps.undo(lambda: _end(context, folder))
-        if not ready:
-            steps.begin("load its state")
-            with loaded(context, folder, record, folder / names.ORIGIN, state.memory, later=coming):
-                lease = take_lease(folder)
-            remove_tree(folder / names.ORIGIN)  # QEMU has mapped what it needs
-        else:
+        if ready:
             lease = take_lease(folder)
+        elif lease is None:
+            steps.begin("load its state")
+            with loaded(context, folder, record, folder / names.ORIGIN, state.memory, later=hanging):
+                lease = take_lease(folder)
+        remove_tree(folder / names.ORIGIN)  # QEMU has mapped what it needs
         append_event(folder, "started", way="fork")
         say_lacking(folder, record, operation)
         if ready:
             change_cards(context, folder.name, record)  # under its name, and behind its own firewall
         if record.published:
-            await_cards(coming)
+            await_cards(hanging)
             open_ports(context, folder.name, record, record.published)
         steps.begin("tell the guest who it is")
-        awaken(context, folder, record, timeout, record.identity if ready else state.identity, coming=coming)
+        awaken(context, folder, record, timeout, record.identity if ready else state.identity, coming=hanging)
     journal.clear(folder)
     return lease
 

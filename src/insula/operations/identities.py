@@ -29,6 +29,12 @@ def own_identity(home: Home, ids_of: Callable[[str], JailIds] = jail_ids) -> Ite
         yield choose(machine_uuids(home), ids_of)
 
 
+def is_still_own(home: Home, identity: Identity, ids_of: Callable[[str], JailIds] = jail_ids) -> bool:
+    """Whether a machine that was given ``identity`` a while ago can get its name now, the folder of machines being locked."""
+    ids = ids_of(identity.uuid).machine
+    return ids is None or all(ids_of(other).machine != ids for other in machine_uuids(home))
+
+
 def choose(others: Iterable[str], ids_of: Callable[[str], JailIds]) -> Identity:
     """An identity whose ids none of ``others`` (UUIDs) leads to. When all ids are taken they are shared after all."""
     identity = new_identity()

@@ -111,17 +111,21 @@ def _is_older(theirs: str, ours: str) -> bool:
     return [int(part) for part in numbers[0]] <= [int(part) for part in numbers[1]]
 
 
+def link_memory(folder: Path, origin: Origin) -> None:
+    """Link what the fork whose folder this is loads; QEMU has it open then, and the links can go."""
+    kept = [file for file in (names.MEMORY, names.STATE) if (origin.folder / file).exists()]
+    with fleeting():  # after a crash nobody loads them
+        link_layers({folder / names.ORIGIN / file: origin.folder / file for file in kept})
+    with contextlib.suppress(OSError):  # a note that may be missing
+        os.link(origin.folder / names.VERIFIED_LAYERS, folder / names.ORIGIN / names.VERIFIED_LAYERS)
+
+
 def fill_fork(staged: Path, origin: Origin, *, ephemeral: bool) -> MachineRecord:
-    """All of a machine's files but its record, which is returned and has no identity of its own yet."""
+    """All of a machine's files but what it loads and its record, which is returned and has no identity of its own yet."""
     for place in (names.DISKS, names.LAYERS, names.ORIGIN):
         (staged / place).mkdir(mode=0o700)
     state = origin.record
     link_layers({staged / path: origin.machine / path for path in sorted(snapshot_layers(state))})
-    kept = [file for file in (names.MEMORY, names.STATE) if (origin.folder / file).exists()]
-    with fleeting():  # after a crash nobody loads them
-        link_layers({staged / names.ORIGIN / file: origin.folder / file for file in kept})
-    with contextlib.suppress(OSError):  # a note that may be missing
-        os.link(origin.folder / names.VERIFIED_LAYERS, staged / names.ORIGIN / names.VERIFIED_LAYERS)
     disks = []
     for disk in state.disks:
         head = f"{names.DISKS}/{disk.name}-0.qcow2"

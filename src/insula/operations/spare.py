@@ -33,7 +33,7 @@ from insula.operations.lease import Lease, take_lease
 from insula.operations.limiting import uphold
 from insula.operations.observe import is_alive
 from insula.operations.operation import Operation
-from insula.operations.origin import Origin, Wishes, as_wished, fill_fork, named_origin
+from insula.operations.origin import Origin, Wishes, as_wished, fill_fork, link_memory, named_origin
 from insula.operations.settle import end_by_force
 from insula.store import names
 from insula.store.locks import only_one
@@ -94,11 +94,11 @@ def fill(context: Context, request: FillSpares, operation: Operation) -> None:
                 record = read_snapshot(Path(wanted.snapshot))
         if wanted is None or record is None or record.id != request.origin:
             for folder in living:
-                _end(context, folder)
+                end_nameless(context, folder)
             forget_origin(home, request.origin)
             return
         for folder in living[wanted.count :]:
-            _end(context, folder)
+            end_nameless(context, folder)
         _check_room(context, record, wanted.count)
         for number in range(len(living), wanted.count):
             operation.tell(f"make spare {number + 1} of {wanted.count}")
@@ -117,6 +117,7 @@ def _make(context: Context, origin: Origin) -> None:
     assert origin.record.memory is not None
     with new_machine_folder(context.home, "spare") as staged:
         record = fill_fork(staged, origin, ephemeral=False)
+        link_memory(staged, origin)
         with own_identity(context.home) as identity:
             record = msgspec.structs.replace(record, id=identity.uuid, identity=identity)
             record = with_cards(context, record, slots_of(origin.record))
@@ -132,7 +133,7 @@ def _make(context: Context, origin: Origin) -> None:
         except BaseException:
             if lease is not None:
                 lease.close()
-            _end(context, staged)
+            end_nameless(context, staged)
             raise
         lease.release()
 
@@ -145,7 +146,8 @@ def _lives(context: Context, folder: Path) -> bool:
     return False
 
 
-def _end(context: Context, folder: Path) -> None:
+def end_nameless(context: Context, folder: Path) -> None:
+    """End and remove a spare, or a fork that never got its name."""
     with contextlib.suppress(InsulaError):
         end_by_force(folder)
     _remove(context, folder)
@@ -177,7 +179,7 @@ def taken(context: Context, origin: Origin, name: str, *, ephemeral: bool, wishe
             if wishes is not None and (wishes.networks != record.spec.networks or any(wishes.addresses)):
                 continue  # its cards hang elsewhere
             if {nic.key for nic in record.nics} - set(attached_keys(context)):
-                _end(context, folder)  # its networks were taken down and made anew without it
+                end_nameless(context, folder)  # its networks were taken down and made anew without it
                 continue
             parent = read_machine(origin.machine)  # as it is by now
             mine = msgspec.structs.replace(
@@ -223,7 +225,7 @@ def give_back(context: Context, folder: Path) -> bool:
     lock = _lock(folder)
     if lock is None:
         return False
-    _end(context, folder)
+    end_nameless(context, folder)
     os.close(lock)
     return True
 

@@ -105,7 +105,7 @@ def boot(
         printed = Printed(folder)
         steps.undo(lambda: _end(context, folder))  # before, not after: Ctrl-C may come between the two
         record = wired(context, folder, record)
-        with placed(context, record) as place, cabled(context, folder, record) as nics:
+        with placed(context, record) as place, cabled(context, folder.name, record) as nics:
             context.engine.launch(launch_plan(folder, record, nics, place=place, mergeable=may_merge(context)))
             hold_back(context, folder, record)
         append_event(folder, "started")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import pytest
 
-from insula.host.together import Beside, together
+from insula.host.together import Beside, short_turns, together
 
 
 def test_all_is_done_though_one_fails() -> None:
@@ -47,3 +48,12 @@ def test_nothing_is_waited_for_that_was_not_begun() -> None:
     beside.wait()
     beside.join()
     assert done == []
+
+
+def test_turns_are_short_while_anybody_wishes_so_and_as_before_then() -> None:
+    before = sys.getswitchinterval()
+    with short_turns():
+        with short_turns():
+            pass
+        assert sys.getswitchinterval() < before
+    assert sys.getswitchinterval() == before

@@ -118,6 +118,13 @@ class FakeEngine:
         self._machines[run] = machine
         self._tell(run)
 
+    def load(self, run: Path, state: Path, memory: Path) -> None:
+        machine = self._running(run)
+        load = machine.plan.load
+        if not machine.paused or load is None or load.state is not None or not state.exists():
+            raise MachineEnded("it waits for no state", code="load_failed")
+        machine.memory = memory.read_bytes()
+
     def pause(self, run: Path) -> None:
         self._running(run).paused = True
         self._tell(run)
@@ -152,13 +159,15 @@ class FakeEngine:
             os.link(run / names.MEMORY, order.memory)
         else:
             order.memory.write_bytes(machine.memory)
+        method: Method = "mapped-ram" if base is None else "changed-pages"
+        if order.begun is not None:
+            order.begun(Saved(method, 0, 0.0, self.hardware(run)))
         order.state.write_text("fake")
         order.at_instant()
         machine.heads.update({head.disk: head.path for head in order.heads})
         order.switched()
         machine.paused = was_paused or not order.go_on
         self._tell(run)
-        method: Method = "mapped-ram" if base is None else "changed-pages"
         return Saved(method, 0, 0.0 if machine.paused else 0.001, self.hardware(run))
 
     def switch_heads(self, run: Path, heads: tuple[NewHead, ...], layers: Mapping[str, Path], *, go_on: bool) -> None:

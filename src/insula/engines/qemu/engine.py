@@ -93,6 +93,13 @@ class QemuEngine:
         build = self._learn("amd64").build
         launch(plan, build, tracks=self._tracks(build))
 
+    def load(self, run: Path, state: Path, memory: Path) -> None:
+        from insula.engines.qemu.migrate import load
+        from insula.host.holes import fill_holes
+
+        fill_holes(memory)  # of what was written since it was launched
+        load(run / names.QMP_SOCKET, state)
+
     def _tracks(self, build: Build) -> bool:
         """Whether memory is taken behind the guest, and so its QEMU needs the host's userfaultfd: not where there is better."""
         from insula.engines.qemu.probe import has_mapped_ram

@@ -97,9 +97,10 @@ def launch(plan: LaunchPlan, build: Build, *, tracks: bool = False, instead: Ins
             _start(plan, Walls(jail, way, keeper), [str(keeper), "porter", *shown], argv, descriptors)
         _check_helpers(helpers, ids.network)
         if plan.load is not None:
-            from insula.engines.qemu.migrate import load
+            if plan.load.state is not None:
+                from insula.engines.qemu.migrate import load
 
-            load(plan.run_folder / names.QMP_SOCKET, plan.load.state)
+                load(plan.run_folder / names.QMP_SOCKET, plan.load.state)
             _keep_base(plan.run_folder, plan.load.memory)
         undo.pop_all()
 

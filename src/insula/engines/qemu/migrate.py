@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from insula.engines.base import Method, NewHead, Saved, SaveOrder
+from insula.engines.base import Hardware, Method, NewHead, Saved, SaveOrder
 from insula.engines.qemu.answers import card_names
 from insula.engines.qemu.background import can_track, write_behind
 from insula.engines.qemu.changed import Copied, changes, read_ahead
@@ -42,6 +42,7 @@ from insula.engines.qemu.outgoing import (
     UNBOUNDED,
     capable,
     failed,
+    go_on,
     is_over,
     let_run,
     set_capabilities,
@@ -51,7 +52,7 @@ from insula.engines.qemu.outgoing import (
 from insula.engines.qemu.pieces import PREFIX
 from insula.engines.qemu.qmp import Monitor, Refused
 from insula.engines.qemu.stream import compose
-from insula.errors import GuestError, InsulaError, MachineEnded
+from insula.errors import DamagedRecord, GuestError, InsulaError, MachineEnded
 from insula.host.files import explain_os_error
 from insula.store import names
 
@@ -67,6 +68,7 @@ _CHANNELS: Final = max(1, min(2, (os.cpu_count() or 1) - 1))
 _PAUSE: Final = 20
 _LONGEST_PAUSE: Final = 300_000
 _CONVERGE: Final = 8.0  # seconds
+_UNDER_WAY: Final = frozenset({"active", "completed", "failed", "cancelled"})
 _SMALL: Final = 16 << 20  # devices' state is a fraction of this
 
 
@@ -96,8 +98,8 @@ def save(run: Path, order: SaveOrder, ways: Collection[Method] = WAYS) -> Saved:
             undo.callback(drop_head, monitor, head)  # first: its file may be handed over, and no more than that
             add_head(monitor, head)
         undo.callback(let_run, monitor, ran)
-        taken = _take_changes(monitor, sets, run, order, ran) if "changed-pages" in ways else None
-        taken = taken or _take_all(monitor, sets, order, ran, ways)
+        taken = _take_changes(monitor, sets, run, order, ran, hardware) if "changed-pages" in ways else None
+        taken = taken or _take_all(monitor, sets, order, ran, ways, hardware)
         behind = taken is None and ran and order.go_on and _can_write_behind(monitor, order, ways)
         if behind:
             read_ahead(monitor, run, order)
@@ -112,7 +114,7 @@ def save(run: Path, order: SaveOrder, ways: Collection[Method] = WAYS) -> Saved:
         if behind:
             taken, resumed = _write_behind(monitor, sets, order, taken)
         else:
-            resumed = let_run(monitor, ran and order.go_on)
+            resumed = go_on(monitor) if ran and order.go_on else None
         freeze(monitor, order.heads, order.layers)
     pause = resumed - taken.since if resumed is not None and ran else 0.0
     whole = taken.method in ("stream", "background-snapshot")
@@ -137,33 +139,67 @@ def _write_behind(monitor: Monitor, sets: DescriptorSets, order: SaveOrder, take
     return _Taken("stream", taken.since), let_run(monitor, True)
 
 
-def _take_changes(monitor: Monitor, sets: DescriptorSets, run: Path, order: SaveOrder, ran: bool) -> _Taken | None:
+def _take_changes(
+    monitor: Monitor, sets: DescriptorSets, run: Path, order: SaveOrder, ran: bool, hardware: Hardware
+) -> _Taken | None:
     """Read what has changed since the machine was loaded; on return the guest stands. None, and it goes on, where that cannot
     be, or would take long."""
     if not order.machine.startswith(_PROVED):
         return None
     with changes(monitor, run, order) as found:
-        copied, since = None, 0.0
+        copied, since, devices = None, 0.0, ""
         with contextlib.suppress(OSError):
             if found is not None and found.few():
+                devices = _open_devices(sets, order.state)
+                _tell_begun(order, "changed-pages", hardware)
                 since = stop(monitor) if ran else 0.0
                 copied = found.read()
         if copied is not None:
-            _write_devices(monitor, sets, order.state)
+            _write_devices(monitor, devices)
             return _Taken("changed-pages", since, copied)
-        order.memory.unlink(missing_ok=True)
+        for path in (order.memory, order.state):
+            path.unlink(missing_ok=True)
         let_run(monitor, ran)
     return None
 
 
-def _take_all(monitor: Monitor, sets: DescriptorSets, order: SaveOrder, ran: bool, ways: Collection[Method]) -> _Taken | None:
+def _take_all(
+    monitor: Monitor, sets: DescriptorSets, order: SaveOrder, ran: bool, ways: Collection[Method], hardware: Hardware
+) -> _Taken | None:
     """Let QEMU write all of the memory to a file of its own; on return the guest stands. None where it cannot."""
     _leave_former(monitor)
     if "mapped-ram" not in ways or not order.machine.startswith(_PROVED) or not _can_map(monitor):
         return None
-    since = _write_memory(monitor, sets, order.memory, True, ran)
-    _write_devices(monitor, sets, order.state)
+    devices = _open_devices(sets, order.state)
+    since = _write_memory(monitor, sets, order.memory, True, ran, lambda: _wait_begun(monitor, order, hardware))
+    _write_devices(monitor, devices)
     return _Taken("mapped-ram", since)
+
+
+def _wait_begun(monitor: Monitor, order: SaveOrder, hardware: Hardware) -> None:
+    """Wait until the memory can be mapped, if anybody wants to: once its writing is under way the file has its list of blocks
+    (ram_save_setup in QEMU's migration/ram.c flushes that), and each entry of that stands behind the pages of the one before."""
+    if order.begun is None:
+        return
+    event = monitor.wait_event(lambda event: event.name == "MIGRATION" and event.data.get("status") in _UNDER_WAY, DEVICES)
+    if event is None or event.data["status"] != "active":
+        raise failed(why(monitor))
+    _tell_begun(order, "mapped-ram", hardware)
+
+
+def _tell_begun(order: SaveOrder, method: Method, hardware: Hardware) -> None:
+    if order.begun is None:
+        return
+    descriptor = os.open(order.memory, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        main = find_main(read_blocks(descriptor), order.size)
+        whole = os.fstat(descriptor).st_size >= main.pages + main.length
+    except DamagedRecord:  # told of when it is complete
+        return
+    finally:
+        os.close(descriptor)
+    if whole:
+        order.begun(Saved(method, main.pages, 0.0, hardware))
 
 
 def load(socket_path: Path, state: Path) -> None:
@@ -209,8 +245,11 @@ def _can_map(monitor: Monitor) -> bool:
     return True
 
 
-def _write_memory(monitor: Monitor, sets: DescriptorSets, path: Path, mapped: bool, ran: bool) -> float:
-    """Write the memory to ``path``; on return the guest stands, and it is of that instant. Since when, by QEMU's clock."""
+def _write_memory(
+    monitor: Monitor, sets: DescriptorSets, path: Path, mapped: bool, ran: bool, begun: Callable[[], None] = lambda: None
+) -> float:
+    """Write the memory to ``path``; on return the guest stands, and it is of that instant. Since when, by QEMU's clock. ``begun``
+    is called as soon as QEMU is about it."""
     descriptors = sets.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, os.O_WRONLY)
     parameters: dict[str, object] = {"max-bandwidth": UNBOUNDED, "downtime-limit": _PAUSE}
     if mapped:
@@ -221,6 +260,7 @@ def _write_memory(monitor: Monitor, sets: DescriptorSets, path: Path, mapped: bo
     with capable(monitor, *(_CAPABILITIES if mapped else ())):
         monitor.execute("migrate", {"uri": f"file:{descriptors}"})
         forget_emptied(path)
+        begun()
         return _wait_written(monitor)
 
 
@@ -241,8 +281,12 @@ def _wait_written(monitor: Monitor) -> float:
             raise failed(why(monitor))
 
 
-def _write_devices(monitor: Monitor, sets: DescriptorSets, path: Path) -> None:
-    name = sets.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, os.O_WRONLY)
+def _open_devices(sets: DescriptorSets, path: Path) -> str:
+    """Beforehand: a guest that stands waits for every word with QEMU."""
+    return sets.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, os.O_WRONLY)
+
+
+def _write_devices(monitor: Monitor, name: str) -> None:
     try:
         # Not live: else the disks are closed for writing, as for a machine that goes elsewhere.
         monitor.execute("xen-save-devices-state", {"filename": name, "live": False})

@@ -77,8 +77,11 @@ def failed(reason: str) -> InsulaError:
 
 def let_run(monitor: Monitor, wanted: bool) -> float | None:
     """Let the guest run if ``wanted``; since when it does, by QEMU's clock."""
-    if not wanted or read_status(monitor).running:
-        return None
+    return None if not wanted or read_status(monitor).running else go_on(monitor)
+
+
+def go_on(monitor: Monitor) -> float | None:
+    """Let a guest that stands run; since when it does, by QEMU's clock."""
     monitor.execute("cont")
     event = monitor.wait_event(lambda event: event.name == "RESUME", DEVICES)
     return event.at if event is not None else None
