@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 import insula
+from insula.store.machines import machine_folder
+from insula.store.names import Home
+from tests.framework.doors import run_cli
 from tests.framework.fabrics import traces
 from tests.framework.outside import Outside, outside
 
@@ -130,3 +133,41 @@ def test_twenty_forks_at_once_are_on_the_network_and_their_parents_connections_l
             machine.delete(force=True)
         echo.close()
     assert traces(home) == before
+
+
+def test_twenty_forks_that_cannot_be_renumbered_work_side_by_side(home: Path, tiny: str, name: str, world: Outside) -> None:
+    """A guest whose record says that it has no agent is told nothing: all twenty believe to be what it was, and others reach each
+    by its own address."""
+    connection = insula.connect(home)
+    before = traces(home)
+    echo = Echo(world.listen())
+    machines = [connection.run(tiny, name=name, memory="128M", network="nat")]
+    try:
+        out(machines[0], "mkdir -p /www; httpd -p 80 -h /www")
+        inner = machines[0].show().nics[0].ipv4
+        snapshot = machines[0].snapshot("mute")
+        record = machine_folder(Home(home), name) / "snapshots/mute/snapshot.json"
+        record.write_text(record.read_text().replace('"agent": true', '"agent": false'))
+        children = snapshot.fork(_FORKS, name=f"{name[:40]}-{{n}}")
+        machines += children
+        for child in children:
+            run_cli(home, "exec", "--wait", "60", child.name, "--", "true")
+            out(child, f"echo {child.name} > /www/index.html")
+        assert len(set(all_of(children, "cat /sys/class/net/eth0/address; ip -4 -o address show dev eth0"))) == 1
+        addresses = [child.show().nics[0].ipv4 or "" for child in children]
+        assert len({inner, *addresses}) == _FORKS + 1
+        assert list(map(fetched, addresses)) == [child.name for child in children]
+        assert all_of(children, f"echo hello | timeout 20 nc {world.address} {echo.port}") == ["hello"] * _FORKS
+        assert all_of(children[1:], f"wget -q -T 20 -O - http://{addresses[0]}/") == [children[0].name] * (_FORKS - 1)
+    finally:
+        for machine in machines:
+            machine.delete(force=True)
+        echo.close()
+    assert traces(home) == before
+
+
+def fetched(address: str) -> str:
+    """What a machine's web server has to say, asked by the host."""
+    with socket.create_connection((address, 80), 20) as connection:
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        return b"".join(iter(lambda: connection.recv(65536), b"")).partition(b"\r\n\r\n")[2].decode().strip()
