@@ -34,7 +34,7 @@ from insula.store.snapshots import SnapshotRecord, read_snapshot
 
 _PATIENCE = 300.0
 _CAPABILITIES = ("mapped-ram", "multifd", "events")
-_PAUSE = 20  # milliseconds QEMU may let the guest stand for the last of its memory, as Insula asks for
+_PAUSE = 5  # milliseconds QEMU may let the guest stand for the last of its memory, as Insula asks for
 
 
 def _open_tap() -> int:

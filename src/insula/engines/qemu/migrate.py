@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,11 +64,10 @@ _PROVED: Final = "pc-q35-"
 _CAPABILITIES: Final = ("mapped-ram", "multifd")
 # Threads that write the memory: they leave a CPU of the host to the guest, where it can. A second one makes its pause no shorter.
 _CHANNELS: Final = max(1, min(2, (os.cpu_count() or 1) - 1))
-# Milliseconds the guest may stand while the last pages are written: first the wish, then, for a guest that dirties its memory
-# faster than that allows, whatever it takes.
-_PAUSE: Final = 20
-_LONGEST_PAUSE: Final = 300_000
-_CONVERGE: Final = 8.0  # seconds
+# Milliseconds the guest may stand while the last pages are written, and for how many seconds that is wished. QEMU stops it as
+# soon as that seems possible, so a large wish makes long pauses for guests for which a short one would do. For one that dirties its
+# memory faster than that allows, whatever it takes.
+_WISHES: Final = ((5, 4.0), (20, 4.0), (300_000, PATIENCE))
 _UNDER_WAY: Final = frozenset({"active", "completed", "failed", "cancelled"})
 _SMALL: Final = 16 << 20  # devices' state is a fraction of this
 
@@ -251,7 +251,7 @@ def _write_memory(
     """Write the memory to ``path``; on return the guest stands, and it is of that instant. Since when, by QEMU's clock. ``begun``
     is called as soon as QEMU is about it."""
     descriptors = sets.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, os.O_WRONLY)
-    parameters: dict[str, object] = {"max-bandwidth": UNBOUNDED, "downtime-limit": _PAUSE}
+    parameters: dict[str, object] = {"max-bandwidth": UNBOUNDED, "downtime-limit": _WISHES[0][0]}
     if mapped:
         parameters["multifd-channels"] = _CHANNELS
     elif ran:
@@ -265,20 +265,18 @@ def _write_memory(
 
 
 def _wait_written(monitor: Monitor) -> float:
-    since, timeout = 0.0, _CONVERGE
-    while True:
-        event = monitor.wait_event(lambda event: event.name == "STOP" or is_over(event), timeout)
-        if event is None:
-            if timeout == PATIENCE:
-                raise InsulaError(f"the memory was not written within {PATIENCE:g} s", code="save_failed")
-            monitor.execute("migrate-set-parameters", {"downtime-limit": _LONGEST_PAUSE})
-            timeout = PATIENCE
-        elif event.name == "STOP":
-            since = event.at
-        elif event.data["status"] == "completed":
-            return since
-        else:
-            raise failed(why(monitor))
+    since = 0.0
+    for wish, patience in _WISHES:
+        monitor.execute("migrate-set-parameters", {"downtime-limit": wish})
+        deadline = time.monotonic() + patience
+        while event := monitor.wait_event(lambda event: event.name == "STOP" or is_over(event), deadline - time.monotonic()):
+            if event.name == "STOP":
+                since, deadline = event.at, time.monotonic() + PATIENCE
+            elif event.data["status"] == "completed":
+                return since
+            else:
+                raise failed(why(monitor))
+    raise InsulaError(f"the memory was not written within {PATIENCE:g} s", code="save_failed")
 
 
 def _open_devices(sets: DescriptorSets, path: Path) -> str:
