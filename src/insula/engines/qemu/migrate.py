@@ -65,8 +65,8 @@ _CAPABILITIES: Final = ("mapped-ram", "multifd")
 # Threads that write the memory: they leave a CPU of the host to the guest, where it can. A second one makes its pause no shorter.
 _CHANNELS: Final = max(1, min(2, (os.cpu_count() or 1) - 1))
 # Milliseconds the guest may stand while the last pages are written, and for how many seconds that is wished. QEMU stops it as
-# soon as that seems possible, so a large wish makes long pauses for guests for which a short one would do. For one that dirties its
-# memory faster than that allows, whatever it takes.
+# soon as that seems possible, so a large wish makes long pauses for guests for which a short one would do. For one that dirties
+# its memory faster than that allows, whatever it takes.
 _WISHES: Final = ((5, 4.0), (20, 4.0), (300_000, PATIENCE))
 _UNDER_WAY: Final = frozenset({"active", "completed", "failed", "cancelled"})
 _SMALL: Final = 16 << 20  # devices' state is a fraction of this
