@@ -18,7 +18,7 @@ from insula.store import names
 from insula.store.due import read_due
 from insula.store.events import append_event
 
-_ANSWER = 60.0  # seconds for a guest that was loaded to come to itself
+_ANSWER = 30.0  # seconds for a guest that was loaded to come to itself; it stands again then, and can be told once more
 _HEARD = 5.0  # seconds; a keeper hears of it from QEMU within milliseconds
 _REFUSED = 1.0  # seconds after the CPUs run; a full disk refuses within milliseconds
 _DISK_REASONS = ("no-space", "io-error")
@@ -52,7 +52,7 @@ def resume(context: Context, request: ResumeMachine, operation: Operation) -> Ma
             return held.status
         operation.tell("let the CPUs run")
         if due is not None:
-            return _resume_loaded(context, held, stands=due.stands)
+            return _resume_loaded(context, held, operation, stands=due.stands)
         since = _since(held.folder)
         context.engine.resume(held.folder / names.RUN)
         append_event(held.folder, "resumed")
@@ -65,10 +65,12 @@ def resume(context: Context, request: ResumeMachine, operation: Operation) -> Ma
         return status_of(held.folder)
 
 
-def _resume_loaded(context: Context, held: Held, *, stands: bool) -> MachineStatus:
+def _resume_loaded(context: Context, held: Held, operation: Operation, *, stands: bool) -> MachineStatus:
     """``stands``: whether it does so again when this fails."""
     from insula.operations.awaken import awaken_due
 
+    if held.record.boot.agent:
+        operation.tell(f"wait until the guest answers, {_ANSWER:g} s at most")
     try:
         awaken_due(context, held.folder, held.record, _ANSWER)
     except BaseException:
