@@ -1,16 +1,18 @@
 /* What is entered on the way into a jail: control groups, a user of one's own, limits. One small program does it all: each that is
  * loaded on the way to a machine is waited for.
  *
- *     insula-keeper enter [--group N]… [--locked] [--user=UID] [--groups=GID,GID…] [--LIMIT=VALUE]… -- COMMAND…
+ *     insula-keeper enter [--group N]… [--locked] [--user=UID] [--groups=GID,GID…] [--LIMIT=VALUE]… [--label=NAME] -- COMMAND…
  *
  * N is an open `cgroup.procs`. With --locked nothing that COMMAND starts gains rights (no new privileges, nothing inheritable);
  * with --user it is that user, in its group of the same number and in those of --groups alone, and has no capability, nor could
  * get one. LIMIT is core, nofile, memlock, fsize or nproc, both soft and hard (setrlimit(2)); a lower one that holds already stays.
+ * COMMAND, and all that comes of it, is held by AppArmor's profile NAME.
  */
 #define _GNU_SOURCE
 #include "keeper.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <grp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -40,6 +42,7 @@ struct way {
     size_t membership_count;
     bool limited[LIMITS];
     rlim_t most[LIMITS];
+    const char *label;
 };
 
 /* ---- arguments ---- */
@@ -104,6 +107,8 @@ static bool take_word(struct way *way, const char *word)
         return take_user(way, text);
     if ((text = after(word, "--groups=")))
         return take_memberships(way, text);
+    if ((text = after(word, "--label=")))
+        return (way->label = text)[0] != 0;
     return take_limit(way, word);
 }
 
@@ -179,15 +184,30 @@ static bool limit(const struct way *way)
     return true;
 }
 
+/* apparmor(7), "exec": for the next program, and all that come of it. */
+static bool take_label(const char *label)
+{
+    char order[128];
+    int length = snprintf(order, sizeof order, "exec %s", label);
+    int fd = open("/proc/self/attr/apparmor/exec", O_WRONLY | O_CLOEXEC);
+    bool taken = fd >= 0 && (size_t)length < sizeof order && write(fd, order, (size_t)length) == length;
+    did(taken, "be held by AppArmor's profile");
+    if (fd >= 0)
+        close(fd);
+    return taken;
+}
+
 int enter_main(int argc, char **argv)
 {
     struct way way = { .is_user = false };
     int command = parse(&way, argc, argv);
     if (command == 0) {
-        dprintf(2, "usage: insula-keeper enter [--group N]… [--locked] [--user=UID] [--groups=GID,…] [--LIMIT=VALUE]… -- COMMAND…\n");
+        dprintf(2, "usage: insula-keeper enter [--group N]… [--locked] [--user=UID] [--groups=GID,…] [--LIMIT=VALUE]… [--label=NAME] -- COMMAND…\n");
         return 2;
     }
     if (!enter_groups(&way.groups) || (way.locked && !lock_up()) || (way.is_user && !become_user(&way)) || !limit(&way))
+        return 126;
+    if (way.label && !take_label(way.label))
         return 126;
     execvp(argv[command], argv + command);
     dprintf(2, "cannot start %s: %s\n", argv[command], strerror(errno));

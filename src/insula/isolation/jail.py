@@ -1,8 +1,9 @@
 """The jail around a machine's processes: what it is made of goes in, the words of a command come out.
 
-From outside in: an own user id (for root), limits, then bubblewrap's namespaces (user, mount, pid, ipc, uts, cgroup, and an
-empty network), then a list of allowed system calls. The root is a read-only copy of what QEMU needs (roots.py). There is no
-/proc, no /sys, no /tmp; of /dev there is /dev/null. No place can be written: disks, sockets and logs are handed in open.
+From outside in: an own user id (for root), limits, AppArmor's profile where the host has loaded it, then bubblewrap's namespaces
+(user, mount, pid, ipc, uts, cgroup, and an empty network), then a list of allowed system calls. The root is a read-only copy of
+what QEMU needs (roots.py). There is no /proc, no /sys, no /tmp; of /dev there is /dev/null. No place can be written: disks,
+sockets and logs are handed in open.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from insula.host.apparmor import is_loaded
 from insula.host.native import native_path
 
 # QEMU has a thread per CPU and at most 64 for disk requests; the rest is the keeper and room.
 _THREADS: Final = 512
 _DESCRIPTORS: Final = 1024
+LABEL: Final = "insula-jail"  # AppArmor's profile for it: apparmor/insula
+PROFILES: Final = Path(__file__).parent / "apparmor" / "insula"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,8 @@ def _entering(jail: Jail) -> list[str]:
     words = [str(native_path("insula-keeper")), "enter", "--locked"]
     if jail.uid is not None:
         words += [f"--user={jail.uid}", f"--groups={','.join(map(str, jail.groups))}"]
-    return [*words, *limit_words(jail), "--"]
+    label = [f"--label={LABEL}"] if is_loaded(LABEL) else []
+    return [*words, *limit_words(jail), *label, "--"]
 
 
 def limit_words(jail: Jail) -> list[str]:

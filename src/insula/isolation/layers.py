@@ -130,4 +130,5 @@ def _label(process: Path, _ours: Path) -> Layer:
         label = ""
     if label and not label.startswith("unconfined"):
         return Layer("AppArmor or SELinux", LayerState.HOLDS, label)
-    return Layer("AppArmor or SELinux", LayerState.ABSENT, f"the kernel's label is {label}" if label else "this host has neither")
+    why = f"the kernel's label is {label}; to have one: insula doctor" if label else "this host has neither"
+    return Layer("AppArmor or SELinux", LayerState.ABSENT, why)

@@ -89,3 +89,10 @@ def test_nothing_runs_as_somebody_it_cannot_become(keeper_program: str) -> None:
     done = subprocess.run([keeper_program, "enter", "--user=1000000007", "--", "/bin/true"], capture_output=True, text=True)
     assert done.returncode == 126
     assert "cannot" in done.stderr
+
+
+def test_a_profile_that_cannot_be_had_is_no_way_in(keeper_program: str) -> None:
+    words = [keeper_program, "enter", "--label=no-such-profile", "--", "/bin/echo", "in"]
+    done = subprocess.run(words, capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (126, b"")
+    assert b"AppArmor's profile" in done.stderr
