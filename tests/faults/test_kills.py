@@ -203,7 +203,7 @@ def test_a_machine_whose_limits_were_being_changed_is_held_to_its_record(
         return strike(home, f"c{step}", "limit-machine", running, lambda _: held(machine))
 
     def held(machine: insula.Machine) -> None:
-        machine.limit(burst_time=2)  # the next verb
+        machine.limit(burst_time=1)  # the next verb
         limits = machine.show().limits
         assert (limits.cpu_shares, limits.disk_rate) in ((1000, 0), (500, 8 << 20))
         assert all(hold.holds for hold in machine.show().holds)

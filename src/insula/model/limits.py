@@ -88,12 +88,16 @@ class LimitChanges(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     net: Rates | None = None
 
     def apply(self, limits: Limits) -> Limits:
-        """``limits`` with these changes. A limit that is taken back takes its burst along, unless that is said, too."""
+        """``limits`` with these changes. A limit that is taken back takes its burst along, and the last burst its time, unless
+        that is said, too."""
         said = {field: value for field in self.__struct_fields__ if (value := getattr(self, field)) is not None}
         for limit, burst in (("cpu_limit", "cpu_burst"), ("disk_iops", "disk_iops_burst"), ("disk_rate", "disk_rate_burst")):
             if said.get(limit) == 0:
                 said.setdefault(burst, 0)
-        return msgspec.structs.replace(limits, **said)
+        changed = msgspec.structs.replace(limits, **said)
+        if not (changed.disk_iops_burst or changed.disk_rate_burst or "burst_time" in said):
+            changed = msgspec.structs.replace(changed, burst_time=1)
+        return changed
 
     def beneath(self, other: LimitChanges) -> LimitChanges:
         """These changes, but for what ``other`` says."""
@@ -169,6 +173,8 @@ def _check_together(limits: Limits) -> None:
             raise _contradiction(f"{flag}-burst has nothing to go beyond", f"give {flag} as well")
         if burst and burst < limit:
             raise _contradiction(f"{flag}-burst is less than {flag}", "a burst is how much it may have for a while: ask for more")
+    if limits.burst_time != 1 and not (limits.disk_iops_burst or limits.disk_rate_burst):
+        raise _contradiction("--burst-time has no burst to last so long", "give --disk-rate-burst or --disk-iops-burst as well")
 
 
 def check_host(limits: Limits, cpus: Collection[int]) -> None:
@@ -190,7 +196,7 @@ def check_host(limits: Limits, cpus: Collection[int]) -> None:
 
 
 def parse_pin(text: str) -> tuple[int, ...]:
-    """CPUs from ``0,2-3``; none for ``none``. Raises UsageError (``bad_limit``)."""
+    """CPUs from ``0,2-3``, also as the kernel's files have them; none for ``none``. Raises UsageError (``bad_limit``)."""
     if text.strip() in ("none", ""):
         return ()
     found: set[int] = set()
@@ -202,6 +208,14 @@ def parse_pin(text: str) -> tuple[int, ...]:
             raise _bad(f"'{clean(text, longest=80)}' names no CPUs", "write it like 0,2-3; 'none' is all")
         found.update(range(first, last + 1))
     return tuple(sorted(found))
+
+
+def parse_asked_pin(text: str) -> tuple[int, ...]:
+    """As `parse_pin`, of what somebody asks for: nothing is no wish, but perhaps a variable that was not set. Raises UsageError
+    (``bad_limit``)."""
+    if not text.strip():
+        raise _bad("no CPUs are named", "write it like 0,2-3; 'none' is all")
+    return parse_pin(text)
 
 
 def format_pin(cpus: tuple[int, ...]) -> str:
@@ -299,8 +313,8 @@ def _least(one: int, other: int) -> int:
 
 # Each field of `Limits`: how it is called on a command line and in a profile, how it is read and how written.
 WORDS: Final[Mapping[str, tuple[str, Callable[[str], Any], Callable[[Any], str]]]] = {
-    "pin": ("pin", parse_pin, format_pin),
-    "isolate": ("isolate-cores", parse_pin, format_pin),
+    "pin": ("pin", parse_asked_pin, format_pin),
+    "isolate": ("isolate-cores", parse_asked_pin, format_pin),
     "cpu_shares": ("cpu-shares", parse_shares, str),
     "cpu_limit": ("cpu-limit", parse_cpus, format_cpus),
     "cpu_burst": ("cpu-burst", parse_cpus, format_cpus),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from insula.errors import MachineEnded
+from insula.errors import HostLacks, MachineEnded
 from insula.guest import keeper
 from insula.guest.link import open_link
 from insula.model.requests import ReadEvents, ReadLogs
@@ -44,12 +45,18 @@ def logs(context: Context, request: ReadLogs, operation: Operation, streams: Str
 
 
 def write_all(streams: Streams, data: bytes) -> None:
-    """Write ``data`` to the caller's standard output, waiting until there is room."""
+    """Write ``data`` to the caller's standard output, waiting until there is room. Raises HostLacks (``no_space``): it is a file
+    on a full disk, which need not be the one that our own files are on."""
     import select
 
     view = memoryview(data)
     while view:
-        taken = streams.stdout.write(view)
+        try:
+            taken = streams.stdout.write(view)
+        except OSError as cause:
+            if cause.errno != errno.ENOSPC:
+                raise
+            raise HostLacks("no space left where the output goes", code="no_space") from cause
         view = view[taken:]
         descriptor = streams.stdout.fileno()
         if not taken and descriptor is not None:

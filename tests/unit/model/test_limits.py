@@ -110,6 +110,23 @@ def test_a_limit_taken_back_takes_its_burst_along() -> None:
     assert LimitChanges(cpu_limit=0, disk_rate=0).apply(limits) == Limits()
 
 
+def test_the_last_burst_takes_its_time_along() -> None:
+    limits = Limits(disk_rate=1 << 20, disk_rate_burst=2 << 20, disk_iops=10, disk_iops_burst=20, burst_time=5)
+    assert LimitChanges(disk_rate=0).apply(limits).burst_time == 5
+    assert LimitChanges(disk_rate=0, disk_iops_burst=0).apply(limits) == Limits(disk_iops=10)
+    with pytest.raises(UsageError, match="no burst to last so long") as refusal:
+        check_limits(LimitChanges(burst_time=9).apply(Limits(disk_rate=1 << 20)))
+    assert refusal.value.code == "contradictory_limits"
+
+
+@pytest.mark.parametrize("field", WORDS)
+@pytest.mark.parametrize("text", ["", " "])
+def test_a_variable_that_was_not_set_is_no_limit(field: str, text: str) -> None:
+    """`--pin "$CORES"` is refused, and takes nothing back."""
+    with pytest.raises(UsageError):
+        WORDS[field][1](text)
+
+
 def test_what_is_said_beside_a_profile_wins() -> None:
     profile = LimitChanges(cpu_limit=500, io_weight=10)
     assert profile.beneath(LimitChanges(cpu_limit=0)) == LimitChanges(cpu_limit=0, io_weight=10)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from insula.client.streams import CallbackStreams, MemoryStreams
+from insula.client.streams import CallbackStreams, MemoryStreams, PipeStreams
+from insula.errors import HostLacks
 from insula.model.requests import ReadEvents
 from insula.operations.context import Context
-from insula.operations.follow import events
+from insula.operations.follow import events, write_all
 from insula.operations.operation import Operation
 from insula.store.events import append_event
 from insula.store.names import Home
@@ -41,6 +42,17 @@ def test_following_one_machine_ends_when_it_is_deleted(tmp_path: Path) -> None:
     follower.join(10)
     assert not follower.is_alive()
     assert told in (["created"], ["created", "started"])
+
+
+def test_a_full_disk_behind_the_output_is_not_taken_for_ours() -> None:
+    """`insula top --once > /a/full/disk`; so are guard, events and stats."""
+    with (
+        open("/dev/full", "wb") as full,
+        PipeStreams(stdin=None, stdout=full.fileno(), stderr=None, signals=()) as streams,
+        pytest.raises(HostLacks, match="no space left where the output goes") as error,
+    ):
+        write_all(streams, b"x")
+    assert (error.value.code, error.value.hint) == ("no_space", None)
 
 
 _LIFE = (

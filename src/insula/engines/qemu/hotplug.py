@@ -229,4 +229,6 @@ def balloon(socket_path: Path, size: int, *, wait: bool = True) -> int:
             former, actual = actual, ask(monitor, _Balloon, "query-balloon").actual
             if event is None and actual == former:
                 break
+        if wait and actual > size:  # it cannot: asked for ever, it would never have a free page again
+            monitor.execute("balloon", {"value": actual})
         return actual
