@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import insula
@@ -29,12 +31,25 @@ def into(world: World, n: int) -> Pairs:
 
 def out_of(world: World, n: int) -> Pairs:
     with _both(world) as (machine, hand, folder):
-        blob, ours, theirs = folder / "blob", folder / "ours", folder / "theirs"
+        blob = folder / "blob"
         machine.put(blob, _INSIDE)
         _send(hand, blob)
-        pairs = interleave(lambda: machine.get(_INSIDE, ours), lambda: _receive(hand, theirs), n)
-        assert blob.read_bytes() == ours.read_bytes() == theirs.read_bytes(), "not what was sent"
-        return pairs
+        return interleave(
+            lambda: _to_new_file(blob, lambda target: machine.get(_INSIDE, target)),
+            lambda: _to_new_file(blob, lambda target: _receive(hand, target)),
+            n,
+        )
+
+
+def _to_new_file(blob: Path, receive: Callable[[Path], object]) -> float:
+    """Seconds until it is there. A file that was there before would first have to reach the disk, whoever replaces it."""
+    target = blob.with_name("received")
+    started = time.perf_counter()
+    receive(target)
+    took = time.perf_counter() - started
+    assert filecmp.cmp(blob, target, shallow=False), "not what was sent"
+    target.unlink()
+    return took
 
 
 @contextlib.contextmanager
