@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,11 +16,30 @@ from insula.errors import NotFound
 from tests.framework.doors import CliDoor, Door, SdkDoor
 
 _numbers = itertools.count(1)
+_PATIENCE = 30.0  # seconds
 
 
 @pytest.fixture(scope="session")
 def home() -> Path:
     return Path(os.environ["INSULA_HOME"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_machine_left() -> Iterator[None]:
+    """A module's tests leave no machine: the next one's may want its name, its memory or its CPU."""
+    home = Path(os.environ["INSULA_HOME"])
+    before = _machines(home)
+    yield
+    deadline = time.monotonic() + _PATIENCE
+    while left := _machines(home) - before:
+        if time.monotonic() > deadline:
+            pytest.fail(f"machines that nobody deleted: {', '.join(sorted(left))}")
+        time.sleep(0.1)  # between two looks: temporary machines are deleted behind their commands
+
+
+def _machines(home: Path) -> set[str]:
+    folder = home / "machines"
+    return set(os.listdir(folder)) if folder.exists() else set()
 
 
 @pytest.fixture(scope="session")
