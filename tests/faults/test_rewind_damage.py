@@ -164,10 +164,11 @@ def test_half_a_name_is_told(home: Path, machine: insula.Machine, words: tuple[s
 
 
 @pytest.mark.full
-def test_a_warm_state_that_was_damaged_is_made_anew(home: Path, machine: insula.Machine) -> None:
+def test_a_warm_state_that_was_damaged_is_made_anew(home: Path, tiny: str) -> None:
     connection = insula.connect(home)
-    shape = {"memory": "128M", "network": "none"}
-    key = next(state.key for state in connection.warm_states() if state.memory == 128 << 20)
+    memory = 132 << 20  # nobody else's in this home
+    connection.run(tiny, memory=memory, network="none").delete(force=True)
+    key = next(state.key for state in connection.warm_states() if state.memory == memory)
     booted = home / "warm" / key / names.SNAPSHOTS / "booted"
     for spoil in (
         lambda: _flip(booted / names.MEMORY),
@@ -177,11 +178,10 @@ def test_a_warm_state_that_was_damaged_is_made_anew(home: Path, machine: insula.
     ):
         before = (booted / names.MEMORY).stat().st_ino
         spoil()
-        with connection.run("tiny", memory="128M", network="none") as fresh:
+        with connection.run(tiny, memory=memory, network="none") as fresh:
             assert fresh.exec("true").code == 0
         assert (booted / names.MEMORY).stat().st_ino != before
-        assert len([state for state in connection.warm_states() if state.memory == 128 << 20 and not state.stale]) == 1
-    assert shape
+        assert len([state for state in connection.warm_states() if state.memory == memory and not state.stale]) == 1
     assert left_over(home) == []
 
 
