@@ -117,7 +117,7 @@ def test_beside_the_machine_it_is_of_it_becomes_another(
     assert machine.show().id != source.show().id
     ids = {each.exec("cat", "/etc/machine-id", check=True).stdout for each in (machine, source)}
     assert len(ids) == 2
-    image = next((home / "images").glob("*/root.qcow2"))
+    image = home / "images" / read_machine(home / "machines/port-twin").image.digest / "root.qcow2"
     assert any(layer.samefile(image) for layer in (home / "machines/port-twin/layers").iterdir())
 
 

@@ -20,7 +20,7 @@ def main() -> None:
         """It needs a Python, which no jail has; it is ours. Its keeper is process 1 all the same."""
         end = command.index("--")
         keeper = [str(native_path("insula-keeper")), *command[1 : end + 1]]
-        evil = [sys.executable, "-m", "tests.security.evil", manner, backing, "--", *command[end + 2 :]]
+        evil = [sys.executable, "-B", "-m", "tests.security.evil", manner, backing, "--", *command[end + 2 :]]
         return ["unshare", "--pid", "--fork", *keeper, *evil]
 
     vars(launch)["jail_argv"] = unjailed

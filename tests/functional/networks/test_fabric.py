@@ -359,8 +359,8 @@ def test_a_subnet_that_others_have_by_now_stands_in_no_other_networks_way(lan: W
 @pytest.mark.limit(30)
 def test_the_hosts_switches_are_afterwards_as_they_were(lan: World) -> None:
     """Those of single links too, which the kernel turns along with the one for all."""
-    for turned in ("net.ipv4.conf.eth0.forwarding=1", "net.ipv6.conf.eth0.forwarding=1", "net.ipv4.conf.lo.forwarding=0"):
-        lan.root("sysctl", "-qw", turned)
+    for switch, value in (("ipv4/conf/eth0/forwarding", 1), ("ipv6/conf/eth0/forwarding", 1), ("ipv4/conf/lo/forwarding", 0)):
+        lan.root("sh", "-c", f"echo {value} > /proc/sys/net/{switch}")
     before = lan.switches()
     assert before["ipv4/conf/eth0/forwarding"] == "1"
     assert before["ipv4/ip_forward"] == before["ipv6/conf/all/forwarding"] == before["ipv4/conf/lo/forwarding"] == "0"

@@ -23,3 +23,10 @@ def test_without_a_prefix_python_decides(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(sys, "pycache_prefix", None)
     assert own_command("list")[:2] == (sys.executable, "-I")
     assert "-X" not in own_command("list")
+
+
+def test_who_writes_no_compiled_files_starts_nobody_who_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert "-B" in own_command("list")
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    assert "-B" not in own_command("list")
