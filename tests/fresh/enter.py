@@ -30,6 +30,7 @@ def main(root: Path, user: str, words: list[str]) -> None:
     _mount("--rbind", "/sys", root / "sys")
     for name, mode in (("dev", "755"), ("run", "755"), ("tmp", "1777")):
         _mount("-t", "tmpfs", "-o", f"mode={mode}", "tmpfs", root / name)
+    _share_switches(root / "run/insula")
     _fill_dev(root / "dev")
     for source, target in _OF_THE_HOST.items():
         _bind_readonly(Path(source), root / target.lstrip("/"))
@@ -63,6 +64,14 @@ def _fill_dev(dev: Path) -> None:
         if Path("/dev", name).exists():
             (dev / name).touch()
             _mount("--bind", Path("/dev", name), dev / name)
+
+
+def _share_switches(place: Path) -> None:
+    """It is on this host's network, whose switches have one record."""
+    host = Path("/run/insula")
+    host.mkdir(mode=0o700, exist_ok=True)
+    place.mkdir()
+    _mount("--bind", host, place)
 
 
 def _bind_readonly(source: Path, target: Path) -> None:

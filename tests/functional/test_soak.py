@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -88,11 +89,11 @@ def test_lives_leave_nothing_that_adds_up(home: Path, running: str, tmp_path: Pa
         machine.pause()
         machine.resume()
         processes = processes_of(folder)
-        now = {f"{what} of the {who}": look(processes[who]) for who in ("keeper", "porter")
-               for what, look in (("KiB", _memory), ("descriptors", _descriptors))}  # fmt: skip
-        first = first or now
-        for what, value in now.items():
-            assert value <= first[what] + (64 if what.startswith("KiB") else 0), f"{what} in life {number}: {value}"
+        looks = {f"{what} of the {who}": partial(look, processes[who]) for who in ("keeper", "porter")
+                 for what, look in (("KiB", _memory), ("descriptors", _descriptors))}  # fmt: skip
+        first = first or {what: look() for what, look in looks.items()}
+        for what, look in looks.items():
+            _settled(look, first[what] + (64 if what.startswith("KiB") else 0), f"{what} in life {number}")
         machine.stop()
         assert not (folder / "run").exists()
         files = files or _files(home)

@@ -83,9 +83,14 @@ def has_ended(end: socket.socket) -> bool:
     return bool(poller.poll(0))
 
 
+def blames_state(cause: InsulaError) -> bool:
+    """Whether ``cause`` is QEMU's word that its TPM cannot begin with the state it has."""
+    return _UNREADABLE in cause.message
+
+
 def explain_end(cause: InsulaError, folder: Path, uid: int | None) -> InsulaError:
-    """Pure but for one try: the error for a machine that did not start, ``cause``, and whose swtpm has ended."""
-    if _UNREADABLE in cause.message:
+    """Pure but for one try: the error for a machine that did not start, ``cause``, and whose swtpm has ended, or is about to."""
+    if blames_state(cause):
         hint = f"restore a snapshot; or, to begin with a new TPM, remove the folder {folder}"
         return MachineEnded(f"its TPM cannot begin with the state it has: {cause.message}", code="tpm_damaged", hint=hint)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -236,12 +236,12 @@ def _tpm(
 
 @contextlib.contextmanager
 def _tpm_errors(end: socket.socket, folder: Path, uid: int | None) -> Iterator[None]:
-    from insula.isolation.tpm import explain_end, has_ended
+    from insula.isolation.tpm import blames_state, explain_end, has_ended
 
     try:
         yield
     except InsulaError as cause:
-        if has_ended(end):
+        if blames_state(cause) or has_ended(end):
             raise explain_end(cause, folder, uid) from cause
         raise
 
