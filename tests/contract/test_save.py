@@ -22,7 +22,7 @@ from insula.engines.qemu.pagemap import own_runs
 from insula.engines.qemu.qmp import Monitor
 from insula.isolation.inhabitants import inhabitants
 from insula.model.units import KIB, MIB
-from insula.operations.capture import protect
+from insula.operations.capture import protect, protect_memory
 from insula.store import names
 from tests.contract.conftest import Bench
 from tests.framework.processes import written_files
@@ -128,7 +128,8 @@ def test_a_machine_is_launched_on_what_is_still_being_saved(
     begun: list[tuple[Saved, Life]] = []
 
     def launch(saved: Saved, folder: Path) -> None:
-        protect(folder, str(uuid.uuid4()), memory=saved.method != "changed-pages")
+        if saved.method != "changed-pages":
+            protect_memory(folder / names.MEMORY, str(uuid.uuid4()))
         begun.append((saved, parent.child("child", saved, folder, ahead=True)))
 
     saved, folder = parent.save(begun=launch)

@@ -39,17 +39,26 @@ def undo() -> None:
     _write("run", _UNDO)
 
 
+def pace() -> int:
+    """How many pages it looks at each time it wakes up."""
+    return _read("pages_to_scan")
+
+
+def keep_pace(pages: int) -> None:
+    """Have it look at so many. Raises OSError."""
+    _write("pages_to_scan", pages)
+
+
 @contextlib.contextmanager
-def hastened(pages: int) -> Iterator[None]:
-    """Within the context it looks at so many pages each time it wakes up."""
-    before = _read("pages_to_scan")
+def hastened(pages: int, former: int) -> Iterator[None]:
+    """Within the context it looks at so many pages each time it wakes up, afterwards at ``former`` again."""
     with contextlib.suppress(OSError):
-        _write("pages_to_scan", pages)
+        keep_pace(pages)
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
-            _write("pages_to_scan", before)
+            keep_pace(former)
 
 
 def _read(name: str) -> int:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 
 from msgspec.structs import replace
 
-from insula.errors import InsulaError
+from insula.errors import InsulaError, MachineEnded
 from insula.host.files import fleeting
 from insula.host.together import Beside, short_turns
 from insula.model.identity import Identity
@@ -56,8 +56,10 @@ class Ahead:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.drop()
-        self._place.close()
+        try:
+            self.drop()
+        finally:
+            self._place.close()
 
     def prepare(self, place: Path, state: SnapshotRecord) -> None:
         """See `Follower`. Before memory is written: behind all that, a disk takes long to make sure of anything. Variables of
@@ -100,7 +102,7 @@ class Ahead:
         """Its folder, which has its name now, and if ``origin`` is loaded already, its guest standing, the lease it lives by;
         else that is to be loaded from there. None when nothing was made ahead, or for something else than became of it.
 
-        Raises MachineEnded, HostLacks, AlreadyExists.
+        Raises HostLacks, AlreadyExists.
         """
         self._saving.close()
         self._preparing.join()
@@ -111,8 +113,12 @@ class Ahead:
             return None
         lease = None
         if self._made:
-            self._context.engine.load(staged / names.RUN, origin.folder / names.STATE, origin.folder / names.MEMORY)
-            lease = take_lease(staged)
+            try:
+                self._context.engine.load(staged / names.RUN, origin.folder / names.STATE, origin.folder / names.MEMORY)
+                lease = take_lease(staged)
+            except MachineEnded:  # its QEMU died meanwhile: as if there had been none
+                self.drop()
+                return None
             self._held.close()
         else:
             link_memory(staged, origin)
@@ -123,6 +129,8 @@ class Ahead:
                 lease.close()
             raise
         if folder is None:
+            if lease is not None:
+                lease.close()
             self.drop()
             return None
         self._staged = None

@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 # Memory may be read by processes of machines forked from it alone: by their group where each has a user of its own.
 _MEMORY_MODE = 0o440
 _STATE_MODE = 0o400
-_MODES = {names.MEMORY: _MEMORY_MODE} | dict.fromkeys((names.STATE, names.VARIABLES, names.TPM), _STATE_MODE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +131,8 @@ def _beginning(staged: Path, describe: Callable[[Saved], SnapshotRecord], follow
 
     def begin(saved: Saved) -> None:
         state = describe(saved)
-        protect(staged, state.id, memory=saved.method != "changed-pages")
+        if saved.method != "changed-pages":
+            protect_memory(staged / names.MEMORY, state.id)  # not the devices' file, which is yet to be written
         follower.begin(state)
 
     return begin
@@ -305,15 +305,21 @@ def protect(staged: Path, identifier: str, *, memory: bool = True) -> None:
 
     ``memory`` false: that file is another state's, too, and protected already.
     """
+    if memory and (staged / names.MEMORY).exists():
+        protect_memory(staged / names.MEMORY, identifier)
+    for name in (names.STATE, names.VARIABLES, names.TPM):
+        if (staged / name).exists():
+            (staged / name).chmod(_STATE_MODE)
+
+
+def protect_memory(path: Path, identifier: str) -> None:
+    """As `protect`, of the memory file alone."""
     from insula.isolation.uids import jail_ids
 
     group = jail_ids(identifier).machine
-    for name, mode in _MODES.items():
-        path = staged / name
-        if path.exists() and (memory or name != names.MEMORY):
-            if group is not None and name == names.MEMORY:
-                os.chown(path, -1, group)
-            path.chmod(mode if group is not None or name != names.MEMORY else _STATE_MODE)
+    if group is not None:
+        os.chown(path, -1, group)
+    path.chmod(_STATE_MODE if group is None else _MEMORY_MODE)
 
 
 def _sums(folder: Path, record: MachineRecord, staged: Path, *, shared: bool) -> dict[str, FileSum]:

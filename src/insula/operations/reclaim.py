@@ -29,7 +29,7 @@ from insula.model.units import format_size
 from insula.operations.context import Context
 from insula.operations.observe import is_alive, observe_state
 from insula.operations.operation import Operation
-from insula.operations.rest import is_at_rest
+from insula.operations.rest import is_at_rest, is_attended
 from insula.operations.squeeze import LEAST, can_squeeze, squeeze, taken_from
 from insula.resources.admission import PROCESS, Claim
 from insula.resources.policy import Policy
@@ -131,10 +131,15 @@ def _warm_states(need: Need) -> Iterator[Offer]:
     keys = warm_keys(home)
     if not keys or not is_in_memory(home.warm.stat().st_dev):
         return
-    oldest = sorted(keys, key=lambda key: (home.warm / key).stat().st_mtime)
-    for key in oldest:
+    for key in sorted(keys, key=lambda key: _made_at(home.warm / key)):
         if home.warm / key != need.needs and (gain := _only_here(home.warm / key)):
             yield Offer(gain, partial(_delete_warm, need, key))
+
+
+def _made_at(folder: Path) -> float:
+    with contextlib.suppress(OSError):  # somebody else deletes it
+        return folder.stat().st_mtime
+    return 0.0
 
 
 def _delete_warm(need: Need, key: str, wanted: int) -> str:
@@ -202,13 +207,21 @@ def _merge_pages(need: Need, wanted: int) -> str:
     """Turn merging on, and give it time to look through all pages."""
     del wanted
     need.operation.tell("have the kernel merge equal pages")
-    (need.context.home.host / names.KSM).touch()
+    former = _mark_merging(need.context)
     samepages.merge(True)
     end, deadline = samepages.rounds() + 2, time.monotonic() + _MERGING
-    with samepages.hastened(_PAGES):
+    with samepages.hastened(_PAGES, former):
         while need.missing() > 0 and samepages.rounds() < end and time.monotonic() < deadline:
             need.operation.wait(_LOOKS)
     return "equal pages merged from now on"
+
+
+def _mark_merging(context: Context) -> int:
+    """Write down that it is we who turn merging on, and how fast it was: for whoever turns it off, should we not come to that."""
+    mark = context.home.host / names.KSM
+    if not mark.exists():
+        mark.write_text(str(samepages.pace()))
+    return int(mark.read_text() or samepages.pace())
 
 
 def end_merging(context: Context, policy: Policy) -> None:
@@ -217,6 +230,7 @@ def end_merging(context: Context, policy: Policy) -> None:
     if mark.exists() and not (policy.ksm and any(is_alive(folder) for folder, _ in all_records(context.home))):
         with contextlib.suppress(OSError):
             samepages.merge(False) if policy.ksm else samepages.undo()
+            samepages.keep_pace(int(mark.read_text() or samepages.pace()))
             mark.unlink(missing_ok=True)
 
 
@@ -225,13 +239,15 @@ def _idle_machines(need: Need) -> Iterator[Offer]:
         return
     for folder, record, claim in need.running():
         if not record.ephemeral and is_at_rest(folder, list(inhabitants(folder, record.id)), need.policy.suspend):
-            yield Offer(_all_of(need, claim), partial(_suspend, need, folder))
+            yield Offer(_all_of(need, claim), partial(_suspend, need, folder, record.id))
 
 
-def _suspend(need: Need, folder: Path, wanted: int) -> str:
+def _suspend(need: Need, folder: Path, machine_id: str, wanted: int) -> str:
     from insula.operations.suspend import suspend
 
     del wanted
+    if is_attended(inhabitants(folder, machine_id)):  # since it was looked at: what came before may have taken minutes
+        return ""
     need.operation.tell(f"suspend {folder.name}, which is idle")
     suspend(need.context, SuspendMachine(name=folder.name), Operation("suspend", folder.name))
     append_event(folder, "made-room", **{"for": need.why})

@@ -225,8 +225,10 @@ def give_back(context: Context, folder: Path) -> bool:
     lock = _lock(folder)
     if lock is None:
         return False
-    end_nameless(context, folder)
-    os.close(lock)
+    try:
+        end_nameless(context, folder)
+    finally:
+        os.close(lock)
     return True
 
 

@@ -19,6 +19,7 @@ from insula.operations.context import Context
 from insula.operations.hold import hold_machine
 from insula.store import names
 from insula.store.events import append_event
+from insula.store.locks import held
 from insula.store.machines import MachineRecord, read_machine
 from insula.store.names import Home
 from insula.store.records import read_record, write_record
@@ -55,12 +56,12 @@ def squeeze(context: Context, name: str, wanted: int, hidden: int, floor: int, w
 
     Raises NotFound, WrongState, Busy, InsulaError.
     """
-    with hold_machine(context, name, "reclaim") as held:
-        run, shape = held.folder / names.RUN, held.record.hardware
-        said = context.engine.guest_memory(run) if can_squeeze(held.folder, held.record) else None
+    with hold_machine(context, name, "reclaim") as machine:
+        run, shape = machine.folder / names.RUN, machine.record.hardware
+        said = context.engine.guest_memory(run) if can_squeeze(machine.folder, machine.record) else None
         if said is None:
             return 0
-        before = taken_from(held.folder)
+        before = taken_from(machine.folder)
         usable = shape.usable - before
         spare = (said.available if keep else said.free) - usable // _RESERVE
         amount = min(wanted + hidden, spare, usable - shape.usable * floor // 100) // MIB * MIB
@@ -69,10 +70,10 @@ def squeeze(context: Context, name: str, wanted: int, hidden: int, floor: int, w
         write_record(run / names.SQUEEZED, _Squeezed(before + amount))
         actual = context.engine.balloon(run, usable - amount)
         if not keep:
-            context.engine.balloon(run, usable)
+            context.engine.balloon(run, usable, wait=False)
         given = max(0, usable - max(actual, usable - amount))
-        _note(held.folder, before + given if keep else before)
-        append_event(held.folder, "gave-memory", bytes=given, kept=keep, **{"for": why})
+        _note(machine.folder, before + given if keep else before)
+        append_event(machine.folder, "gave-memory", bytes=given, kept=keep, **{"for": why})
         return max(0, given - hidden)
 
 
@@ -96,8 +97,12 @@ def relieve(context: Context, left: int) -> None:
     for folder in squeezed_folders(context.home):
         if left < LEAST:
             return
-        with contextlib.suppress(InsulaError, OSError), hold_machine(context, folder.name, "reclaim") as held:
-            left -= release(context, held.folder, held.record, most=left, wait=False)
+        with held(folder / names.LOCK) as free:
+            pass
+        if not free:
+            continue
+        with contextlib.suppress(InsulaError, OSError), hold_machine(context, folder.name, "reclaim") as machine:
+            left -= release(context, machine.folder, machine.record, most=left, wait=False)
 
 
 def squeezed_folders(home: Home) -> list[Path]:
