@@ -173,7 +173,7 @@ def test_who_has_a_former_ones_address_is_reached_at_once(town: World) -> None:
     mac = town.host.attach_heir("heir", 12, 10)
     for address in addresses:
         assert town.host.remembered(address) == mac
-        _until(lambda address=address: town.host.remembered(address, "b") == mac)  # type: ignore[misc]
+        _until(lambda address=address: town.host.remembered(address, "b") == mac)  # type: ignore[misc]  # mypy cannot tell the type of a default
     town.host.configure("heir", addresses[0])
     assert town.machine("b").ping(addresses[0])
     town.host.end("heir")
@@ -224,7 +224,7 @@ def test_machines_that_keep_an_address_live_side_by_side(town: World) -> None:
         _until(lambda: town.machine("a").lookup("10.77.0.1", "y.insula", patience=1.0) == ["10.77.0.21"])
         for name, address in (("x", "10.77.0.20"), ("y", "10.77.0.21")):
             assert town.machine(name).ping("10.77.0.1")
-            _until(lambda name=name: town.machine(name).connect(OTHER4, 80, 1.0) == "open")  # type: ignore[misc]
+            _until(lambda name=name: town.machine(name).connect(OTHER4, 80, 1.0) == "open")  # type: ignore[misc]  # mypy cannot tell the type of a default
             assert town.machine("a").connect(address, 70, flow=f"to {address}") == "open"
             assert town.machine("a").say(f"to {address}")
         assert town.machine("x").connect("10.77.0.21", 70) == "open"
