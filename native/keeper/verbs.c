@@ -257,4 +257,8 @@ void verb_frame(struct keeper *keeper, struct channel *channel, const struct wir
         wire_window_add(&channel->down[WIRE_STDOUT], wire_get_u32(frame->payload));
     else if (frame->type == WIRE_DATA)
         type_keys(keeper, channel, frame);
+    else if (frame->type == WIRE_EOF && frame->stream == WIRE_STDIN && channel->input) {
+        channel->follow = false; /* whoever typed has left: it ends with what there is */
+        channel->until = keeper->console.end;
+    }
 }

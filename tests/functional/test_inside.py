@@ -209,6 +209,13 @@ def test_the_console_works_both_ways(shared: str, home: Path) -> None:
         child.kill()
 
 
+def test_a_console_ends_with_its_input(shared: str, home: Path) -> None:
+    run_cli(home, "exec", shared, "--", "sh", "-c", "echo said-before > /dev/console")
+    while b"said-before" not in (ended := run_cli(home, "console", shared)).stdout:  # the guest's bytes may still be on their way
+        assert ended.returncode == 0
+    assert run_cli(home, "console", shared, data=b"\n").returncode == 0
+
+
 def test_attaching_on_a_terminal_tells_how_to_leave_and_to_log_in(shared: str, home: Path) -> None:
     ours, theirs = pty.openpty()
     with popen_cli(home, "console", shared, stdin=theirs, stderr=subprocess.PIPE) as child:

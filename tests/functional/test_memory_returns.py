@@ -54,7 +54,7 @@ def test_what_a_booted_guest_frees_returns(home: Path, request: pytest.FixtureRe
 
 def test_a_fork_says_that_nothing_returns(home: Path, tiny: str) -> None:
     with insula.connect(home).run(tiny, memory="128M", network="none") as machine:
-        assert machine.show().returns.startswith("not while it runs")
+        assert machine.show().returns.startswith("only when it ends")
 
 
 def test_a_guest_that_runs_out_of_memory_is_told_as_such(home: Path, tiny: str, name: str) -> None:

@@ -366,7 +366,7 @@ def test_what_cannot_be_is_refused_with_nothing_left(home: Path, tiny: str, lab:
         connection.create_network("lab", "private")
     with pytest.raises(WrongState) as used:
         connection.delete_network("lab")
-    assert used.value.code == "network_in_use"
+    assert (used.value.code, used.value.message) == ("network_in_use", "lab is in use by net-one, net-two")
     with pytest.raises(NotFound):
         connection.create(tiny, name="nobody", network="labb")
     with pytest.raises(NotFound, match="net-onne"):

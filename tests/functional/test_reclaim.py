@@ -121,7 +121,7 @@ def test_a_guest_gives_what_it_does_not_use_and_has_it_again(
     assert said.endswith(f"{giver.name} gave back what its guest does not use")
     taken = taken_from(folder)
     assert LEAST <= taken <= 256 * MIB
-    assert "for others' sake" in giver.show().returns
+    assert "lent to other machines" in giver.show().returns
     assert {event["for"] for event in _events(folder, "gave-memory")} == {"run new"}
     assert _free(giver) < before - 10 * 1024
     assert read_machine(folder).shape is None  # it is a loan: its record does not know

@@ -21,16 +21,21 @@ def _card(network: str, nic: Any) -> str:
     return f"{network} ({', '.join([nic.mac, *more])})"
 
 
-_COUNTED = {"spoofed": "not its own addresses", "egress": "refused by its profile"}
+# What is counted beside the rules: in words that say what became of the packets.
+_COUNTED = {"spoofed": "refused, sent from addresses that are not its own", "egress": "refused by its profile"}
 
 
 def _traffic(card: Any) -> str:
-    """``nat (4.1 KiB in, 40 packets; 2.9 KiB out, 36 packets; deny to any: 2)``."""
-    received = f"{format_size(card.received)} in, {card.packets_received} packets"
-    sent = f"{format_size(card.sent)} out, {card.packets_sent} packets"
-    met = [f"{_COUNTED.get(rule, rule)}: {packets}" for rule, packets in card.rules.items() if packets]
+    """``nat (4.1 KiB in, 40 packets; 2.9 KiB out, 36 packets; 2 packets met deny to any)``."""
+    received = f"{format_size(card.received)} in, {_packets(card.packets_received)}"
+    sent = f"{format_size(card.sent)} out, {_packets(card.packets_sent)}"
+    met = [f"{_packets(count)} {_COUNTED.get(rule, f'met {rule}')}" for rule, count in card.rules.items() if count]
     dropped = [f"{card.drops} dropped"] if card.drops else []
     return f"{card.network} ({'; '.join([received, sent, *dropped, *met])})"
+
+
+def _packets(count: int) -> str:
+    return f"{count} packet{'' if count == 1 else 's'}"
 
 
 def _firewall(firewall: Any) -> str:
@@ -73,7 +78,7 @@ def print_details(detail: Any) -> None:
             ("state", _state(detail)),
             ("problem", detail.problem or ""),
             ("ended", f"{ended.reason}, {age(ended.at)} ago{': ' + ended.detail if ended.detail else ''}" if ended else ""),
-            ("last words", ended.last_words if ended else ""),
+            ("last words", ended.last_words.rstrip() if ended else ""),
             ("origin", detail.origin),
             ("renewed", ", ".join(detail.renewed.done) if detail.renewed else ""),
             ("not renewed", "; ".join(f"{part} ({why})" for part, why in detail.renewed.left.items()) if detail.renewed else ""),
@@ -81,7 +86,7 @@ def print_details(detail: Any) -> None:
             ("shape", _shape(detail)),
             ("next start", detail.next_start or ""),
             ("jail", _jail(detail)),
-            ("freed memory", f"returns {detail.returns}" if detail.returns else ""),
+            ("memory", f"what is freed inside comes back to this host {detail.returns}" if detail.returns else ""),
             ("disk used", format_size(detail.disk_used)),
             ("limits", _limits(detail)),
             ("networks", ", ".join(_card(name, nic) for name, nic in zip(detail.networks, detail.nics, strict=False)) or "none"),

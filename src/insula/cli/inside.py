@@ -95,7 +95,11 @@ def console_words(name: str, direct: bool) -> str:
 @_json
 @click.argument("name", shell_complete=later("machines"))
 def console(name: str, as_json: bool) -> int:
-    """Attach to a machine's serial console; leave it by Ctrl-]."""
+    """Attach to a machine's serial console; leave it by Ctrl-].
+
+    It is for boot messages and guests without Insula's agent: to work in a machine use `insula shell NAME`, to follow what it
+    prints `insula logs -f NAME`. Where the input is not a terminal, its end is the end.
+    """
     from insula.cli.common import client
     from insula.model.requests import OpenConsole, ShowMachine
 

@@ -46,7 +46,8 @@ def _wait(link: Link, until: str, timeout: float, subject: str) -> Fields:
 def console(link: Link, streams: Streams, *, follow: bool = True, keys: bool = True) -> None:
     """Show what the guest printed on its console, and with ``follow`` what it prints until the machine ends.
 
-    ``keys``: standard input is typed on the console. It never ends by end of input, but by whatever ``streams`` raise.
+    ``keys``: standard input is typed on the console, and its end is the end, after what was printed until then (a keeper of
+    an earlier version goes on).
     """
     _stream(link.open("keeper.console", follow=int(follow), input=int(keys)), streams)
 

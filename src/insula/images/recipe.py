@@ -20,6 +20,7 @@ NAME: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}(:[a-z0-9][a-z0-9.-]{0,31})?"
 _SUITE = re.compile(r"[a-z][a-z0-9-]{1,31}")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(:[a-z0-9]+)?(=[A-Za-z0-9.+~:-]+)?(/[a-z0-9-]+)?")
 _OWNER = re.compile(r"(0|[1-9]\d{0,4}):(0|[1-9]\d{0,4})")
+_OFFERED = 8  # names told to whoever asked for one that is like none
 _MODE = re.compile(r"0?[0-7]{3,4}")
 
 BUSYBOX: Final = "busybox-static"  # what the root of a direct-boot image is made of; the other one needs libraries
@@ -237,8 +238,13 @@ def recipes() -> dict[str, Recipe]:
 
 def unknown_image(name: str, known: list[str]) -> NotFound:
     """The error for a name that is neither an image nor a recipe."""
-    near = nearest(name, known)
-    hint = f"did you mean {' or '.join(near)}?" if near else "to see what there is: insula image list"
+    if near := nearest(name, known):
+        hint = f"did you mean {' or '.join(near)}?"
+    else:
+        shown = ", ".join(known[:_OFFERED]) + (", …" if len(known) > _OFFERED else "")
+        hint = (
+            f"there is {shown}; all of them: insula image list" if known else "there is none yet; see: insula image build --help"
+        )
     return NotFound(f"no image or recipe named '{name}'", code="image_not_found", hint=hint)
 
 

@@ -167,6 +167,11 @@ class ExecMachine(Execution, frozen=True):
 
 
 class OpenConsole(Request, frozen=True):
+    """Type on the console (with ``input``) until the input ends, and see what it says; without it see what comes.
+
+    Without ``follow`` it ends with what was printed already.
+    """
+
     name: str
     follow: bool = True
     input: bool = True

@@ -15,7 +15,7 @@ from insula.store.machines import machine_folder
 
 
 def console(context: Context, request: OpenConsole, operation: Operation, streams: Streams) -> None:
-    """Show the console and type on it, until the machine ends or the streams do. Raises NotFound, WrongState."""
+    """Show the console and type on it, until the machine ends or the input does. Raises NotFound, WrongState."""
     del operation
     folder = machine_folder(context.home, request.name)
     status, _ = observe(folder)

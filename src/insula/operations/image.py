@@ -11,7 +11,7 @@ import msgspec
 from insula.errors import InsulaError, NotFound
 from insula.host.files import disk_usage
 from insula.images.catalogue import delete as delete_image
-from insula.images.catalogue import delete_unused, find, get, is_used, list_images, sweep
+from insula.images.catalogue import delete_unused, find, get, is_used, list_images, read_names, sweep
 from insula.model.requests import BuildImage, DeleteImage, ListImages, PruneImages, ShowImage
 from insula.operations.context import Context
 from insula.operations.operation import Operation
@@ -191,7 +191,7 @@ def _what_is_there(context: Context, name: str) -> tuple[str, ImageStatus]:
 
     Raises NotFound.
     """
-    from insula.images.recipe import recipes
+    from insula.images.recipe import recipes, unknown_image
 
     for entry in list_images(context.home):
         if name in entry.names or (len(name) >= 8 and entry.digest.startswith(name)):
@@ -201,8 +201,7 @@ def _what_is_there(context: Context, name: str) -> tuple[str, ImageStatus]:
             return entry.digest, _status(entry.image, names)
     if name in recipes():
         raise NotFound(f"the image '{name}' is not built", code="image_not_found", hint="to see what there is: insula image list")
-    image = get(context.home, name)  # explains what there is instead
-    return image.digest, _status(image, [])
+    raise unknown_image(name, sorted(read_names(context.home).names))
 
 
 def _status(image: Image, names: list[str]) -> ImageStatus:

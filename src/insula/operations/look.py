@@ -165,12 +165,12 @@ def _processes(folder: Path, machine_id: str) -> dict[str, int]:
 def _returns(folder: Path, record: MachineRecord) -> str:
     """How memory that the guest frees comes back to the host."""
     if (folder / names.RUN / names.MEMORY).exists():
-        return "not while it runs: it maps an image that others map, too, in which nobody may make holes"
+        return "only when it ends: it shares its memory with other machines"  # a hole in the image would be one in theirs
     if record.board is None or not record.board.balloon:
-        return "not while it runs: it has no balloon"
+        return "only when it ends: its guest has no means to hand it over"  # no balloon, so no free-page reporting either
     taken = taken_from(folder)
-    lent = f"; {format_size(taken)} are in its balloon for others' sake" if taken else ""
-    return f"at once (free-page reporting); more by a balloon: insula limit --memory{lent}"
+    lent = f"; {format_size(taken)} of it are lent to other machines" if taken else ""
+    return f"at once; to take more from it: insula limit --memory{lent}"
 
 
 def _holds(context: Context, folder: Path, record: MachineRecord) -> list[Hold]:

@@ -23,6 +23,8 @@ from insula.store.locks import folder_lock, machine_lock
 from insula.store.machines import MachineRecord, machine_names, read_machine
 from insula.store.networks import NetworkRecord, sweep_networks
 
+_NAMED = 5  # machines named to whoever wants to delete the network they are on
+
 
 def create(context: Context, request: CreateNetwork, operation: Operation) -> NetworkStatus:
     """Make a network. Raises UsageError, AlreadyExists (``subnet_taken`` too), HostLacks (``no_fabric``); then there is none."""
@@ -85,15 +87,23 @@ def delete(context: Context, request: DeleteNetwork, operation: Operation) -> Ne
     name, record = find_network(context.home, request.name)
     members = _members(context)
     if users := members.get(record.id):
-        shown = ", ".join(user.machine for user in users[:5]) + ("…" if len(users) > 5 else "")
-        raise WrongState(
-            f"{name} is in use by {shown}", code="network_in_use",
-            hint=f"take them off first: insula network detach {name} {users[0].machine}",
-        )  # fmt: skip
+        raise _in_use(name, [user.machine for user in users])
     operation.tell("delete it")
     _release_what_is_gone(context)
     delete_network(context.home, name)
     return _status(name, record, {})
+
+
+def _in_use(name: str, users: list[str]) -> WrongState:
+    """The error that names them, and the commands that take them off; of many, the first."""
+    few = users[:_NAMED]
+    detach = " && ".join(f"insula network detach {name} {user}" for user in few)
+    more = f" … (all of them: insula network show {name})" if users[_NAMED:] else ""
+    return WrongState(
+        f"{name} is in use by {', '.join(few)}{f' and {len(users) - _NAMED} more' if more else ''}",
+        code="network_in_use",
+        hint=f"take {'it' if len(users) == 1 else 'them'} off first: {detach}{more}",
+    )
 
 
 def _release_what_is_gone(context: Context) -> None:

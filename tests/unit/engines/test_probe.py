@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from insula.engines.qemu.launch import PATIENCE, explain_failure, porter_words
-from insula.engines.qemu.probe import EMULATED_CPU, Build, Notes, choose, has_mapped_ram, parse_machine, parse_version
+from insula.engines.qemu.probe import EMULATED_CPU, Build, Notes, ask, choose, has_mapped_ram, parse_machine, parse_version
 from insula.errors import HostLacks, MachineEnded
 from insula.host.accelerators import Proof
 from insula.store.machines import BoardRecord
@@ -21,6 +23,23 @@ def test_versions() -> None:
     for text in ("", "not QEMU at all", "QEMU emulator version unknown"):
         with pytest.raises(HostLacks):
             parse_version(text)
+
+
+@pytest.mark.parametrize(("version", "fits"), [("7.2.22", False), ("8.1.5", False), ("8.2.0", True), ("11.0.0", True)])
+def test_a_qemu_that_is_too_old_is_refused_by_its_version(tmp_path: Path, version: str, fits: bool) -> None:
+    """Debian 12's own is 7.2. Here a program that says what a QEMU of that version says."""
+    program = tmp_path / "qemu-system-x86_64"
+    alias = "echo 'q35  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-7.2)'"
+    program.write_text(f"#!/bin/sh\n[ $1 = -version ] && echo 'QEMU emulator version {version} (Debian)' || {alias}\n")
+    program.chmod(0o755)
+    if fits:
+        assert ask(str(program)) == Build(str(program), version, "pc-q35-7.2")
+        return
+    with pytest.raises(HostLacks) as refused:
+        ask(str(program))
+    assert refused.value.code == "qemu_too_old"
+    assert refused.value.message == f"QEMU {version} is too old: 8.2 or later is needed"
+    assert refused.value.hint == "to install a later one: insula doctor --fix"
 
 
 def test_machine_behind_q35() -> None:

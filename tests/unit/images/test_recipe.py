@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from insula.errors import NotFound, UsageError
-from insula.images.recipe import load_recipe, parse_recipe, recipes, recipes_folder
+from insula.images.recipe import load_recipe, parse_recipe, recipes, recipes_folder, unknown_image
 
 GOOD = """\
 name = "web"
@@ -111,6 +111,15 @@ def test_nearest_names_are_offered() -> None:
         load_recipe("debain")
     assert error.value.code == "image_not_found"
     assert "debian" in (error.value.hint or "")
+
+
+def test_what_there_is_is_offered_for_a_name_like_none() -> None:
+    with pytest.raises(NotFound) as error:
+        load_recipe("nope")
+    assert error.value.hint == "there is debian, debian-12, debian:12, debian:13, tiny; all of them: insula image list"
+    assert unknown_image("nope", [f"image-{number}" for number in range(20)]).hint == (
+        "there is image-0, image-1, image-2, image-3, image-4, image-5, image-6, image-7, …; all of them: insula image list"
+    )
 
 
 @pytest.mark.parametrize("package", ["busybox-static", "busybox-static=1:1.37.0-6+b3", "busybox-static/trixie-backports"])

@@ -330,6 +330,21 @@ def test_keys_reach_the_guest_from_those_who_may_type(rig: Rig) -> None:
     assert rig.console.recv(100) == b"x"
 
 
+def test_the_end_of_the_keys_ends_a_console(rig: Rig) -> None:
+    rig.greet()
+    rig.console.sendall(b"login: ")
+    rig.status()
+    typist, watcher = rig.link().open("keeper.console", follow=1, input=1), rig.link().open("keeper.console", follow=1)
+    typist.write(b"root\n")
+    typist.eof()
+    assert read_all(typist) == b"login: "
+    assert rig.console.recv(100) == b"root\n"
+    watcher.eof()  # it has no keys that could end
+    assert watcher.next(10) == (wire.STDOUT, b"login: ")
+    rig.console.sendall(b"Password: ")
+    assert watcher.next(10) == (wire.STDOUT, b"Password: ")
+
+
 def test_many_keys_get_credit(rig: Rig) -> None:
     rig.greet()
     client = rig.raw()

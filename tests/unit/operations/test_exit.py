@@ -36,6 +36,14 @@ def test_every_end_has_a_word(tmp_path: Path, record: dict[str, object], reason:
     assert "\x07" not in end.last_words
 
 
+def test_what_qemu_says_in_good_order_are_no_last_words(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    idle = "qemu: Issue while setting TUNSETSTEERINGEBPF: Inappropriate ioctl\nqemu: Discarding RAM with readonly files kept it\n"
+    for said, kept in ((idle, ""), (f"{idle}qemu: no room\n", "qemu: no room\n")):
+        (tmp_path / "run/exit.json").write_text(json.dumps({"reason": "crashed", "last_words": said}))
+        assert read_exit(tmp_path).last_words == kept
+
+
 def test_a_run_folder_that_is_going_leaves_the_end_to_the_note(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     assert last_end(tmp_path) is None

@@ -88,11 +88,13 @@ def test_what_is_used_is_never_pruned(tmp_path: Path, by: str, named: bool) -> N
 
 def test_what_is_not_built_cannot_be_deleted_and_is_not_offered_instead(tmp_path: Path) -> None:
     context = Context(Home(tmp_path / "home"))
-    for name, message in (("tiny", "the image 'tiny' is not built"), ("nothing-like", "no image or recipe named 'nothing-like'")):
+    for name, message, hint in (
+        ("tiny", "the image 'tiny' is not built", "to see what there is: insula image list"),
+        ("nothing-like", "no image or recipe named 'nothing-like'", "there is none yet; see: insula image build --help"),
+    ):
         with pytest.raises(NotFound) as error:
             delete(context, DeleteImage(image=name), Operation("image delete"))
-        assert (error.value.code, error.value.message) == ("image_not_found", message)
-        assert error.value.hint == "to see what there is: insula image list"
+        assert (error.value.code, error.value.message, error.value.hint) == ("image_not_found", message, hint)
 
 
 @pytest.mark.parametrize("way", ["prune", "delete"])

@@ -80,7 +80,7 @@ def learn(home: Home, arch: str, *, fresh: bool = False) -> Notes:
                 return notes
         except (OSError, InsulaError):
             pass
-    build = _ask(binary)
+    build = ask(binary)
     proofs = {name: prove(binary, name, EMULATED_CPU if name == "tcg" else "host") for name in ACCELERATORS}
     notes = Notes(1, rests_on, build, proofs)
     try:
@@ -103,13 +103,14 @@ def _rests_on(binary: str) -> str:
     return digest_of(repr(words).encode())[:32]
 
 
-def _ask(binary: str) -> Build:
+def ask(binary: str) -> Build:
+    """What the program ``binary`` says it is. Raises HostLacks (``qemu_too_old``, ``not_qemu``)."""
     version = parse_version(run([binary, "-version"]).text)
     if tuple(int(part) for part in version.split(".")[:2]) < LOWEST:
         raise HostLacks(
             f"QEMU {version} is too old: {'.'.join(map(str, LOWEST))} or later is needed",
             code="qemu_too_old",
-            hint="run: insula doctor --fix",
+            hint="to install a later one: insula doctor --fix",
         )
     return Build(binary, version, parse_machine(run([binary, "-machine", "help"]).text))
 
