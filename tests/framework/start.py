@@ -30,7 +30,10 @@ def main(words: list[str]) -> int:
         return status
     os.chdir(ROOT)
     _let_children_hear()
-    # Processes that pytest starts are not in isolated mode as this one is; nor may they write into the clone.
+    # Processes that pytest starts are not in isolated mode as this one is, but what the caller set for its own Python is none
+    # of theirs either (PYTHONDONTWRITEBYTECODE, PYTHONOPTIMIZE…); nor may they write into the clone.
+    for name in [name for name in os.environ if name.startswith("PYTHON")]:
+        del os.environ[name]
     os.environ |= {"PYTHONNOUSERSITE": "1", "PYTHONPYCACHEPREFIX": sys.pycache_prefix or str(cache_folder("pycache"))}
     known = ["-c", str(ROOT / "pyproject.toml"), "-o", f"cache_dir={cache_folder('pytest')}"]
     status = int(pytest.main([*known, *_side_by_side(words), *words]))

@@ -44,15 +44,19 @@ class Terminal:
             self.shown += os.read(self._outer, 65536)
 
     def end(self) -> int:
-        """How it ended; all that it said first, so that it is not kept from ending."""
+        """How it ended; all that it says is taken in meanwhile, so that it is not kept from ending, and once more when it has."""
         while self.process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(0.05)
-            os.set_blocking(self._outer, False)
-            with contextlib.suppress(BlockingIOError):
-                self.shown += os.read(self._outer, 65536)
-            os.set_blocking(self._outer, True)
+            self._take()
+        self._take()
         return self.process.returncode
+
+    def _take(self) -> None:
+        os.set_blocking(self._outer, False)
+        with contextlib.suppress(BlockingIOError):
+            self.shown += os.read(self._outer, 65536)
+        os.set_blocking(self._outer, True)
 
     def close(self) -> None:
         self.process.kill()

@@ -14,6 +14,7 @@ from insula.version import __version__
 
 def test_it_is_this_insula(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path / "compiled"))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     done = subprocess.run(own_command("--version"), capture_output=True, text=True, check=True, cwd=tmp_path, env={})
     assert done.stdout == f"insula {__version__}\n"
     assert list((tmp_path / "compiled").rglob("*.pyc"))
