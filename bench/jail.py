@@ -7,8 +7,9 @@ import subprocess
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final
+
+from msgspec.structs import replace
 
 from bench.pairs import Pairs, interleave
 from bench.world import World

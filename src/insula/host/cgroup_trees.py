@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
+
+import msgspec
 
 FORMER: Final = "insula-callers"  # version 2: where those go who were in a group that is to have groups below it
 CONTROLLERS: Final = ("cpu", "cpuacct", "cpuset", "memory", "blkio", "io", "pids")
@@ -22,8 +23,7 @@ PROCESSES: Final = "cgroup.procs"
 Kind = Literal["v1", "v2", "hybrid", "none"]
 
 
-@dataclass(frozen=True, slots=True)
-class Tree:
+class Tree(msgspec.Struct, frozen=True):
     """One tree: its version (1 or 2), the controllers it has, and the folder in it below which we may make groups."""
 
     version: int

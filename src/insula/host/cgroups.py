@@ -16,9 +16,10 @@ import select
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from insula.host.cgroup_trees import CONTROLLERS, FORMER, PROCESSES, Tree, find_trees, read_file
 
@@ -30,8 +31,7 @@ _WARM_TIMES: Final = 200
 _MOMENT: Final = 5  # milliseconds
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(msgspec.Struct, frozen=True):
     """One group, ``insula/PARENT/LEAF``, in the trees it is in."""
 
     parent: str

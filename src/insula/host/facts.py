@@ -13,9 +13,10 @@ import os
 import struct
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from insula.errors import ChildFailed, HostLacks
 from insula.host.cgroup_trees import find_trees, kind_of
@@ -225,8 +226,7 @@ def _text(path: str | Path) -> str:
         return ""
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+class Probe(msgspec.Struct, frozen=True):
     """A probe whose answer holds until the host boots again or one of ``files`` (programs by their names alone) changes."""
 
     name: str

@@ -11,9 +11,10 @@ import os
 import socket
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from insula.errors import ChildFailed, HostLacks
 from insula.host.native import native_path
@@ -29,8 +30,7 @@ _TUN: Final = "/dev/net/tun"
 ROOM: Final = "/n"  # where a program in a room sees the folder it is shown
 
 
-@dataclass(frozen=True, slots=True)
-class Spaces:
+class Spaces(msgspec.Struct, frozen=True):
     """Descriptors of a network namespace and of the user namespace that owns it (None: the host's own)."""
 
     net: int
@@ -49,8 +49,7 @@ class Spaces:
             os.close(descriptor)
 
 
-@dataclass(frozen=True, slots=True)
-class Program:
+class Program(msgspec.Struct, frozen=True):
     """What a holder is to start. ``outside``: in the host's network. ``uid``: of a user of its own (root's holders only).
 
     ``rights``: a mask of capabilities; None leaves all as they are, and the program in the host's file system. Otherwise it is in

@@ -9,8 +9,9 @@ import re
 import socket
 import struct
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from insula.errors import HostLacks
 from insula.host.holder import Spaces
@@ -62,8 +63,7 @@ def refusals(stderr: str) -> Iterator[tuple[int, str]]:
         yield 0, said
 
 
-@dataclass(frozen=True, slots=True)
-class Counted:
+class Counted(msgspec.Struct, frozen=True):
     """What a link has carried, as its own side sees it: bytes, packets, and packets dropped."""
 
     up: bool

@@ -15,9 +15,10 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from insula.errors import ChildFailed, HostLacks
 from insula.host.process import run, spawn
@@ -28,8 +29,7 @@ ROOT_BASE: Final = 900_000_000
 _PATIENCE: Final = 10.0  # seconds
 
 
-@dataclass(frozen=True, slots=True)
-class IdRange:
+class IdRange(msgspec.Struct, frozen=True):
     """``count`` ids of this host beginning at ``first``, for users and for groups."""
 
     first_uid: int

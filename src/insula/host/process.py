@@ -14,8 +14,9 @@ import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from insula.errors import ChildFailed, HostLacks
 
@@ -25,8 +26,7 @@ _LAST_WORDS = 8192
 _POLITE = "10"  # nice(1): what is done behind yields to what somebody waits for
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(msgspec.Struct, frozen=True):
     """What a finished child left behind."""
 
     argv: tuple[str, ...]

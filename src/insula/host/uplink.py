@@ -13,9 +13,10 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from insula.host.namespaces import enter
 from insula.host.process import Child, find_program, run, spawn
@@ -29,8 +30,7 @@ _PASTA: Final = "pasta --foreground --quiet --config-net --no-map-gw --no-netns-
 _GUARDED: Final = "exec 3<&0; $1 <&- 3<&- & (read -r _ <&3; kill $!) & wait %1"
 
 
-@dataclass(frozen=True, slots=True)
-class Uplink:
+class Uplink(msgspec.Struct, frozen=True):
     """``network``: a descriptor of the namespace, or None with the reason in ``why``. ``resolver``: its resolv.conf."""
 
     network: int | None = None

@@ -10,11 +10,11 @@ import io
 import stat
 import tarfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One file: ``path`` without a leading slash, ``mode`` with its type bits; a link's ``content`` is its target."""
 
     path: str

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import struct
 import uuid
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from insula.images.filesystem import derived_uuid, make_ext4
 from insula.images.gpt import BIOS_BOOT, ESP, ROOT, SECTOR, TABLE_SECTORS, Partition, protective_mbr, tables
@@ -78,8 +79,7 @@ mcopy -m -i /work/esp.img /work/boot/BOOTX64.EFI ::EFI/BOOT/BOOTX64.EFI
 _PUT: Final = 'dd status=none conv=notrunc bs=512 iflag=fullblock seek="$1" of=/work/disk.raw'
 
 
-@dataclass(frozen=True, slots=True)
-class DiskPlan:
+class DiskPlan(msgspec.Struct, frozen=True):
     """Where everything lies on a disk of ``size`` bytes, and what it is called; pure arithmetic on the digest."""
 
     digest: str

@@ -9,8 +9,9 @@ import struct
 import uuid
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 SECTOR: Final = 512
 ENTRIES: Final = 128
@@ -31,8 +32,7 @@ _HEADER: Final = struct.Struct("<8sIIIIQQQQ16sQIII")
 _ENTRY: Final = struct.Struct("<16s16sQQQ72s")
 
 
-@dataclass(frozen=True, slots=True)
-class Partition:
+class Partition(msgspec.Struct, frozen=True):
     """``first`` and ``last`` are sectors, both included. ``unique`` is the PARTUUID."""
 
     kind: uuid.UUID

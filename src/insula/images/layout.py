@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 # Where /sbin/insula-agent is: in Debian /sbin is a link to usr/sbin, in tiny all such folders are links to usr/bin.
 SYSTEM_AGENT: Final = "usr/sbin/insula-agent"
 DIRECT_AGENT: Final = "usr/bin/insula-agent"
 
 
-@dataclass(frozen=True, slots=True)
-class Built:
+class Built(msgspec.Struct, frozen=True):
     """``content``: the digest of all that was built, without the agent's bytes. ``kernel``: its release."""
 
     content: str

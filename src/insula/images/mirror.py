@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from insula.errors import HostLacks
 
@@ -21,16 +22,14 @@ _SUITE = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Mirror:
+class Mirror(msgspec.Struct, frozen=True):
     """The URIs of Debian's main and security archives; None: whatever mmdebstrap takes by itself."""
 
     main: str | None = None
     security: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
+class _Source(msgspec.Struct, frozen=True):
     uri: str
     suite: str
     components: tuple[str, ...]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from insula.errors import Interrupted
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(msgspec.Struct, frozen=True):
     """``step`` is what is being done, ``line`` the last thing its program said, ``fraction`` how much of the whole is done."""
 
     step: str
@@ -17,8 +17,7 @@ class Progress:
     line: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Watcher:
+class Watcher(msgspec.Struct, frozen=True):
     """Both ends of a running build: where its progress goes, and whether it should give up."""
 
     report: Callable[[Progress], None] = lambda _: None

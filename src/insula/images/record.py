@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -31,8 +30,7 @@ class ImageRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: dict[str, FileSum]
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(msgspec.Struct, frozen=True):
     """A finished image. Its files are immutable: link or read them, never write."""
 
     folder: Path

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-from dataclasses import dataclass, field
 from typing import BinaryIO, Final
+
+import msgspec
 
 # Everything a tree consists of; times, names and attributes as the file system holds them.
 TAR_OF_TREE: Final = (
@@ -31,12 +32,11 @@ _XATTR: Final = "SCHILY.xattr."
 _CHUNK: Final = 1 << 20
 
 
-@dataclass
-class Tree:
+class Tree(msgspec.Struct):
     """What was seen of a tree. ``lines`` maps a path to its part of the digest; ``contents`` holds the files asked for."""
 
-    lines: dict[bytes, bytes] = field(default_factory=dict)
-    contents: dict[str, bytes] = field(default_factory=dict)
+    lines: dict[bytes, bytes] = msgspec.field(default_factory=dict)
+    contents: dict[str, bytes] = msgspec.field(default_factory=dict)
     bytes: int = 0
 
     def digest(self) -> str:

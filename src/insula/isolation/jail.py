@@ -9,9 +9,10 @@ sockets and logs are handed in open.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from insula.host.apparmor import is_loaded
 from insula.host.native import native_path
@@ -23,8 +24,7 @@ LABEL: Final = "insula-jail"  # AppArmor's profile for it: apparmor/insula
 PROFILES: Final = Path(__file__).parent / "apparmor" / "insula"
 
 
-@dataclass(frozen=True, slots=True)
-class Jail:
+class Jail(msgspec.Struct, frozen=True):
     """``uid``: the host id inside (None: the caller's), ``groups``: further ones. ``shown``: files of the host and where they can
     be read inside; ``devices``: device nodes, and where they can be opened inside. ``calls``: a descriptor of the filter that all
     inside are held to (filters/). ``largest``: the bytes beyond which nobody inside can make a file grow (None: any)."""

@@ -12,9 +12,10 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from insula.errors import HostLacks
 from insula.host.cache import cache_folder, mark_used, prune
@@ -32,8 +33,7 @@ _ELF: Final = b"\x7fELF"
 _LDD_LINE: Final = re.compile(r"^\s+(?:\S+ => )?(/\S+) \(0x[0-9a-f]+\)$", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
-class RootPlan:
+class RootPlan(msgspec.Struct, frozen=True):
     """What goes in: programs and modules (with the libraries they load), whole folders, the keeper at its place, and ``probe`` if
     the jail is to be tried."""
 

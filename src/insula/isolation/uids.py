@@ -13,9 +13,10 @@ from __future__ import annotations
 import os
 import uuid
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 # Above every range distributions hand out (/etc/subuid, systemd-nspawn, the package builder's), below 2**31.
 _FIRST: Final = 1_000_000_000
@@ -23,8 +24,7 @@ _COUNT: Final = 2**28
 _KINDS: Final = 3
 
 
-@dataclass(frozen=True, slots=True)
-class JailIds:
+class JailIds(msgspec.Struct, frozen=True):
     """Host ids for QEMU with its keeper, for the machine's network helper and for its TPM. None: the caller's own."""
 
     machine: int | None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from insula.errors import DamagedRecord
 from insula.host.files import fleeting
@@ -24,8 +25,7 @@ _ATTACHED: Final = ".json"
 _STANDING: Final = ".standing"
 
 
-@dataclass
-class Fabric:
+class Fabric(msgspec.Struct):
     """A fabric while its lock is held. ``cards``: those that hang in it. ``running``: the programs that ran when it began."""
 
     home: names.Home
@@ -33,7 +33,7 @@ class Fabric:
     state: uplinks.State
     key: str
     cards: dict[str, Attached]
-    running: set[str] = field(default_factory=set)
+    running: set[str] = msgspec.field(default_factory=set)
 
     @property
     def folder(self) -> Path:

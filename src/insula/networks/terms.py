@@ -7,8 +7,9 @@ and all values are parsed addresses and numbers: nothing here needs escaping.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 ACCEPT: Final = "accept"
 DROP: Final = "drop"
@@ -172,8 +173,7 @@ class Table:
 FLUSH_CHAIN: Final = "flush chain "
 
 
-@dataclass(frozen=True)
-class Holding:
+class Holding(msgspec.Struct, frozen=True):
     """What a card or network has in a table: all that must go with it. ``chains`` lead to none but those before them; of each
     set the arguments of `Table.set`."""
 

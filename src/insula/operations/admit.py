@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from insula.errors import HostLacks, InsulaError
 from insula.host.memory import available_bytes, private_bytes
@@ -55,8 +56,7 @@ def admit(
         _give_back(context, -asked.missing(room))
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """As the words of `admit`."""
 
     memory: int

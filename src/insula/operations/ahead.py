@@ -10,11 +10,11 @@ it reads neither before it loads. Until then its folder has no name, and whoever
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import msgspec
 from msgspec.structs import replace
 
 from insula.errors import InsulaError, MachineEnded
@@ -71,7 +71,7 @@ class Ahead:
     def begin(self, state: SnapshotRecord) -> None:
         """See `Follower`. With one CPU it would only be in the way of the parent."""
         if self._origin is not None and self._origin.record.memory is None and len(os.sched_getaffinity(0)) > 1:
-            self._origin = dataclasses.replace(self._origin, record=state)
+            self._origin = msgspec.structs.replace(self._origin, record=state)
             self._saving.enter_context(short_turns())
             self._starting.begin()
 

@@ -13,7 +13,6 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -47,8 +46,7 @@ _MEMORY_MODE = 0o440
 _STATE_MODE = 0o400
 
 
-@dataclass(frozen=True, slots=True)
-class Captured:
+class Captured(msgspec.Struct, frozen=True):
     """A state in ``folder``, complete and on the disk, and the ``record`` that makes a snapshot of it; ``machine`` is the
     machine's own record since then. ``let_go``: from then on a guest that was left standing stays so, even when we die."""
 

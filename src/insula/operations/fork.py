@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
 
 from insula.errors import AlreadyExists, InsulaError, MachineEnded, UsageError
 from insula.host.files import fleeting, remove_tree
@@ -56,8 +57,7 @@ if TYPE_CHECKING:
 MOST_AT_ONCE: Final = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class ForkResult:
+class ForkResult(msgspec.Struct, frozen=True):
     """The machines made; for attached ones also, in the same order, the leases they live by: closing one ends its machine."""
 
     machines: list[MachineStatus]

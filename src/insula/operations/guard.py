@@ -10,7 +10,6 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -142,7 +141,7 @@ def _use(before: Seen | None, seen: Seen) -> Use | None:
     for resource, hold in held_down(seen.folder).items():
         caps[resource] = min(caps[resource] or hold.cap, hold.cap)
     use = Use(rates, seen.record.hardware.used_cpus, float(limits.cpu_shares), float(limits.io_weight), seen.sample.cores)
-    return replace(use, device=_device(seen.folder), networks=frozenset(spec.networks), limits=caps)
+    return msgspec.structs.replace(use, device=_device(seen.folder), networks=frozenset(spec.networks), limits=caps)
 
 
 def _device(folder: Path) -> int:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,8 +26,7 @@ from insula.store.machines import RECORD_VERSION, DiskRecord, ImageUse, MachineR
 from insula.store.snapshots import SnapshotRecord, snapshot_layers
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(msgspec.Struct, frozen=True):
     """What is forked: the ``machine`` folder that holds the layers, the ``folder`` with memory and devices, and their record."""
 
     machine: Path

@@ -14,10 +14,11 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
+
+import msgspec
 
 from insula.errors import InsulaError
 from insula.host import samepages
@@ -55,8 +56,7 @@ class Offer(NamedTuple):
     take: Callable[[int], str]
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
+class Need(msgspec.Struct, frozen=True):
     """What is short. ``missing``: so many bytes are, just now. ``claims``: what those that run claim, by their ids, and
     ``counted``: what a machine is counted with. ``needs``: a folder that the verb is about to use."""
 

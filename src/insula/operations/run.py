@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from insula.errors import DamagedRecord, InsulaError, MachineEnded, UsageError
 from insula.model.requests import CreateMachine, DeleteMachine, ExecMachine, Execution, RunMachine
@@ -32,8 +33,7 @@ if TYPE_CHECKING:
 _TRIES: Final = 2
 
 
-@dataclass
-class RunResult:
+class RunResult(msgspec.Struct):
     """What became of it: the machine, how the command ended (None: there was none), and the lease that an attached
     machine lives by: closing it ends the machine."""
 

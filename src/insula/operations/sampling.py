@@ -10,9 +10,10 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+
+import msgspec
 
 from insula.errors import InsulaError
 from insula.host.counters import Memory, Process, Thread, group_mount, group_pressure, open_processes
@@ -25,8 +26,7 @@ from insula.store import names
 from insula.store.machines import MachineRecord, machine_folder, machine_names, read_machine
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(msgspec.Struct, frozen=True):
     """A machine that runs, and how it was."""
 
     folder: Path
@@ -35,13 +35,12 @@ class Seen:
     sample: Sample
 
 
-@dataclass(slots=True)
-class _Known:
+class _Known(msgspec.Struct):
     """What need not be found out again: the record while its file is the same, the processes while they live."""
 
     stamp: tuple[int, int]
     record: MachineRecord
-    processes: list[Process] = field(default_factory=list)
+    processes: list[Process] = msgspec.field(default_factory=list)
 
 
 class Sampler:

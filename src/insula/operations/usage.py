@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from insula.host.cache import cache_folder
 from insula.isolation.roots import roots_folder
@@ -24,17 +25,15 @@ from insula.store.machines import machine_folder
 _BLOCK = 512  # bytes in st_blocks, see stat(2)
 
 
-@dataclass(slots=True)
-class _File:
+class _File(msgspec.Struct):
     """One file, whatever names it has: ``links`` counts those of each holder."""
 
     size: int
     names: int
-    links: dict[str, int] = field(default_factory=dict)
+    links: dict[str, int] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class _Name:
+class _Name(msgspec.Struct, frozen=True):
     """One name of a file in the folder of ``holder``; ``part`` is what it is there."""
 
     holder: str

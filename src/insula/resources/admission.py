@@ -9,8 +9,9 @@ already where that is more. The sum must be available without swapping.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from insula.model.units import MIB
 
@@ -24,16 +25,14 @@ def worst_case(memory: int, accelerator: str) -> int:
     return memory + PROCESS + (TRANSLATED if accelerator == "tcg" else 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True):
     """A machine that runs: the bytes it may come to own, and those it owns now."""
 
     worst: int
     owned: int
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
+class Room(msgspec.Struct, frozen=True):
     """The ``available`` bytes of this host, and the machines that run on it."""
 
     available: int
@@ -54,8 +53,7 @@ class Room:
         return max(0, self.available - self.promised)
 
 
-@dataclass(frozen=True, slots=True)
-class Stock:
+class Stock(msgspec.Struct, frozen=True):
     """Something of which a host has so much ``there``, may promise it so many ``times``, and has ``promised`` so much."""
 
     there: int

@@ -9,8 +9,9 @@ the next step back: so nothing flaps, and whatever is held is let go in the end.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Final, Literal
+
+import msgspec
 
 from insula.resources.pressure import FLOOR, Finding, Resource
 
@@ -27,16 +28,14 @@ _ENOUGH: Final = 0.98  # a step that takes less than the rest of this is none
 Key = tuple[str, Resource]
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(msgspec.Struct, frozen=True):
     """A machine held down: to ``cap`` (units as in `FLOOR`); ``used`` is what it used when that began."""
 
     cap: float
     used: float
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
+class Action(msgspec.Struct, frozen=True):
     """``kind``: ``hold`` (``cap`` is new, or lower), ``ease`` (it is higher), ``release`` (there is none any more).
     ``sufferers``: for whose sake."""
 
@@ -49,8 +48,7 @@ class Action:
     sufferers: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
-class _Course:
+class _Course(msgspec.Struct):
     """How it went with one machine and resource. ``helped``: the cap at which nobody suffered any more."""
 
     named: int = 0
@@ -61,13 +59,12 @@ class _Course:
     helped: float = 0.0
 
 
-@dataclass(slots=True)
-class Judge:
+class Judge(msgspec.Struct):
     """Takes one look after the other. ``held``: what is held down just now; what one that died held may be given at the start."""
 
-    held: dict[Key, Hold] = field(default_factory=dict)
-    _courses: dict[Key, _Course] = field(default_factory=dict)
-    _proven: set[Key] = field(default_factory=set)
+    held: dict[Key, Hold] = msgspec.field(default_factory=dict)
+    _courses: dict[Key, _Course] = msgspec.field(default_factory=dict)
+    _proven: set[Key] = msgspec.field(default_factory=set)
 
     def decide(self, findings: Collection[Finding], present: Collection[str], pressing: Collection[Key] = ()) -> list[Action]:
         """What to do after a look: ``findings`` are of it, ``present`` are all machines that run, ``pressing`` those of them that
@@ -124,7 +121,7 @@ class Judge:
         if cap > _ENOUGH * before:
             return None
         course.was_held = True
-        self.held[key] = replace(hold, cap=cap) if hold is not None else Hold(cap, finding.used)
+        self.held[key] = msgspec.structs.replace(hold, cap=cap) if hold is not None else Hold(cap, finding.used)
         return Action("hold", *key, cap, finding.used, finding.fair, finding.sufferers)
 
     def _spare(self, key: Key, *, calm: bool, presses: bool) -> Action | None:
@@ -142,7 +139,7 @@ class Judge:
         if cap >= hold.used:
             del self.held[key]
             return Action("release", *key, used=hold.used)
-        self.held[key] = replace(hold, cap=cap)
+        self.held[key] = msgspec.structs.replace(hold, cap=cap)
         return Action("ease", *key, cap, hold.used)
 
     def _forget(self, present: Collection[str]) -> None:

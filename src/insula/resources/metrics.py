@@ -7,8 +7,9 @@ nothing here fails for whatever a number is.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from insula.host.counters import Thread
 
@@ -16,8 +17,7 @@ _NANO: Final = 1e9
 _MICRO: Final = 1e6
 
 
-@dataclass(frozen=True, slots=True)
-class DiskCounts:
+class DiskCounts(msgspec.Struct, frozen=True):
     """Of all disks of a machine, since its QEMU started: operations, bytes, and nanoseconds that operations took, each from
     being asked for to being answered. ``flushes`` are no operations."""
 
@@ -31,8 +31,7 @@ class DiskCounts:
     flush_ns: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class CardCounts:
+class CardCounts(msgspec.Struct, frozen=True):
     """Of one network card, since it was hung up. ``received`` is what the machine got."""
 
     received: int = 0
@@ -43,8 +42,7 @@ class CardCounts:
     dropped_sent: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(msgspec.Struct, frozen=True):
     """A machine at one instant. ``at`` in seconds of a clock that is never set; ``cpu_ns`` is what all its threads have used,
     those among them that have ended; ``disk`` None: its QEMU did not answer in time. ``pressure``: microseconds, see
     `insula.host.counters.group_pressure`. ``cores``: the CPUs its threads may run on. ``life``: samples of one life of a machine
@@ -53,13 +51,13 @@ class Sample:
     at: float
     life: int = 0
     cpu_ns: int = 0
-    threads: Mapping[int, Thread] = field(default_factory=dict)
+    threads: Mapping[int, Thread] = msgspec.field(default_factory=dict)
     own: int = 0
     resident: int = 0
     proportional: int = 0
     disk: DiskCounts | None = None
-    cards: Mapping[str, CardCounts] = field(default_factory=dict)
-    pressure: Mapping[str, int] = field(default_factory=dict)
+    cards: Mapping[str, CardCounts] = msgspec.field(default_factory=dict)
+    pressure: Mapping[str, int] = msgspec.field(default_factory=dict)
     cores: frozenset[int] = frozenset()
 
     @property
@@ -71,11 +69,10 @@ class Sample:
     def network(self) -> CardCounts:
         """Of all its cards."""
         cards = self.cards.values()
-        return CardCounts(*(sum(getattr(card, name) for card in cards) for name in CardCounts.__slots__))
+        return CardCounts(*(sum(getattr(card, name) for card in cards) for name in CardCounts.__struct_fields__))
 
 
-@dataclass(frozen=True, slots=True)
-class Rates:
+class Rates(msgspec.Struct, frozen=True):
     """What a machine used between two samples, per second.
 
     ``cpu`` and ``wait`` in CPUs: its threads ran on so many at once, and so many of them waited for one. ``*_latency``: seconds
@@ -97,7 +94,7 @@ class Rates:
     sent: float = 0.0
     packets: float = 0.0
     drops: float = 0.0
-    pressure: Mapping[str, float] = field(default_factory=dict)
+    pressure: Mapping[str, float] = msgspec.field(default_factory=dict)
     disk_known: bool = False
 
     @property
@@ -159,7 +156,7 @@ def _scheduled(before: Mapping[int, Thread], after: Mapping[int, Thread]) -> tup
 
 
 def _disk(before: DiskCounts, after: DiskCounts) -> DiskCounts:
-    return DiskCounts(*(_grown(getattr(before, name), getattr(after, name)) for name in DiskCounts.__slots__))
+    return DiskCounts(*(_grown(getattr(before, name), getattr(after, name)) for name in DiskCounts.__struct_fields__))
 
 
 def _cards(before: Mapping[str, CardCounts], after: Mapping[str, CardCounts]) -> CardCounts:
@@ -167,7 +164,10 @@ def _cards(before: Mapping[str, CardCounts], after: Mapping[str, CardCounts]) ->
     fresh = CardCounts()
     pairs = [(before.get(key, fresh), card) for key, card in after.items()]
     return CardCounts(
-        *(sum(_grown(getattr(former, name), getattr(card, name)) for former, card in pairs) for name in CardCounts.__slots__)
+        *(
+            sum(_grown(getattr(former, name), getattr(card, name)) for former, card in pairs)
+            for name in CardCounts.__struct_fields__
+        )
     )
 
 

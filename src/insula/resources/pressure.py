@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Final, Literal
+
+import msgspec
 
 from insula.model.units import KIB, MIB
 from insula.resources.metrics import Rates
@@ -37,8 +38,7 @@ _SENT: Final = 0.5  # of what reaches a machine that loses packets one must send
 AT_LIMIT: Final = 0.8  # of a limit: who uses more waits for its own limit, not for others
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(msgspec.Struct, frozen=True):
     """What a machine did between two looks. ``cpus``: of its guest. ``cores``: those of the host it may run on, empty for all.
     ``device``: what its disks are on; ``networks``: those it is in. ``limits``: what it is held to, in the words of `FLOOR`."""
 
@@ -49,7 +49,7 @@ class Use:
     cores: frozenset[int] = frozenset()
     device: Hashable = None
     networks: frozenset[str] = frozenset()
-    limits: Mapping[Resource, float] = field(default_factory=dict)
+    limits: Mapping[Resource, float] = msgspec.field(default_factory=dict)
 
     def amount(self, resource: Resource) -> float:
         """How much of it the machine used: see `FLOOR`; an operation of a disk counts by itself, too."""
@@ -64,8 +64,7 @@ class Use:
         return limit > 0 and self.amount(resource) >= AT_LIMIT * limit
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True):
     """``cause`` takes ``used`` of a resource, where ``fair`` would be fair, and ``sufferers`` go short; see `FLOOR` for units."""
 
     resource: Resource

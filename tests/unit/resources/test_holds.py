@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from insula.resources.holds import AGAIN, CALM, EASE, MOST_CALM, PROOF, STEP, Action, Hold, Judge, Key, narrowest
 from insula.resources.pressure import FLOOR, RESOURCES, Finding, Resource

@@ -28,7 +28,7 @@ _samples = st.builds(
 @given(_samples, _samples)
 def test_no_rate_is_negative(before: Sample, after: Sample) -> None:
     found = rates(before, after)
-    numbers = [getattr(found, name) for name in Rates.__slots__ if name not in ("pressure", "disk_known")]
+    numbers = [getattr(found, name) for name in Rates.__struct_fields__ if name not in ("pressure", "disk_known")]
     assert all(number >= 0 and math.isfinite(number) for number in [*numbers, found.latency, found.network])
     assert all(0 <= share <= 1 for share in found.pressure.values())
     assert found.disk_known == (before.disk is not None and after.disk is not None)

@@ -12,9 +12,10 @@ import os
 import socket
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from insula.engines.base import (
     DirectBoot,
@@ -55,21 +56,20 @@ FEATURES: Final = Features(
 )
 
 
-@dataclass
-class _Machine:
+class _Machine(msgspec.Struct):
     plan: LaunchPlan
     listener: socket.socket
     memory: bytes
     paused: bool
     heads: dict[str, Path]
-    layers: dict[str, Path] = field(default_factory=dict)
+    layers: dict[str, Path] = msgspec.field(default_factory=dict)
     links: bool = True
-    cables: dict[int, bool] = field(default_factory=dict)
-    cards: dict[int, tuple[str, bool]] = field(default_factory=dict)
+    cables: dict[int, bool] = msgspec.field(default_factory=dict)
+    cards: dict[int, tuple[str, bool]] = msgspec.field(default_factory=dict)
     button: int = 0
-    throttles: dict[str, dict[str, int]] = field(default_factory=dict)
-    cpus: set[int] = field(default_factory=set)
-    pieces: dict[str, int] = field(default_factory=dict)
+    throttles: dict[str, dict[str, int]] = msgspec.field(default_factory=dict)
+    cpus: set[int] = msgspec.field(default_factory=set)
+    pieces: dict[str, int] = msgspec.field(default_factory=dict)
     grip: bool = False  # the guest lets go of nothing
 
 

@@ -16,9 +16,10 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from insula.engines.base import SaveOrder
 from insula.engines.qemu.answers import add_fd, ask
@@ -48,8 +49,7 @@ _LINE: Final = re.compile(r"(\S+) +\d+ \S+ +0x[0-9a-f]+ +0x([0-9a-f]+) +0x[0-9a-
 Block = tuple[str, int, Pages]
 
 
-@dataclass(frozen=True, slots=True)
-class Ram:
+class Ram(msgspec.Struct, frozen=True):
     """A block of QEMU's memory: its name, its length in bytes, and its address in QEMU. ``private``: neither a file nor another
     process has a part in it."""
 
@@ -59,8 +59,7 @@ class Ram:
     private: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Copied:
+class Copied(msgspec.Struct, frozen=True):
     """Content of blocks, in pieces: the block, and each piece's offset in it."""
 
     blocks: list[tuple[Ram, list[tuple[int, bytes]]]]
@@ -70,8 +69,7 @@ class Copied:
         return [(ram.name, ram.length, pages_of(pieces)) for ram, pieces in self.blocks]
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
+class Changes(msgspec.Struct, frozen=True):
     """The way to what a machine has changed: its QEMU's memory, open, the blocks that are ``mapped`` from the file it was loaded
     from, and all ``others``."""
 
@@ -215,10 +213,11 @@ def parse_rams(untrusted: str) -> list[Ram]:
 def _told_private(rams: list[Ram], maps: int) -> list[Ram]:
     with os.fdopen(os.dup(maps)) as file:
         private = private_mappings(file.read())
-    return [
-        replace(ram, private=any(start <= ram.address and ram.address + ram.length <= end for start, end in private))
-        for ram in rams
-    ]
+
+    def is_private(ram: Ram) -> bool:
+        return any(start <= ram.address and ram.address + ram.length <= end for start, end in private)
+
+    return [msgspec.structs.replace(ram, private=is_private(ram)) for ram in rams]
 
 
 def private_mappings(text: str) -> list[Run]:

@@ -15,9 +15,10 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from insula.engines.base import DirectBoot, DiskBoot, LaunchPlan
 from insula.engines.qemu.board import (
@@ -55,8 +56,7 @@ _UNJAILED_HINT: Final = "run: insula doctor; to run it without what this host ca
 TRACKING: Final = Path("/dev/userfaultfd")
 
 
-@dataclass(frozen=True, slots=True)
-class Instead:
+class Instead(msgspec.Struct, frozen=True):
     """The probe, to be run in QEMU's place with all that QEMU would be handed, and its words."""
 
     program: Path
@@ -113,8 +113,7 @@ def _keep_base(run: Path, memory: Path | None) -> None:
             os.link(memory, run / names.MEMORY, follow_symlinks=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Walls:
+class Walls(msgspec.Struct, frozen=True):
     """What is to stand around a machine: its jail, or as much of one as there is by this ``way``."""
 
     jail: Jail
@@ -145,14 +144,14 @@ def _walls(plan: LaunchPlan, jail: Jail, way: Way | None, descriptors: Descripto
         shown.append((memory, JAIL_MEMORY))
     owners = {place: file.stat().st_gid for file, place in shown}  # FileNotFoundError tells of a file that is gone
     if jail.uid is not None and memory is not None:
-        jail = replace(jail, groups=(owners[JAIL_MEMORY],))
+        jail = msgspec.structs.replace(jail, groups=(owners[JAIL_MEMORY],))
     if way is not None:
         note_way(plan.run_folder, way)
     if way is Way.NONE:
         descriptors.qemu |= {place: os.open(file, os.O_RDONLY | os.O_CLOEXEC) for file, place in shown}
         return jail, [], {place: f"/proc/self/fd/{descriptors.qemu[place]}" for _, place in shown}
     if jail.uid is None:
-        return replace(jail, shown=tuple(shown)), [], {}
+        return msgspec.structs.replace(jail, shown=tuple(shown)), [], {}
     return jail, [word for file, place in shown for word in ("--show", str(file), f"{jail.root}{place}")], {}
 
 
@@ -162,13 +161,13 @@ def _with_tracking(jail: Jail, shown: list[str], run: Path) -> tuple[Jail, list[
         device = TRACKING.stat().st_rdev
         if jail.uid is None:
             usable = os.access(TRACKING, os.R_OK | os.W_OK)
-            return (replace(jail, devices=((TRACKING, str(TRACKING)),)) if usable else jail), shown
+            return (msgspec.structs.replace(jail, devices=((TRACKING, str(TRACKING)),)) if usable else jail), shown
         node, place = run / TRACKING.name, Path(f"{jail.root}{TRACKING}")
         os.mknod(node, stat.S_IFCHR | 0o600, device)
         os.chown(node, jail.uid, jail.uid)
     except OSError:
         return jail, shown
-    return replace(jail, devices=((place, str(TRACKING)),)), [*shown, "--show", str(node), str(place)]
+    return msgspec.structs.replace(jail, devices=((place, str(TRACKING)),)), [*shown, "--show", str(node), str(place)]
 
 
 def _prepare_firmware(plan: LaunchPlan) -> None:
@@ -278,7 +277,7 @@ def _start(plan: LaunchPlan, walls: Walls, porter: list[str], qemu: list[str], d
     calls = open_filter("machine")
     try:
         passed = [*descriptors.numbers(), *plan.entrances, *([] if calls is None else [calls])]
-        walls = replace(walls, jail=replace(walls.jail, calls=calls, largest=largest_file(plan)))
+        walls = msgspec.structs.replace(walls, jail=msgspec.structs.replace(walls.jail, calls=calls, largest=largest_file(plan)))
         run([*words, "--", *walls.argv(inner)], pass_fds=passed, timeout=PATIENCE)
         descriptors.close()  # so that the pipe ends when the last who could speak on it has ended
         _hear(listening)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from insula.engines.qemu.pieces import PREFIX
 from insula.errors import DamagedRecord
@@ -28,8 +29,7 @@ _BLOCK_HEADER: Final = struct.Struct(">IQQQ")  # version, page size, offset of t
 _MOST_BLOCKS: Final = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(msgspec.Struct, frozen=True):
     """One block of memory in the file: ``length`` in bytes, ``bitmap`` and ``pages`` as offsets into the file."""
 
     name: str

@@ -14,9 +14,10 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from insula.engines.base import Hardware, Method, NewHead, Saved, SaveOrder
 from insula.engines.qemu.answers import card_names
@@ -72,8 +73,7 @@ _UNDER_WAY: Final = frozenset({"active", "completed", "failed", "cancelled"})
 _SMALL: Final = 16 << 20  # devices' state is a fraction of this
 
 
-@dataclass(frozen=True, slots=True)
-class _Taken:
+class _Taken(msgspec.Struct, frozen=True):
     """How memory and devices were taken, since when the guest stands for it, by QEMU's clock, and what is not in a file yet."""
 
     method: Method
