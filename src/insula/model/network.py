@@ -49,8 +49,7 @@ _RATES: Final = {"": 1, "bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
 _NETWORK = re.compile(r"[a-z]([a-z0-9-]{0,30}[a-z0-9])?")
 _RATE = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,6}))?\s*([kmg]?(?:bit)?)", re.IGNORECASE)
 _PORT = re.compile(r"[0-9]{1,5}")
-_LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
-_DOMAIN = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?", re.IGNORECASE)
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.IGNORECASE | re.ASCII)
 
 
 class NetworkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -215,8 +214,8 @@ def peer_kind(peer: str) -> PeerKind:
     except ValueError as cause:
         if "has host bits set" in str(cause):
             raise _bad_rule(f"'{_shown(peer)}' is no subnet: {cause}") from None
-    last = peer.rstrip(".").rpartition(".")[2]
-    if len(peer) <= 253 and _DOMAIN.fullmatch(peer) and not last.isdigit():
+    labels = peer.removesuffix(".").split(".")
+    if len(peer) <= 253 and all(_LABEL.fullmatch(label) for label in labels) and not labels[-1].isdigit():
         return "domain"
     raise _bad_rule(f"'{_shown(peer)}' is no address, subnet, domain or machine")
 

@@ -60,6 +60,10 @@ def test_rules(text: str, rule: Rule) -> None:
         ("allow to ex..org", "no address, subnet, domain or machine"),
         ("allow to a/b", "no address, subnet, domain or machine"),
         ("allow to ex\x1bample.org", r"'ex\\x1bample.org' is no address"),
+        (
+            "allow to \u212aernel.org",
+            "no address, subnet, domain or machine",
+        ),  # a k to who ignores case, for all but name servers
         (f"allow to {'a' * 64}.org", "no address, subnet, domain or machine"),
         ("allow to machine:", "cannot be a machine's name"),
         ("allow to machine:../x", "cannot be a machine's name"),
