@@ -52,6 +52,8 @@ def guard(machines: tuple[str, ...], dry_run: bool, once: bool, interval: float,
 
     with _ends_in_order(operation), CallbackStreams(stdout=take) as streams, contextlib.suppress(Interrupted):
         client().do(request, streams, operation=operation)
+        if not as_json:
+            teller.conclude()
 
 
 @contextlib.contextmanager
@@ -80,8 +82,12 @@ class _Teller:
 
     def __init__(self) -> None:
         self._said: set[tuple[str, str]] = set()
+        self._is_silent = True
+        self._machines = 0
 
     def tell(self, look: GuardLook) -> None:
+        self._machines = look.machines
+        self._is_silent &= not look.steps and not any(each.proven for each in look.disturbances)
         proven = [each for each in look.disturbances if each.proven]
         for each in proven:
             if (each.cause, each.resource) not in self._said:
@@ -89,6 +95,11 @@ class _Teller:
         self._said = {(each.cause, each.resource) for each in look.disturbances if each in proven or self._was_said(each)}
         for step in look.steps:
             click.echo(done(step, dry_run=look.dry_run))
+
+    def conclude(self) -> None:
+        """It ended by itself: that there was nothing to say is said."""
+        if self._is_silent:
+            click.echo(f"nobody makes others suffer: {self._machines} machine{'s'[: self._machines != 1]} looked at")
 
     def _was_said(self, each: Disturbance) -> bool:
         return (each.cause, each.resource) in self._said

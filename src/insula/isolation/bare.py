@@ -19,6 +19,12 @@ from insula.isolation.roots import KEEPER_INSIDE
 from insula.store import names
 
 _PATIENCE: Final = 30.0  # seconds for what takes milliseconds
+# What strerror(3) says where there may be none (EPERM, EACCES), where there are too few (ENOSPC, EUSERS: namespaces(7)), and
+# where the kernel knows none (EINVAL, ENOSYS); and bubblewrap's own words for the first.
+_REFUSALS: Final = (
+    *("Operation not permitted", "Permission denied", "No space left on device", "Too many users"),
+    *("Invalid argument", "Function not implemented", "No permissions to creat"),
+)
 
 
 class Way(StrEnum):
@@ -43,20 +49,34 @@ _ABSENT: Final = {
 
 
 def find_way(root: Path, uid: int | None, keeper: Path) -> Way | None:
-    """What can be had here for a machine of user ``uid`` whose jail has this ``root``; None: the whole jail."""
+    """What can be had here for a machine of user ``uid`` whose jail has this ``root``; None: the whole jail.
+
+    Raises HostLacks (``jail_refused``) when a try fails for anything else than that this host has, or allows, no such thing: a
+    host that is short of memory for a moment, or very busy, has a jail none the less.
+    """
     jail, words = Jail(root, uid), [KEEPER_INSIDE, "--version"]
-    if find_program("bwrap") is not None and _works(jail_argv(jail, words)):
+    if find_program("bwrap") is not None and _can_be_had(jail_argv(jail, words)):
         return None
     ways = [Way.USER, Way.ROOT] if os.geteuid() == 0 else [Way.USER]
-    return next((way for way in ways if _works(bare_argv(way, jail, keeper, words))), Way.NONE)
+    return next((way for way in ways if _can_be_had(bare_argv(way, jail, keeper, words))), Way.NONE)
 
 
-def _works(argv: Sequence[str]) -> bool:
+def _can_be_had(argv: Sequence[str]) -> bool:
     try:
         run(argv, timeout=_PATIENCE)
-    except (ChildFailed, HostLacks):
-        return False
+    except ChildFailed as failure:
+        if failure.status > 0 and is_refusal(failure.output):
+            return False
+        raise HostLacks(
+            f"it cannot be told what can be had of the machine's jail: {failure.message}", code="jail_refused", hint="try again"
+        ) from failure
     return True
+
+
+def is_refusal(untrusted_words: str) -> bool:
+    """Pure: whether what bubblewrap or the keeper said in the end means that this host does not let us, now or later."""
+    lines = untrusted_words.strip().splitlines()
+    return bool(lines) and any(words in lines[-1] for words in _REFUSALS)
 
 
 def bare_argv(way: Way, jail: Jail, keeper: Path, command: Sequence[str]) -> list[str]:

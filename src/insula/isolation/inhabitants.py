@@ -2,8 +2,9 @@
 
 Nothing a jailed process says is asked or believed. The porter stands outside the jail and is subreaper, so all of the machine
 stays below it, and its own words (proc(5), ``cmdline``) say which machine it is for. Should the porter have been killed,
-the jailed are those in another pid namespace who hold files of the machine's folder open. What a keeper holds, the kernel shows
-to root alone: an ordinary user's keeper is known by its words as well, and one that lies about them ends nobody but itself.
+the jailed are those in another pid namespace, or of the machine's own user, who hold files of the machine's folder open. What a
+keeper holds, the kernel shows to root alone: an ordinary user's keeper is known by its words as well, and one that lies about
+them ends nobody but itself.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import signal
 import time
 from collections.abc import Collection
 from pathlib import Path
+
+from insula.isolation.uids import jail_ids
 
 _PROC = Path("/proc")
 _DEEPEST = 16  # processes between a porter and one of its machine
@@ -32,7 +35,8 @@ def inhabitants(folder: Path, machine_id: str) -> dict[int, str]:
         found |= more
     found -= porters
     if not found:
-        found = {pid for pid in parents if _holds(pid, folder) or (machine_id and _is_keeper(pid, b"inner", machine_id))}
+        own = _own_user(machine_id)
+        found = {pid for pid in parents if _holds(pid, folder, own) or (machine_id and _is_keeper(pid, b"inner", machine_id))}
     return {pid: _name(pid) for pid in sorted(found)}
 
 
@@ -127,10 +131,17 @@ def _name(pid: int) -> str:
     return ""
 
 
-def _holds(pid: int, folder: Path) -> bool:
+def _own_user(machine_id: str) -> int | None:
+    """The user that none but this machine's processes are; None where it has none, or nobody knows its id any more."""
+    with contextlib.suppress(ValueError):
+        return jail_ids(machine_id).machine
+    return None
+
+
+def _holds(pid: int, folder: Path, own: int | None) -> bool:
     entry = _PROC / str(pid)
     with contextlib.suppress(OSError):
-        if os.readlink(entry / "ns/pid") == os.readlink("/proc/self/ns/pid"):
+        if os.readlink(entry / "ns/pid") == os.readlink("/proc/self/ns/pid") and (own is None or _user(entry) != own):
             return False
         below = os.path.join(folder.resolve(), "")
         return any(os.readlink(link).startswith(below) for link in (entry / "fd").iterdir())

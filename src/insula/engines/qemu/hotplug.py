@@ -27,7 +27,9 @@ from insula.store.machines import BoardRecord
 _NOTICED: Final = 20.0  # seconds for a guest to say that it has seen a piece; Linux takes a hundredth of one
 _PULLED: Final = 30.0  # and to let go of one: memory must be emptied first
 _BALLOON: Final = 60.0
-_SLOWEST: Final = 15.0  # without any progress a balloon is not waited for any longer; QEMU tells of it once a second
+# In so many seconds a balloon must come nearer to where it is to be by a 32nd of the way, or it is not waited for any longer.
+_SLOWEST: Final = 12.0
+_STEPS: Final = 32
 _DEVICE: Final = "/machine/peripheral/balloon0"
 _TELLS: Final = 5.0  # seconds for a guest to tell of its memory; QEMU asks once a second
 _LOOKS: Final = 0.05  # between two looks: there is no event for that
@@ -215,6 +217,14 @@ def _poll(monitor: Monitor, seconds: int) -> None:
     monitor.execute("qom-set", {"path": _DEVICE, "property": "guest-stats-polling-interval", "value": seconds})
 
 
+def _moved(monitor: Monitor, size: int, seconds: float) -> int:
+    """What the guest has when that is ``size``, or after so many seconds. QEMU tells of a change once a second at most."""
+    deadline = time.monotonic() + seconds
+    while (actual := ask(monitor, _Balloon, "query-balloon").actual) != size and (left := deadline - time.monotonic()) > 0:
+        monitor.wait_event(lambda event: event.name == "BALLOON_CHANGE", left)
+    return actual
+
+
 def balloon(socket_path: Path, size: int, *, wait: bool = True) -> int:
     """See `Engine.balloon`."""
     with Monitor(socket_path) as monitor:
@@ -224,10 +234,9 @@ def balloon(socket_path: Path, size: int, *, wait: bool = True) -> int:
         except Refused as refused:
             raise GuestError("the machine has no balloon", code="no_balloon", hint="machines that booted have one") from refused
         deadline = time.monotonic() + (_BALLOON if wait else 0.0)
-        while actual != size and (left := deadline - time.monotonic()) > 0:
-            event = monitor.wait_event(lambda event: event.name == "BALLOON_CHANGE", min(_SLOWEST, left))
-            former, actual = actual, ask(monitor, _Balloon, "query-balloon").actual
-            if event is None and actual == former:
+        while (way := abs(actual - size)) and (left := deadline - time.monotonic()) > 0:
+            actual = _moved(monitor, size, min(_SLOWEST, left))
+            if way - abs(actual - size) < way // _STEPS:
                 break
         if wait and actual > size:  # it cannot: asked for ever, it would never have a free page again
             monitor.execute("balloon", {"value": actual})
