@@ -20,10 +20,10 @@ from insula.store import names
 
 _PATIENCE: Final = 30.0  # seconds for what takes milliseconds
 # What strerror(3) says where there may be none (EPERM, EACCES), where there are too few (ENOSPC, EUSERS: namespaces(7)), and
-# where the kernel knows none (EINVAL, ENOSYS); and bubblewrap's own words for the first.
+# where the kernel knows none (EINVAL, ENOSYS); and bubblewrap's own words for two of them.
 _REFUSALS: Final = (
     *("Operation not permitted", "Permission denied", "No space left on device", "Too many users"),
-    *("Invalid argument", "Function not implemented", "No permissions to creat"),
+    *("Invalid argument", "Function not implemented", "because the kernel does not", "max_*_namespaces exceeded"),
 )
 
 

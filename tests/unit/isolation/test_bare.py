@@ -62,7 +62,7 @@ def test_in_any_case_there_are_no_rights_to_be_had() -> None:
     "words",
     [
         "bwrap: No permissions to creating new namespace, likely because the kernel does not allow it",
-        "bwrap: Creating new namespace failed: No space left on device",
+        "bwrap: Creating new namespace failed: nesting depth or /proc/sys/user/max_*_namespaces exceeded (ENOSPC)",
         "bwrap: setting up uid map: Permission denied",
         "some warning\ncannot make a user namespace: Operation not permitted",
         "cannot make namespaces: Invalid argument\n",
