@@ -50,7 +50,7 @@ def _userns_fix() -> str:
     ):
         if _text(path) == wrong:
             return f"sudo sysctl -w {right}"
-    return ""
+    return "let the container that Insula runs in make user namespaces (docker: --security-opt seccomp=unconfined)"
 
 
 def id_ranges() -> Fact:
@@ -73,19 +73,28 @@ def cgroups() -> Fact:
     name = "cgroups"
     trees = find_trees()
     if not trees:
-        return Fact(name, FactState.LIMITED, "none are mounted", "machines cannot be given shares of CPU and memory")
+        costs, fix = "machines cannot be given shares of CPU and memory", "sudo mount -t cgroup2 none /sys/fs/cgroup"
+        return Fact(name, FactState.LIMITED, "none are mounted", costs, fix)
     kind = _KINDS[kind_of(trees)]
     wanted = {"cpu", "memory", "pids"}
     have = {word for tree in trees if _may_make_group(tree.base) for word in tree.controllers}
     if wanted <= have:
         also = "".join(f", {word}" for word in ("cpuset", "blkio", "io") if word in have)
         return Fact(name, FactState.OK, f"{kind}; groups can be made for cpu, memory, pids{also}")
-    fix = "run as root" if os.geteuid() else ""
-    if os.geteuid() and kind == _KINDS["v2"]:
-        fix = "systemd-run --user --scope -p Delegate=yes -- $SHELL"
+    fix = _cgroups_fix(is_root=os.geteuid() == 0, is_new=kind == _KINDS["v2"])
     lacking = ", ".join(sorted(wanted - have))
     costs = "machines get no limits of these, and shares of the CPU by niceness"
     return Fact(name, FactState.LIMITED, f"{kind}; none can be made for {lacking}", costs, fix)
+
+
+def _cgroups_fix(*, is_root: bool, is_new: bool) -> str:
+    if not is_root:
+        return "systemd-run --user --scope -p Delegate=yes -- $SHELL" if is_new else "run as root: sudo insula"
+    if is_new:
+        return "echo +cpu +memory +pids > /sys/fs/cgroup/cgroup.subtree_control"
+    return (
+        "mount them to be written (in a container: --privileged), and boot with cgroup_enable=memory if that is what is missing"
+    )
 
 
 def _may_make_group(parent: Path) -> bool:
@@ -102,6 +111,7 @@ _SYS_USERFAULTFD: Final = {"x86_64": 323, "aarch64": 282, "riscv64": 282, "s390x
 _UFFD_NEW: Final = 0xAA00  # linux/userfaultfd.h: USERFAULTFD_IOC_NEW
 _UFFDIO_API: Final = 0xC018AA3F
 _UFFD_API: Final = 0xAA
+_DEBIANS_KERNEL: Final = "sudo apt-get install linux-image-amd64 && sudo reboot"  # one that can, 5.7 or later
 _WRITE_PROTECT: Final = 1  # UFFD_FEATURE_PAGEFAULT_FLAG_WP
 
 
@@ -112,13 +122,15 @@ def userfaultfd() -> Fact:
     try:
         descriptor, way = _open_userfaultfd()
     except OSError as refusal:
-        fix = "sudo setfacl -m u:$USER:rw /dev/userfaultfd" if Path("/dev/userfaultfd").exists() else ""
+        device = Path("/dev/userfaultfd").exists()
+        fix = "sudo setfacl -m u:$USER:rw /dev/userfaultfd" if device else "sudo sysctl -w vm.unprivileged_userfaultfd=1"
+        fix = _DEBIANS_KERNEL if refusal.errno == errno.ENOSYS else fix
         return Fact(name, FactState.LIMITED, f"the kernel refuses it: {refusal.strerror}", costs, fix)
     try:
         # struct uffdio_api: api, features, ioctls
         fcntl.ioctl(descriptor, _UFFDIO_API, struct.pack("QQQ", _UFFD_API, _WRITE_PROTECT, 0))
     except OSError as refusal:
-        return Fact(name, FactState.LIMITED, f"it cannot trap writes: {refusal.strerror}", costs)
+        return Fact(name, FactState.LIMITED, f"it cannot trap writes: {refusal.strerror}", costs, _DEBIANS_KERNEL)
     finally:
         os.close(descriptor)
     return Fact(name, FactState.OK, f"writes can be trapped, through {way}")

@@ -20,7 +20,7 @@ class Fact(msgspec.Struct, frozen=True):
     """One thing this host can or cannot do, proved by doing it.
 
     ``detail`` says what was seen. For a shortfall ``costs`` says what one goes without, and ``fix`` is the command that
-    mends it, if one does.
+    mends it, or what else does.
     """
 
     name: str

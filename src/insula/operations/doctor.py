@@ -148,25 +148,39 @@ def accelerator_facts(proofs: dict[str, tuple[bool, str]]) -> list[Fact]:
             found.append(Fact(name, FactState.OK, detail))
         elif any_works:
             costs = "machines are emulated, many times slower" if name == "kvm" else "none while another accelerator works"
-            found.append(Fact(name, FactState.LIMITED, f"not used: {detail}", costs, _kvm_fix() if name == "kvm" else ""))
+            found.append(Fact(name, FactState.LIMITED, f"not used: {detail}", costs, _accelerator_fix(name)))
         else:
-            found.append(Fact(name, FactState.MISSING, detail, "machines cannot run", _kvm_fix() if name == "kvm" else ""))
+            found.append(Fact(name, FactState.MISSING, detail, "machines cannot run", _accelerator_fix(name)))
     return found
 
 
-def _kvm_fix() -> str:
+_NESTED: Final = (
+    "switch nested virtualization on where this computer itself runs, there: sudo modprobe -r {0} && sudo modprobe {0} nested=1"
+)
+
+
+def _accelerator_fix(name: str) -> str:
+    """Of emulation, QEMU itself is at fault."""
+    return kvm_fix() if name == "kvm" else "sudo apt-get install --reinstall qemu-system-x86"
+
+
+def kvm_fix(device: Path = Path("/dev/kvm"), cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """What helps against a /dev/kvm that does not work depends on how it does not."""
-    device = Path("/dev/kvm")
     if not device.exists():
         return "switch virtualization on in the firmware, then: sudo modprobe kvm_intel || sudo modprobe kvm_amd"
     if not os.access(device, os.R_OK | os.W_OK):
         return "sudo usermod --append --groups kvm $USER (then log in anew)"
-    return ""
+    words = cpuinfo.read_text().split()
+    module = "kvm_amd" if "AuthenticAMD" in words else "kvm_intel"
+    if "hypervisor" in words:  # a flag that only virtual machines' CPUs have
+        return _NESTED.format(module)
+    return f"sudo modprobe -r {module} && sudo modprobe {module}"
 
 
 def _fix_of(refusal: InsulaError) -> str:
-    """Its hint, when that is a command that mends (a failed compiler's only shows the failure again)."""
-    return refusal.hint or "" if isinstance(refusal, HostLacks) else ""
+    """Its hint, when that is a command that mends (a failed compiler's only shows the failure again; then it is the compiler)."""
+    mends = refusal.hint if isinstance(refusal, HostLacks) else None
+    return mends or "sudo apt-get install --reinstall gcc musl-tools"
 
 
 def _forwarding(home: Home) -> list[Fact]:

@@ -103,6 +103,26 @@ def test_a_kvm_that_opens_but_runs_nothing_is_told_and_not_used() -> None:
     (fact, _) = doctor.accelerator_facts({"kvm": hung, "tcg": (True, "ran")})
     assert fact.detail == "not used: hung after: an invalid opcode"
     assert fact.costs
+    assert fact.fix
+
+
+@pytest.mark.parametrize(
+    ("words", "fix"),
+    [
+        (
+            "vendor_id : GenuineIntel\nflags : vmx hypervisor",
+            "where this computer itself runs, there: sudo modprobe -r kvm_intel",
+        ),
+        ("vendor_id : AuthenticAMD\nflags : svm hypervisor", "where this computer itself runs, there: sudo modprobe -r kvm_amd"),
+        ("vendor_id : AuthenticAMD\nflags : svm", "sudo modprobe -r kvm_amd && sudo modprobe kvm_amd"),
+    ],
+)
+def test_what_mends_a_kvm_depends_on_where_this_computer_runs(tmp_path: Path, words: str, fix: str) -> None:
+    cpuinfo, device = tmp_path / "cpuinfo", tmp_path / "kvm"
+    cpuinfo.write_text(words)
+    assert "sudo modprobe kvm_intel ||" in doctor.kvm_fix(device, cpuinfo)
+    device.touch()
+    assert fix in doctor.kvm_fix(device, cpuinfo)
 
 
 def test_without_any_accelerator_machines_cannot_run() -> None:
