@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import insula
+from insula.engines.qemu import changed
 from insula.store import names
 from insula.store.sums import sparse_hash
 
@@ -88,6 +89,8 @@ def test_memory_given_back_hurts_neither_file_nor_siblings(home: Path, source: i
     base, sums = _base(home, source), _sums(source)
     content = _hash(base)
     wild, calm = source.fork(2, name=f"{_STEM}-twin-{{n}}")
+    assert _base(home, wild).samefile(base)
+    assert _base(home, calm).samefile(base)
     _do(wild, "head -c 50000000 /dev/zero | tr '\\0' x > /dev/shm/fill; rm /dev/shm/fill")
     _do(
         wild,
@@ -96,6 +99,32 @@ def test_memory_given_back_hurts_neither_file_nor_siblings(home: Path, source: i
     assert _hash(base) == content
     assert _sums(calm) == _sums(source) == sums
     _delete(wild, calm)
+
+
+def test_many_siblings_share_one_file_with_all_changes_in_it(
+    home: Path, source: insula.Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the origin changed is not each one's own."""
+    monkeypatch.setattr(changed, "_PAUSE", 60.0)  # however busy this computer is
+    parent = _fork(source, "grown")
+    _do(parent, "head -c 36000000 /dev/urandom > /dev/shm/large; head -c 2000000 /dev/zero > /dev/shm/blob")
+    base, sums, large = _base(home, parent), _sums(parent), "md5sum /dev/shm/large"
+    content, inode, random = _hash(base), base.stat().st_ino, _do(parent, large)
+    taken = parent.snapshot("grown")
+    assert taken.status.method == "changed-pages"
+    many = taken.fork(3, name=f"{_STEM}-many-{{n}}")
+    (shared,) = {_base(home, each).stat().st_ino for each in many}
+    assert shared != inode
+    assert [_sums(each) for each in many] == [sums] * 3
+    _do(many[0], "head -c 36000000 /dev/zero > /dev/shm/large")
+    assert {_do(each, large) for each in many[1:]} == {random}
+    _delete(many[0], *many[2:])
+    child = _fork(many[1], "of-many")
+    assert _base(home, child).stat().st_ino == shared
+    assert _do(child, large) == random
+    assert [each.name for each in (home / "machines" / parent.name / names.SNAPSHOTS).iterdir()] == ["grown"]
+    assert _hash(base) == content
+    _delete(child, many[1], parent)
 
 
 def test_what_became_zeros_in_a_child_is_zeros_in_its_child(home: Path, source: insula.Machine) -> None:

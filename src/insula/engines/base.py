@@ -256,6 +256,16 @@ class Engine(Protocol):
         too; the guest stands. Raises MachineEnded (``load_failed``), HostLacks (``no_space``)."""
         ...
 
+    def compose_for(self, count: int, origin: Path, target: Path) -> bool:
+        """For ``count`` machines that are to go on from the files ``memory`` and ``state`` in the folder ``origin``, which `save`
+        wrote as ``changed-pages``: make such files in the folder ``target``, to be used in their place, at the same offset. That
+        memory, which they share, has all changes in it, that state has none. Returns False, and makes neither, where that would
+        be more than each having its own.
+
+        Raises OSError, DamagedRecord; what it made is then left behind.
+        """
+        ...
+
     def pause(self, run: Path) -> None:
         """Stop the guest's CPUs. Pausing a paused machine does nothing; after a failure it runs on."""
         ...

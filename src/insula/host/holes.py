@@ -1,4 +1,4 @@
-"""Files with holes that are mapped, where the file system is one in memory (tmpfs).
+"""Files with holes: copying them, and mapping them where the file system is one in memory (tmpfs).
 
 There a page that is read where the file has a hole takes room, though nothing is written: Linux makes the page as part of the
 file (``mm/shmem.c``). When there is none, the reader is killed by SIGBUS. On a disk a hole is read without taking any.
@@ -51,3 +51,25 @@ def is_in_memory(device: int) -> bool:
         if words[2] == wanted:
             return words[words.index("-") + 1] == "tmpfs"
     return False
+
+
+def copy_sparse(source: int, target: int) -> None:
+    """Copy an open file to an empty one, its holes as holes, by the kernel alone: a file system that can share blocks does.
+
+    Raises OSError.
+    """
+    size, offset = os.fstat(source).st_size, 0
+    os.ftruncate(target, size)
+    while offset < size:
+        try:
+            start = os.lseek(source, offset, os.SEEK_DATA)
+        except OSError as cause:
+            if cause.errno == errno.ENXIO:  # nothing but a hole follows
+                return
+            raise
+        offset = os.lseek(source, start, os.SEEK_HOLE)
+        while start < offset:
+            copied = os.copy_file_range(source, target, offset - start, start, start)
+            if not copied:
+                raise OSError(errno.EIO, "the file became shorter")
+            start += copied

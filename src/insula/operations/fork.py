@@ -33,7 +33,7 @@ from insula.operations.identities import own_identity
 from insula.operations.lease import Lease, take_lease
 from insula.operations.merge import merge_behind, merge_first
 from insula.operations.operation import Operation, Steps
-from insula.operations.origin import Origin, Wishes, fill_fork, link_memory, named_origin
+from insula.operations.origin import Origin, Wishes, fill_fork, link_memory, named_origin, shared_by
 from insula.operations.ports import open_ports
 from insula.operations.promises import check_disk
 from insula.operations.settle import settle_locked
@@ -78,6 +78,7 @@ def fork(context: Context, request: ForkMachine, operation: Operation) -> ForkRe
             ahead = stack.enter_context(Ahead(context, machine, wanted[0], ephemeral=request.ephemeral))
         origin = stack.enter_context(_origin(context, request, operation, ahead))
         operation.tell(f"make {request.count} forks" if request.count > 1 else f"make {wanted[0]}")
+        origin = stack.enter_context(shared_by(context, origin, len(wanted)))
         result = _make_all(context, request, wanted, origin, ahead)
     for made in result.machines:
         if made.unjailed:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,24 +15,27 @@ import msgspec
 from insula.disks.layers import link_layers
 from insula.disks.overlays import create_overlay
 from insula.disks.verify import ensure_sums
-from insula.errors import HostLacks, WrongState
-from insula.host.files import fleeting
+from insula.errors import HostLacks, InsulaError, WrongState
+from insula.host.files import fleeting, remove_tree
 from insula.model.limits import Limits
 from insula.model.network import Firewall, Publish
+from insula.operations.capture import protect
 from insula.operations.cards import has_fabric
 from insula.operations.context import Context
 from insula.operations.snapshot import find_snapshot
 from insula.store import names
 from insula.store.machines import RECORD_VERSION, DiskRecord, ImageUse, MachineRecord, machine_folder, read_machine
-from insula.store.snapshots import SnapshotRecord, snapshot_layers
+from insula.store.snapshots import SnapshotRecord, snapshot_layers, stage_snapshot
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """What is forked: the ``machine`` folder that holds the layers, the ``folder`` with memory and devices, and their record."""
+    """What is forked: the ``machine`` folder that holds the layers, the ``folder`` with memory and devices, and their record.
+    ``shared``: where memory and devices put together for many are, see `shared_by`."""
 
     machine: Path
     folder: Path
     record: SnapshotRecord
+    shared: Path | None = None
 
 
 class Wishes(NamedTuple):
@@ -111,11 +115,32 @@ def _is_older(theirs: str, ours: str) -> bool:
 
 def link_memory(folder: Path, origin: Origin) -> None:
     """Link what the fork whose folder this is loads; QEMU has it open then, and the links can go."""
-    kept = [file for file in (names.MEMORY, names.STATE) if (origin.folder / file).exists()]
+    source = origin.shared or origin.folder
+    kept = [file for file in (names.MEMORY, names.STATE) if (source / file).exists()]
     with fleeting():  # after a crash nobody loads them
-        link_layers({folder / names.ORIGIN / file: origin.folder / file for file in kept})
+        link_layers({folder / names.ORIGIN / file: source / file for file in kept})
     with contextlib.suppress(OSError):  # a note that may be missing
-        os.link(origin.folder / names.VERIFIED_LAYERS, folder / names.ORIGIN / names.VERIFIED_LAYERS)
+        os.link(source / names.VERIFIED_LAYERS, folder / names.ORIGIN / names.VERIFIED_LAYERS)
+
+
+@contextlib.contextmanager
+def shared_by(context: Context, origin: Origin, count: int) -> Iterator[Origin]:
+    """The same state for ``count`` machines to go on from: when it rests on a memory file, and what it has beside that would be
+    much for each, within the context there is a file with both. The machine's lock is the caller's."""
+    memory = origin.record.memory
+    if count == 1 or memory is None or memory.method != "changed-pages":
+        yield origin
+        return
+    place = stage_snapshot(origin.machine)
+    try:
+        made = False
+        with contextlib.suppress(OSError, InsulaError):  # no room, say: then each has its own
+            made = context.engine.compose_for(count, origin.folder, place)
+        if made:
+            protect(place, origin.record.id)
+        yield msgspec.structs.replace(origin, shared=place) if made else origin
+    finally:
+        remove_tree(place)
 
 
 def fill_fork(staged: Path, origin: Origin, *, ephemeral: bool) -> MachineRecord:

@@ -69,6 +69,10 @@ class WriterEngine:
     def load(self, run: Path, state: Path, memory: Path) -> None:
         raise AssertionError("nobody here can map memory that is being written")
 
+    def compose_for(self, count: int, origin: Path, target: Path) -> bool:
+        del count, origin, target  # no state here is one of changes
+        return False
+
     def pause(self, run: Path) -> None:
         self._life(run).pause()
 

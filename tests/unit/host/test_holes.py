@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from insula.errors import HostLacks
-from insula.host.holes import fill_holes
+from insula.host.holes import copy_sparse, fill_holes
 from insula.model.units import MIB
 from tests.framework.project import ROOT
 
@@ -32,6 +32,25 @@ def test_on_a_disk_holes_stay(tmp_path: Path) -> None:
 def test_an_empty_file_has_none(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     fill_holes(tmp_path / "file")
+
+
+def test_a_copy_has_the_same_in_it_and_the_same_holes(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as stream:
+        stream.truncate(8 * MIB)
+        for place in (0, 3 * MIB, 5 * MIB):
+            stream.seek(place)
+            stream.write(os.urandom(70_000))
+    with (tmp_path / "file").open("rb") as source, (tmp_path / "copy").open("xb") as target:
+        copy_sparse(source.fileno(), target.fileno())
+    assert (tmp_path / "copy").read_bytes() == (tmp_path / "file").read_bytes()
+    assert (tmp_path / "copy").stat().st_blocks * 512 < MIB
+
+
+def test_a_copy_of_nothing_but_a_hole(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w+b") as source, (tmp_path / "copy").open("xb") as target:
+        source.truncate(MIB)
+        copy_sparse(source.fileno(), target.fileno())
+    assert (tmp_path / "copy").stat().st_size == MIB
 
 
 _INSIDE = """

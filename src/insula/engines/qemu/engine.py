@@ -100,6 +100,11 @@ class QemuEngine:
         fill_holes(memory)  # of what was written since it was launched
         load(run / names.QMP_SOCKET, state)
 
+    def compose_for(self, count: int, origin: Path, target: Path) -> bool:
+        from insula.engines.qemu.siblings import compose_for
+
+        return compose_for(count, origin, target)
+
     def _tracks(self, build: Build) -> bool:
         """Whether memory is taken behind the guest, and so its QEMU needs the host's userfaultfd: not where there is better."""
         from insula.engines.qemu.probe import has_mapped_ram
