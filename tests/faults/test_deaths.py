@@ -178,6 +178,9 @@ def test_a_missing_layer_is_told(home: Path, tiny: str, name: str) -> None:
     with pytest.raises(DamagedRecord, match="is missing") as error:
         machine.start()
     assert error.value.code == "layer_missing"
+    command = (error.value.hint or "").removeprefix("the same file is still here, so: ")  # the image has it
+    subprocess.run(["sh", "-c", command], check=True)
+    assert machine.start().exec("echo", "there").stdout == "there\n"
 
 
 def test_a_pid_that_is_somebody_elses_by_now_fools_nobody(home: Path, tiny: str, name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 import shutil
 import stat
 from collections.abc import Mapping
@@ -38,10 +39,10 @@ def link_layers(sources: Mapping[Path, Path]) -> None:
 def _link(source: Path, target: Path) -> None:
     try:
         if not stat.S_ISREG(os.lstat(source).st_mode):
-            raise DamagedRecord(f"the layer {source} is not a file", code="layer_missing", hint="build its image again")
+            raise DamagedRecord(f"the layer {source} is not a file", code="layer_missing", hint=_way_back(source))
         os.link(source, target, follow_symlinks=False)
     except FileNotFoundError as cause:
-        raise DamagedRecord(f"the layer {source} is missing", code="layer_missing", hint="build its image again") from cause
+        raise DamagedRecord(f"the layer {source} is missing", code="layer_missing", hint=_way_back(source)) from cause
     except OSError as cause:
         if cause.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM):
             raise explain_os_error(cause, target) from cause
@@ -86,6 +87,17 @@ def require_layers(folder: Path, paths: list[str]) -> None:
         except (FileNotFoundError, NotADirectoryError):
             regular = False
         if not regular:
-            raise DamagedRecord(
-                f"{folder / path} is missing", code="layer_missing", hint=f"restore it, or: insula delete --force {folder.name}"
-            )
+            raise DamagedRecord(f"{folder / path} is missing", code="layer_missing", hint=_way_back(folder / path))
+
+
+def _way_back(lost: Path) -> str:
+    """What helps who misses the file ``lost``. Whoever has a layer of the same name has the same file, which `start` checks."""
+    if lost.parent.name == names.LAYERS:
+        digest, _, part = lost.name.partition("-")
+        machines = lost.parents[2]
+        twins = [*machines.parent.glob(f"images/{digest}*/{part}"), *machines.glob(f"*/{names.LAYERS}/{lost.name}")]
+        if twin := next((each for each in twins if each.is_file() and not each.is_symlink()), None):
+            return f"the same file is still here, so: ln -f {shlex.quote(str(twin))} {shlex.quote(str(lost))}"
+    if lost.parents[1].name == "images":
+        return "build the image anew: insula image build"
+    return f"nothing here has it any more: bring it back from a backup, or: insula delete --force {lost.parents[1].name}"

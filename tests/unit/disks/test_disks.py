@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from insula.disks.convert import raw_to_layer
-from insula.disks.layers import link_layer, link_layers
+from insula.disks.layers import link_layer, link_layers, require_layers
 from insula.disks.overlays import create_overlay
 from insula.errors import DamagedRecord, UsageError
 
@@ -71,6 +71,27 @@ def test_a_missing_layer_is_told(tmp_path: Path) -> None:
     with pytest.raises(DamagedRecord) as error:
         link_layer(tmp_path / "layer", tmp_path / "link")
     assert error.value.code == "layer_missing"
+
+
+def test_who_misses_a_layer_is_told_who_has_it_or_that_nobody_does(tmp_path: Path) -> None:
+    def lack(name: str) -> str:
+        with pytest.raises(DamagedRecord, match="is missing") as error:
+            require_layers(tmp_path / "machines" / name, ["layers/0123abcd-root.qcow2"])
+        return error.value.hint or ""
+
+    (tmp_path / "machines/web/layers").mkdir(parents=True)
+    assert lack("web").startswith("nothing here has it any more")
+    assert lack("web").endswith("insula delete --force web")
+    (tmp_path / "images/0123abcd4567").mkdir(parents=True)
+    (tmp_path / "images/0123abcd4567/root.qcow2").touch()
+    layer = "layers/0123abcd-root.qcow2"
+    assert lack("web") == (
+        f"the same file is still here, so: ln -f {tmp_path}/images/0123abcd4567/root.qcow2 {tmp_path}/machines/web/{layer}"
+    )
+    (tmp_path / "machines/db/layers").mkdir(parents=True)
+    (tmp_path / "machines/db" / layer).touch()
+    (tmp_path / "images/0123abcd4567/root.qcow2").unlink()
+    assert f" {tmp_path}/machines/db/{layer} " in lack("web")
 
 
 def test_an_overlay_names_no_other_file(tmp_path: Path) -> None:
