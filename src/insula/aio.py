@@ -321,7 +321,7 @@ class Insula:
     async def repair_networks(self) -> builtins.list[str]:
         return await _in_thread(self.sync.repair_networks)
 
-    async def build(self, recipe: str, *, text: str = "", refresh: bool = False) -> ImageStatus:
+    async def build(self, recipe: str, *, text: str | None = None, refresh: bool = False) -> ImageStatus:
         return await _in_thread(self.sync.build, recipe, text=text, refresh=refresh)
 
     async def images(self) -> builtins.list[ImageStatus]:

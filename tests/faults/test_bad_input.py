@@ -46,6 +46,7 @@ def home(tmp_path: Path) -> Path:
         (("publish", "nobody", "8080:80"), 1, "no machine named 'nobody'"),
         (("create", "--name", "../../etc", "tiny"), 2, "cannot be a machine's name"),
         (("create", "--name", "UPPER", "tiny"), 2, "cannot be a machine's name"),
+        (("create", "--name", "", "tiny"), 2, "the name is empty"),
         (("create", "debain"), 1, "no image or recipe named 'debain'"),
         (("start", "nobody"), 1, "no machine named 'nobody'"),
         (("show", "nobody"), 1, "no machine named 'nobody'"),
@@ -83,6 +84,7 @@ def test_json_errors_are_one_line_with_a_stable_code(home: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "says"),
     [
+        ("", "name: is missing"),
         ("name = ", "line 1"),
         ('name = "x"\nsuite = 13\n', "line 2: suite"),
         ('name = "x"\nsuite = "trixie"\ncolour = "red"\n[kernel]\npackage = "linux-image-cloud-amd64"\n', "line 3: colour"),

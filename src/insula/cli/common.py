@@ -25,7 +25,15 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; 
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Do not tell what is being done.")
 _SHAPE = ("cpus", "memory", "disk", "firmware", "display", "tpm")
 
-name_option = click.option("--name", default="", help="The machine's name (default: a generated one).")
+
+def _not_empty(ctx: click.Context, param: click.Parameter, value: str | None) -> str:
+    """``--name "$UNSET"`` is a slip, not the wish for a generated name."""
+    if value == "":
+        raise click.BadParameter("the name is empty", ctx, param)
+    return value or ""
+
+
+name_option = click.option("--name", callback=_not_empty, help="The machine's name (default: a generated one).")
 tpm_option = click.option("--tpm", is_flag=True, help="Give it a TPM 2.0 of its own.")
 insecure_option = click.option(
     "--insecure", is_flag=True, help="Where this host can have no whole jail, let it run without what cannot be had."

@@ -57,8 +57,10 @@ def _read_recipe(path: Path) -> str:
         raise NotFound(
             f"there is no recipe {path}", code="recipe_not_found", hint="to see built-in ones: insula image list"
         ) from None
-    except (OSError, UnicodeDecodeError) as cause:
-        raise UsageError(f"{path} cannot be read as a recipe: {cause}", code="bad_recipe") from cause
+    except UnicodeDecodeError as cause:
+        raise UsageError(f"{path} is no recipe: it is not text", code="bad_recipe", hint="a recipe is a TOML file") from cause
+    except OSError as cause:
+        raise UsageError(f"{path} cannot be read as a recipe: {cause.strerror}", code="bad_recipe") from cause
 
 
 @image.command("list", short_help="List images, and recipes that are not built yet.", epilog="Example: insula image list --json")

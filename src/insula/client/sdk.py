@@ -123,7 +123,7 @@ class Insula:
         return machines
 
     def build(
-        self, recipe: str, *, text: str = "", refresh: bool = False, progress: Callable[[Progress], None] | None = None
+        self, recipe: str, *, text: str | None = None, refresh: bool = False, progress: Callable[[Progress], None] | None = None
     ) -> ImageStatus:
         """Build an image from a built-in recipe, or from a recipe's TOML ``text``."""
         built: ImageStatus = self.client.do(requests.BuildImage(recipe=recipe, text=text, refresh=refresh), listener=progress)

@@ -121,7 +121,8 @@ def check_transition(name: str, verb: str, state: State, problem: str | None = N
     Raises WrongState, or DamagedRecord for a broken machine.
     """
     if state is State.BROKEN:
-        raise DamagedRecord(f"{name} cannot be used: {problem}", hint=f"to remove it: insula delete --force {name}")
+        way = "bring the file back, or use the Insula that wrote it; to give the machine up, disks and all"
+        raise DamagedRecord(f"{name} cannot be used: {problem}", hint=f"{way}: insula delete --force {name}")
     if not is_allowed(verb, state) and not is_already(verb, state):
         hint = _HINTS.get((verb, state))
         raise WrongState(

@@ -290,7 +290,7 @@ class BuildImage(Request, frozen=True):
     """Build from a recipe's TOML text (``text``), or from one that comes with Insula (``recipe``)."""
 
     recipe: str = ""
-    text: str = ""
+    text: str | None = None
     refresh: bool = False
 
 

@@ -74,7 +74,7 @@ def build(context: Context, request: BuildImage, operation: Operation) -> ImageS
     from insula.images.recipe import load_recipe, parse_recipe
 
     operation.target = request.recipe
-    recipe = parse_recipe(request.text, request.recipe or "recipe") if request.text else load_recipe(request.recipe)
+    recipe = parse_recipe(request.text, request.recipe or "recipe") if request.text is not None else load_recipe(request.recipe)
     image = _build(context, recipe, operation, refresh=request.refresh)
     return _status(image, list(recipe.names))
 

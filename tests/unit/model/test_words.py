@@ -196,7 +196,9 @@ def test_a_refusal_knows_the_next_step() -> None:
 def test_a_broken_machine_says_why_whatever_is_asked() -> None:
     with pytest.raises(DamagedRecord, match="torn") as error:
         check_transition("web", "start", State.BROKEN, "machine.json is torn")
-    assert error.value.hint == "to remove it: insula delete --force web"
+    assert error.value.hint == (
+        "bring the file back, or use the Insula that wrote it; to give the machine up, disks and all: insula delete --force web"
+    )
 
 
 def test_identities_share_nothing() -> None:
