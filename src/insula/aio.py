@@ -231,9 +231,9 @@ class Snapshot(_Forkable):
         """What `insula snapshot list` shows of it."""
         return await self.show()
 
-    async def restore(self, *, keep: bool = True) -> Machine:
+    async def restore(self, *, keep: bool = True, disks: bool = False) -> Machine:
         """As `insula.Snapshot.restore`."""
-        return Machine(await _in_thread(self.sync.restore, keep=keep))
+        return Machine(await _in_thread(self.sync.restore, keep=keep, disks=disks))
 
     async def export(self, file: str | Path | BinaryIO, *, passphrase: str | bytes | None = None) -> None:
         """As `insula.Snapshot.export`."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import insula
-from insula.errors import InsulaError, NotFound
+from insula.errors import HostLacks, InsulaError, NotFound
 from insula.store import names
 from tests.faults.rewound import left_over
 from tests.framework.doors import run_cli
@@ -122,6 +122,8 @@ def test_what_cannot_be_trusted_or_loaded_is_refused_before_anything_is_touched(
         assert (done.returncode != 0, error["code"]) == (True, code), error
         assert all(word in f"{error['message']} {error['hint']}" for word in words), error
         assert error["hint"]
+        if code.startswith("layer_"):
+            assert error["hint"].endswith(f"insula snapshot delete {machine.name}@base")
     assert machine.exec("cat", "/run/memo", check=True).stdout == _MEMO
     assert [(one.name, one.state) for one in insula.connect(home).list() if one.name.startswith(machine.name)] == [
         (machine.name, "running")
@@ -134,12 +136,36 @@ def test_what_cannot_be_trusted_or_loaded_is_refused_before_anything_is_touched(
 def test_the_snapshot_that_was_spoilt_and_mended_works(machine: insula.Machine, place: Path, home: Path) -> None:
     with pytest.raises(NotFound, match="no snapshot 'gone'") as error:
         insula.Snapshot(machine, "gone").restore()
-    assert "base" in (error.value.hint or "")
+    assert error.value.hint == "there are: base"
+    with pytest.raises(NotFound) as error:
+        insula.Snapshot(machine, "bse").restore()
+    assert error.value.hint == "did you mean base?"
     child = insula.Snapshot(machine, "base").fork()[0]
     with child:
         assert child.exec("cat", "/root/note", check=True).stdout == "old\n"
     assert machine.exec("cat", "/run/memo", check=True).stdout == _MEMO
     assert left_over(home) == []
+
+
+@pytest.mark.full
+def test_the_disks_alone_come_back_where_the_memory_cannot(home: Path, tiny: str, name: str) -> None:
+    """Off, it needs neither the CPU nor the file; what was on the disk at that instant boots. What it was can be had again."""
+    machine = insula.connect(home).run(tiny, name=name, memory="128M", network="none")
+    machine.exec("sh", "-c", "echo old > /root/note; sync", check=True)
+    base = machine.snapshot("base")
+    machine.exec("sh", "-c", "echo new > /root/note; echo here > /run/memo", check=True)
+    place = home / "machines" / name / names.SNAPSHOTS / "base"
+    _edit(place, lambda record: record["board"].update(cpu="Skylake-Server"))
+    (place / names.MEMORY).unlink()
+    with pytest.raises(HostLacks, match="Skylake-Server") as refused:
+        base.restore()
+    assert refused.value.hint == f"to have its disks alone: insula snapshot restore --disks {name}@base"
+    base.restore(disks=True)
+    assert machine.state == "stopped"
+    assert machine.start().exec("cat", "/root/note", check=True).stdout == "old\n"
+    insula.Snapshot(machine, "before-restore").restore(keep=False)
+    assert machine.exec("cat", "/root/note", "/run/memo", check=True).stdout == "new\nhere\n"
+    machine.delete(force=True)
 
 
 @pytest.mark.parametrize("name", ["../x", "..", ".", ".new-x", "-x", "a/b", "a\n", "\u202e", "a" * 64, "@", "a@b", "\x1b[2J"])

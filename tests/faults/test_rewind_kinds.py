@@ -32,7 +32,7 @@ def test_a_paused_guest_stays_so_and_comes_back_so(home: Path, running: str) -> 
     machine.resume()
     machine.exec("sh", "-c", "echo new > /root/note; sync", check=True)
     snapshot.restore()
-    assert machine.state == "paused"
+    assert (machine.state, machine.show().reason) == ("paused", None), "somebody asked for it"
     machine.resume()
     assert machine.exec("cat", "/root/note", "/run/memo", check=True).stdout == "old\nmemo\n"
     machine.pause().suspend()

@@ -147,12 +147,13 @@ def _print_details(details: SnapshotDetails) -> None:
     epilog="Examples: insula snapshot restore web@before  |  insula snapshot restore --discard web@before",
 )
 @click.option("--discard", is_flag=True, help="Do not keep what the machine was until now.")
+@click.option("--disks", is_flag=True, help="Only its disks: the machine is off then, and boots from them.")
 @quiet_option
 @json_option
 @click.argument("name", metavar="NAME@SNAP", shell_complete=later("snapshots"))
-def restore(name: str, discard: bool, quiet: bool, as_json: bool) -> None:
+def restore(name: str, discard: bool, disks: bool, quiet: bool, as_json: bool) -> None:
     """Bring a machine back to a snapshot, in place. What it was until now is kept as NAME@before-restore."""
-    machine = perform(RestoreSnapshot(**_of(name), keep=not discard), quiet or as_json)
+    machine = perform(RestoreSnapshot(**_of(name), keep=not discard, disks=disks), quiet or as_json)
     if as_json:
         print_json(machine)
     elif not quiet:

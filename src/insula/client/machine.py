@@ -345,13 +345,14 @@ class Snapshot:
         details: SnapshotDetails = self.machine._client.do(requests.ShowSnapshot(name=self.machine.name, snapshot=self.name))
         return details
 
-    def restore(self, *, keep: bool = True) -> Machine:
+    def restore(self, *, keep: bool = True, disks: bool = False) -> Machine:
         """Bring the machine back to it, in place: as it was then, running if it ran then. Returns the machine.
 
-        With ``keep``, what the machine was until now is kept as its snapshot ``before-restore``. Raises NotFound, Busy,
+        With ``keep``, what the machine was until now is kept as its snapshot ``before-restore``. ``disks``: only its disks, which
+        are as after a power cut then; the machine is off, and boots from them. Raises NotFound, Busy,
         DamagedRecord (a file was changed), HostLacks (this host cannot go on from it).
         """
-        self.machine._client.do(requests.RestoreSnapshot(name=self.machine.name, snapshot=self.name, keep=keep))
+        self.machine._client.do(requests.RestoreSnapshot(name=self.machine.name, snapshot=self.name, keep=keep, disks=disks))
         return self.machine
 
     def fork(

@@ -21,12 +21,13 @@ def ensure_layers(folder: Path, sums: Mapping[str, FileSum], image_stamps: Path)
     if all(is_as_stamped(folder / path, stamps.get(path), expected) for path, expected in sums.items()):
         return
     shared = list(read_stamps(image_stamps).values())
-    found = {path: _check(folder, path, expected, shared) for path, expected in sums.items()}
-    write_stamps(note, found)
+    hint = f"put back what it was (another machine of the same image has it), or: insula delete --force {folder.name}"
+    write_stamps(note, {path: _check(folder / path, expected, shared, hint) for path, expected in sums.items()})
 
 
 def ensure_sums(machine: Path, snapshot: Path, sums: Mapping[str, FileSum]) -> None:
-    """Check a snapshot's files and the layers it rests on; instant when nothing changed since the last time.
+    """Check a snapshot's files and the layers it rests on, or what a suspended machine goes on from; instant when nothing changed
+    since the last time.
 
     Raises DamagedRecord (``layer_tampered``, ``layer_missing``).
     """
@@ -35,22 +36,20 @@ def ensure_sums(machine: Path, snapshot: Path, sums: Mapping[str, FileSum]) -> N
     if all(is_as_stamped(paths[path], stamps.get(path), expected) for path, expected in sums.items()):
         return
     shared = list(read_stamps(machine / names.VERIFIED_LAYERS).values())
-    write_stamps(note, {path: _check(paths[path].parent, paths[path].name, sums[path], shared) for path in sums})
+    hint = f"put back what it was, or: insula snapshot delete {machine.name}@{snapshot.name}"
+    if snapshot.name == names.SUSPENDED:
+        hint = f"put back what it was, or boot, and lose what was in memory: insula start --cold {machine.name}"
+    write_stamps(note, {path: _check(paths[path], sums[path], shared, hint) for path in sums})
 
 
-def _check(folder: Path, path: str, expected: FileSum, shared: list[Stamp]) -> Stamp:
+def _check(path: Path, expected: FileSum, shared: list[Stamp], hint: str) -> Stamp:
     for stamp in shared:
-        if is_as_stamped(folder / path, stamp, expected):
+        if is_as_stamped(path, stamp, expected):
             return stamp
     try:
-        found = stamp_file(folder / path, sparse=expected.sparse)
+        found = stamp_file(path, sparse=expected.sparse)
     except OSError as cause:
-        raise _refusal(folder, path, "layer_missing", f"cannot be read: {cause.strerror or cause}") from cause
+        raise DamagedRecord(f"{path} cannot be read: {cause.strerror or cause}", code="layer_missing", hint=hint) from cause
     if (found.size, found.sha256) != (expected.size, expected.sha256):
-        raise _refusal(folder, path, "layer_tampered", "is not what the machine was made of: it was changed")
+        raise DamagedRecord(f"{path} is not what it was: it was changed", code="layer_tampered", hint=hint)
     return found
-
-
-def _refusal(folder: Path, path: str, code: str, why: str) -> DamagedRecord:
-    hint = f"put back what it was (another machine of the same image has it), or: insula delete --force {folder.name}"
-    return DamagedRecord(f"{folder / path} {why}", code=code, hint=hint)

@@ -224,11 +224,13 @@ class ShowSnapshot(Request, frozen=True):
 
 
 class RestoreSnapshot(Request, frozen=True):
-    """Bring the machine back to the snapshot. With ``keep``, what it was until now is kept as ``before-restore``."""
+    """Bring the machine back to the snapshot. With ``keep``, what it was until now is kept as ``before-restore``. ``disks``: only
+    its disks, and the machine is off then."""
 
     name: str
     snapshot: str
     keep: bool = True
+    disks: bool = False
 
 
 class DeleteSnapshot(Request, frozen=True):

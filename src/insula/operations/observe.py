@@ -141,10 +141,17 @@ def _unjailed(folder: Path) -> str | None:
     return lacking(folder / names.RUN)
 
 
+# QEMU's words for a guest that stands because its state was loaded or written (RunState in its qapi/run-state.json).
+_ON_THE_WAY: Final = frozenset({"prelaunch", "inmigrate", "finish-migrate", "postmigrate", "save-vm", "restore-vm"})
+
+
 def _paused_because(untrusted: dict[str, Any]) -> str | None:
-    """The keeper's word for a pause nobody asked for, such as ``no-space``; None for one that somebody did."""
+    """The keeper's word for a pause nobody asked for, such as ``no-space``; None for one that somebody did, also where QEMU has a
+    word of its own for how it came to stand."""
     reason = untrusted.get("reason")
-    return reason if isinstance(reason, str) and re.fullmatch(r"[a-z][a-z-]{0,31}", reason) else None
+    if not isinstance(reason, str) or reason in _ON_THE_WAY:
+        return None
+    return reason if re.fullmatch(r"[a-z][a-z-]{0,31}", reason) else None
 
 
 def _broken(name: str, problem: str) -> MachineStatus:

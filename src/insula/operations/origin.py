@@ -70,8 +70,9 @@ def named_origin(context: Context, machine: str, snapshot: str) -> Origin:
     return Origin(folder, place, record)
 
 
-def check_loadable(context: Context, name: str, record: SnapshotRecord) -> None:
-    """Raises WrongState when the snapshot holds no memory, HostLacks when this host cannot go on from it."""
+def check_loadable(context: Context, name: str, record: SnapshotRecord, instead: str = "") -> None:
+    """Raises WrongState when the snapshot holds no memory, HostLacks when this host cannot go on from it. ``instead``: what can
+    be done then."""
     if record.memory is None or record.board is None:
         raise WrongState(
             f"{name} holds no memory: the machine was stopped",
@@ -89,7 +90,7 @@ def check_loadable(context: Context, name: str, record: SnapshotRecord) -> None:
             raise HostLacks(
                 f"{name} cannot go on here: its {what} is {theirs}, this host's is {ours}",
                 code="snapshot_not_loadable",
-                hint="restore its disks alone on a machine that is stopped, or use the host it was taken on",
+                hint=instead or f"to have its disks alone: insula snapshot restore --disks {name}",
             )
 
 

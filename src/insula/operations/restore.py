@@ -58,13 +58,15 @@ _ANSWER = 60.0
 
 
 def restore(context: Context, request: RestoreSnapshot, operation: Operation) -> MachineStatus:
-    """Bring a machine back. It runs then if it ran at the snapshot's instant, stands if it was paused, and is off if it was off.
+    """Bring a machine back. It runs then if it ran at the snapshot's instant, stands if it was paused, and is off if it was off,
+    or only ``disks`` are asked for.
 
     Raises NotFound, DamagedRecord (a file was changed), HostLacks, Busy, MachineEnded; until the old guest has ended the
     machine is as it was.
     """
     with hold_machine(context, request.name, "restore") as held:
         place, state = find_snapshot(held.folder, request.snapshot)
+        state = _off(state, held.record) if request.disks else state
         if state.memory is not None:
             check_loadable(context, f"{request.name}@{request.snapshot}", state)
             board, cpus = board_of(context, state), state.hardware.used_cpus
@@ -82,6 +84,13 @@ def restore(context: Context, request: RestoreSnapshot, operation: Operation) ->
         journal.clear(held.folder)
         merge_behind(context, record)
         return status_of(held.folder)
+
+
+def _off(state: SnapshotRecord, record: MachineRecord) -> SnapshotRecord:
+    """Pure: the state as if the machine had been off at that instant; neither this host nor a file has anything to do with what
+    its memory was."""
+    sums = {path: known for path, known in state.sums.items() if path not in (names.MEMORY, names.STATE)}
+    return msgspec.structs.replace(state, state="stopped", memory=None, shape=None, board=record.board, sums=sums)
 
 
 def _with_fresh_heads(context: Context, held: Held, state: SnapshotRecord, place: Path) -> MachineRecord:

@@ -150,14 +150,15 @@ def keep_suspended(folder: Path, description: str) -> None:
 
 
 def _check(context: Context, folder: Path, record: MachineRecord, state: SnapshotRecord, operation: Operation) -> None:
+    cold = f"to boot it, and lose what its memory held: insula start --cold {folder.name}"
     # By the heads alone: layers may have been merged since.
     if [(disk.name, disk.head) for disk in record.disks] != [(disk.name, disk.head) for disk in state.disks]:
         raise DamagedRecord(
             f"the memory that {folder.name} was suspended with does not belong to its disks",
             code="suspended_stale",
-            hint=f"to boot it without: remove {folder / names.SUSPENDED}, then start it",
+            hint=cold,
         )
-    check_loadable(context, folder.name, state)
+    check_loadable(context, folder.name, state, cold)
     admit(context, operation, state.hardware.total, board_of(context, state), cpus=state.hardware.used_cpus)
     ensure_sums(folder, folder / names.SUSPENDED, state.sums)
 

@@ -14,6 +14,7 @@ import msgspec
 from insula.errors import AlreadyExists, DamagedRecord, HostLacks, InsulaError, NotFound
 from insula.host.files import fsync_folder, is_temporary, remove_tree
 from insula.model.identity import Identity
+from insula.model.names import nearest
 from insula.model.network import Nic
 from insula.model.shape import Shape, shape_of
 from insula.model.spec import MachineSpec
@@ -86,11 +87,13 @@ class SnapshotRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def snapshot_folder(machine: Path, name: str) -> Path:
-    """The folder of an existing snapshot. Raises NotFound, naming those there are."""
+    """The folder of an existing snapshot. Raises NotFound, with the nearest names there are."""
     folder = machine / names.SNAPSHOTS / name
     if not names.is_component(name) or not folder.is_dir() or folder.is_symlink():
-        there = ", ".join(snapshot_names(machine)[:5])
-        hint = f"there are: {there}" if there else f"to take one: insula snapshot create {machine.name}@{name}"
+        close = nearest(name, there := snapshot_names(machine))
+        hint = f"there are: {', '.join(there[:5])}{', …' if there[5:] else ''}"
+        if close or not there:
+            hint = f"did you mean {' or '.join(close)}?" if close else f"to take one: insula snapshot create {machine.name}"
         raise NotFound(f"{machine.name} has no snapshot '{name}'", code="snapshot_not_found", hint=hint)
     return folder
 
