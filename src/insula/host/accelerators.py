@@ -6,6 +6,7 @@ proof is a guest of our own (longmode.S): paging, exceptions, user mode, model-s
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Final
@@ -60,24 +61,26 @@ def payload_digest() -> str:
 
 def prove(binary: str, accelerator: str, cpu: str) -> Proof:
     """Run the guest with QEMU's ``accelerator`` and CPU model. Never raises for what does not work: that is the answer."""
-    import tempfile  # takes long to load
-
     if accelerator == "kvm" and not Path("/dev/kvm").exists():
         return Proof(False, "there is no /dev/kvm", 0.0)
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="insula-proof-") as folder:
-        image = Path(folder, "guest.rom")
-        image.write_bytes(payload())
-        try:
-            done = run(_argv(binary, accelerator, cpu, image), timeout=PATIENCE.get(accelerator, 3.0), check=False)
-        except ChildFailed:
-            seconds = time.monotonic() - began
-            return Proof(False, f"a 64-bit guest came to no answer within {PATIENCE.get(accelerator, 3.0):g} s", seconds)
+    image = os.memfd_create("insula-proof")  # no file that stays should we be killed
+    try:
+        os.write(image, payload())
+        argv = _argv(binary, accelerator, cpu, Path(f"/proc/self/fd/{image}"))
+        done = run(argv, timeout=PATIENCE.get(accelerator, 3.0), pass_fds=[image], check=False)
+    except ChildFailed:
+        seconds = time.monotonic() - began
+        return Proof(False, f"a 64-bit guest came to no answer within {PATIENCE.get(accelerator, 3.0):g} s", seconds)
+    finally:
+        os.close(image)
     return _judge(done.status, done.stderr.decode(errors="replace"), time.monotonic() - began)
 
 
 def _argv(binary: str, accelerator: str, cpu: str, image: Path) -> list[str]:
-    words = [binary, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-sandbox", "on"]
+    # A guest that hangs would outlive us for ever if we are killed while we wait.
+    words = ["setpriv", "--pdeathsig", "KILL", "--", binary, "-nodefaults", "-no-user-config", "-display", "none"]
+    words += ["-no-reboot", "-sandbox", "on"]
     words += ["-machine", "q35", "-accel", accelerator, "-cpu", cpu, "-m", "32", "-bios", str(image)]
     return [*words, "-device", "isa-debug-exit,iobase=0x501,iosize=4"]
 
