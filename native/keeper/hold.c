@@ -1,8 +1,9 @@
 /* The holder keeps a fabric: the network namespace that machines' networks are in, and the programs that serve it.
  *
  *     insula-keeper hold --listen N [--own-user | --user N] [--net N]
+ *     insula-keeper hold --client N [--own-user]
  *
- * N are open descriptors: a listening SOCK_SEQPACKET socket; a network namespace that is there already, without which one is made;
+ * N are open descriptors: a listening SOCK_SEQPACKET socket, or a connected one, with whose end all ends; a network namespace that is there already, without which one is made;
  * and the user namespace that owns it. With --own-user that is made, too, and the caller is root in it. It leaves its caller when it serves, or says why it cannot.
  *
  * A message is a request, and so is its answer: NUL-separated words, the first of an answer being `ok` or `error`. Descriptors go
@@ -118,8 +119,9 @@ static void quit(struct holder *holder, int client)
     children_end();
     kill(holder->inside, SIGKILL);
     waitpid(holder->inside, NULL, 0);
-    close(holder->listen); /* from now on nobody is here */
-    reply_ok(client);
+    close_fd(&holder->listen); /* from now on nobody is here */
+    if (client >= 0)
+        reply_ok(client);
     _exit(0);
 }
 
@@ -168,6 +170,8 @@ static void hear_client(struct holder *holder, int *client)
     request_close_fds(&request);
     if (!there)
         close_fd(client);
+    if (!there && holder->brief)
+        quit(holder, -1);
 }
 
 static void hear_ends(int ends)
@@ -212,6 +216,8 @@ static bool parse(struct holder *holder, int argc, char **argv)
             holder->own_user = true;
         else if (!last && strcmp(argv[at], "--listen") == 0 && is_open(argv[at + 1], &holder->listen))
             at++;
+        else if (!last && strcmp(argv[at], "--client") == 0 && is_open(argv[at + 1], &holder->clients[0]))
+            at++;
         else if (!last && strcmp(argv[at], "--net") == 0 && is_open(argv[at + 1], &holder->spaces.net))
             at++;
         else if (!last && strcmp(argv[at], "--user") == 0 && is_open(argv[at + 1], &holder->spaces.user))
@@ -219,7 +225,8 @@ static bool parse(struct holder *holder, int argc, char **argv)
         else
             return false;
     }
-    return holder->listen >= 0;
+    holder->brief = holder->clients[0] >= 0;
+    return (holder->listen >= 0) != holder->brief;
 }
 
 static void hold(struct holder *holder, int told)
@@ -233,8 +240,8 @@ static void hold(struct holder *holder, int told)
     if (number)
         _exit(1);
     be_silent();
-    int kept[] = { holder->listen, holder->self, holder->life, holder->spaces.net, holder->spaces.user };
-    close_others(kept, 5);
+    int kept[] = { holder->listen, holder->clients[0], holder->self, holder->life, holder->spaces.net, holder->spaces.user };
+    close_others(kept, 6);
     sigemptyset(&ended);
     sigaddset(&ended, SIGCHLD);
     serve(holder, signalfd(-1, &ended, SFD_CLOEXEC | SFD_NONBLOCK));
@@ -247,11 +254,12 @@ int hold_main(int argc, char **argv)
     for (size_t i = 0; i < HOLD_CLIENTS_MAX; i++)
         holder.clients[i] = -1;
     if (!parse(&holder, argc, argv)) {
-        dprintf(2, "usage: insula-keeper hold --listen N [--own-user | --user N] [--net N]\n");
+        dprintf(2, "usage: insula-keeper hold --listen N [--own-user | --user N] [--net N]\n"
+                   "       insula-keeper hold --client N [--own-user]\n");
         return 2;
     }
     holder.self = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
-    set_nonblocking(holder.listen);
+    set_nonblocking(holder.brief ? holder.clients[0] : holder.listen);
     if (holder.self < 0 || pipe2(told, O_CLOEXEC) < 0 || chdir("/") < 0) {
         perror("insula-keeper hold");
         return 1;

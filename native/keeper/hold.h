@@ -29,7 +29,7 @@ bool enter_spaces(const struct spaces *spaces);
 
 struct holder {
     int listen, self, life; /* `life`: our end of the pipe whose end tells the one inside */
-    bool own_user;
+    bool own_user, brief; /* `brief`: for one client, with whom it ends */
     struct spaces spaces;
     pid_t inside;
     int clients[HOLD_CLIENTS_MAX];

@@ -115,6 +115,8 @@ static void stay_inside(struct holder *holder, int ready, int life)
     close_others(kept, 4);
     while (read(life, &word, 1) < 0 && errno == EINTR)
         ;
+    if (holder->brief)
+        _exit(0);
     serve_orphans(holder->listen, &spaces);
 }
 

@@ -221,15 +221,10 @@ def start_holder(path: Path, *, own_user: bool, owner: int | None = None) -> tup
     words, passed = _spaces_words(spaces, owner) if spaces or owner else (["--own-user"] if own_user else [], [])
     try:
         with contextlib.closing(listen_unix(path, kind=socket.SOCK_SEQPACKET)) as listener:
-            argv = [str(native_path("insula-keeper")), "hold", "--listen", str(listener.fileno()), *words]
-            run(argv, pass_fds=[listener.fileno(), *passed], timeout=_PATIENCE)
-    except ChildFailed as failure:
+            _launch(["--listen", str(listener.fileno()), *words], [listener.fileno(), *passed])
+    except HostLacks:
         path.unlink(missing_ok=True)
-        raise HostLacks(
-            f"this host does not let us make a network namespace: {failure.output or failure.message}",
-            code="no_fabric",
-            hint="to see why: insula doctor",
-        ) from failure
+        raise
     finally:
         if spaces is not None:
             spaces.close()
@@ -237,6 +232,31 @@ def start_holder(path: Path, *, own_user: bool, owner: int | None = None) -> tup
     if holder is None:
         raise HostLacks("the networks' holder ended at once", code="no_fabric", hint="to see why: insula doctor")
     return holder, spaces is not None
+
+
+def start_brief_holder(*, own_user: bool) -> Holder:
+    """A holder of new namespaces for this one connection: with it all goes, also when we are killed. See `start_holder`."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        with theirs:
+            _launch(["--client", str(theirs.fileno()), *(["--own-user"] if own_user else [])], [theirs.fileno()])
+        ours.settimeout(_PATIENCE)
+        kind, _ = _ask(ours, "hello")
+        return Holder(ours, int(kind[1]))
+    except BaseException:
+        ours.close()
+        raise
+
+
+def _launch(words: list[str], passed: list[int]) -> None:
+    try:
+        run([str(native_path("insula-keeper")), "hold", *words], pass_fds=passed, timeout=_PATIENCE)
+    except ChildFailed as failure:
+        raise HostLacks(
+            f"this host does not let us make a network namespace: {failure.output or failure.message}",
+            code="no_fabric",
+            hint="to see why: insula doctor",
+        ) from failure
 
 
 def _spaces_words(spaces: Spaces | None, owner: int | None) -> tuple[list[str], list[int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ import msgspec
 from insula.errors import ChildFailed, HostLacks
 from insula.host import links, nft
 from insula.host.facts import Probe
-from insula.host.holder import Holder, start_holder
+from insula.host.holder import Holder, start_brief_holder
 from insula.host.process import find_program
 from insula.model.doctor import Fact, FactState
 from insula.networks import naming, rules, uplinks
@@ -54,8 +53,7 @@ def find_reach() -> Reach:
     if root and not _may_administer():
         return Reach("none", "this root may not change the host's network (no CAP_NET_ADMIN)")
     try:
-        with tempfile.TemporaryDirectory(prefix="insula-") as folder:
-            return _try(Path(folder), root=root)
+        return _try(root=root)
     except (HostLacks, ChildFailed) as refusal:
         return Reach("none", refusal.message)
 
@@ -65,24 +63,30 @@ def _may_administer() -> bool:
     return any(int(line.split()[1], 16) & _ADMINISTER for line in lines if line.startswith("CapEff:"))
 
 
-def _try(folder: Path, *, root: bool) -> Reach:
-    holder, _ = start_holder(folder / "holder.sock", own_user=not root)
-    with holder:
+def _try(*, root: bool) -> Reach:
+    with start_brief_holder(own_user=not root) as holder:
         try:
             os.close(holder.tap(naming.tap_name("00000000")))
             links.apply("ip", [f"link add name {naming.bridge_name('00000000')} type bridge"], holder.spaces)
             nft.apply(rules.base_rules(None, []), holder.spaces)
-            why = "" if root else _try_pasta(folder, holder)
+            why = "" if root else _try_pasta(holder)
         finally:
             holder.quit()
     return Reach("none", why) if why else Reach("root" if root else "rootless")
 
 
-def _try_pasta(folder: Path, holder: Holder) -> str:
-    """Why pasta makes no link, if it makes none. The kernel offers no event for another namespace's links."""
-    log = folder / "pasta.log"
-    with log.open("wb") as words:
-        uplinks.start_pasta("00000000", holder, words.fileno())
+def _try_pasta(holder: Holder) -> str:
+    """Why pasta makes no link, if it makes none."""
+    log = os.memfd_create("pasta.log")
+    try:
+        uplinks.start_pasta("00000000", holder, log)
+        return _await_uplink(holder, Path(f"/proc/self/fd/{log}"))
+    finally:
+        os.close(log)
+
+
+def _await_uplink(holder: Holder, log: Path) -> str:
+    """The kernel offers no event for another namespace's links."""
     end = time.monotonic() + _PATIENCE
     while naming.UPLINK not in links.counters(holder.spaces):
         if uplinks.PASTA not in holder.children():

@@ -10,15 +10,17 @@ import select
 import socket
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import insula
 from insula.errors import HostLacks
 from insula.host import links, nft
-from insula.host.holder import ROOM, SERVER_RIGHTS, Holder, Program, connect_holder, start_holder
+from insula.host.holder import ROOM, SERVER_RIGHTS, Holder, Program, connect_holder, start_brief_holder, start_holder
 
 pytestmark = pytest.mark.root
 _UID = 1_234_567_890
@@ -151,6 +153,40 @@ def test_what_a_dead_holder_held_is_gone_on_with(tmp_path: Path) -> None:
         assert "t1" in links.counters(holder.spaces)
         holder.quit()
     os.close(tap)
+
+
+@pytest.mark.parametrize("own_user", [True, False])
+def test_a_brief_holder_goes_with_its_connection_and_all_it_started(own_user: bool) -> None:
+    reading, writing = os.pipe()
+    with start_brief_holder(own_user=own_user) as holder:
+        os.close(holder.tap("t1"))
+        holder.start("sleeper", Program(("/bin/sleep", "1000"), rights=0), writing)
+        os.close(writing)
+        inside = os.pidfd_open(holder.pid)
+        assert not select.select([inside], [], [], 0)[0]
+    assert select.select([inside], [], [], 20)[0]
+    assert os.read(reading, 1) == b""  # the program ended, too
+    os.close(inside)
+    os.close(reading)
+
+
+def test_a_brief_holder_goes_with_whoever_is_killed(tmp_path: Path) -> None:
+    """Else a `kill -9` of the first command of a host, which tries what networks it can have, would leave one for ever."""
+    script = (
+        "from insula.host.holder import start_brief_holder\n"
+        "holder = start_brief_holder(own_user=True)\n"
+        "print(holder.pid, flush=True)\n"
+        "input()"
+    )
+    words = [sys.executable, "-c", script]
+    environment = os.environ | {"PYTHONPATH": str(Path(insula.__file__).parents[1]), "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as asker:
+        assert asker.stdout is not None
+        inside = os.pidfd_open(int(asker.stdout.readline()))
+        asker.kill()
+    assert select.select([inside], [], [], 20)[0]
+    os.close(inside)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_its_owner_is_heard(tmp_path: Path) -> None:
