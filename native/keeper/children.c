@@ -6,12 +6,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -120,41 +122,91 @@ static void guard(int trouble, pid_t holder)
     _exit(0);
 }
 
+/* Go on as process 1 of a namespace of its own, which is the holder's child as this one is, once the holder has been told of it.
+ * It takes the rights that one has inside, so the holder itself cannot start it so. */
+static void be_first(int trouble)
+{
+    int told[2];
+    pid_t first = pipe2(told, O_CLOEXEC) < 0 ? -1 : (pid_t)syscall(SYS_clone, CLONE_NEWPID | CLONE_PARENT | SIGCHLD, 0, 0, 0, 0);
+    char zero = 0;
+    if (first < 0)
+        fail(trouble, "cannot have processes of its own");
+    if (first == 0) {
+        close(told[1]);
+        while (read(told[0], &zero, 1) < 0 && errno == EINTR)
+            ;
+        close(told[0]);
+        return;
+    }
+    struct iovec parts[] = { { &zero, 1 }, { &first, sizeof first } };
+    _exit(writev(trouble, parts, 2) < 0 ? 126 : 0);
+}
+
+/* Whether nobody reads there any more: the holder does until this has become the program, so it has ended. */
+static bool is_unheard(int trouble)
+{
+    struct pollfd end = { .fd = trouble };
+    return poll(&end, 1, 0) != 0;
+}
+
+static void be_in_room(struct request *request, int trouble, int calls)
+{
+    char **words = request->words;
+    long uid = strcmp(words[3], "-") == 0 ? -1 : strtol(words[3], NULL, 10);
+    be_first(trouble);
+    if (!enter_room(strcmp(words[5], "-") == 0 ? NULL : words[5]))
+        fail(trouble, "cannot make a room");
+    if (!bound_resources(uid >= 0))
+        fail(trouble, "cannot bound what it takes");
+    if (!reduce_rights(uid, strtoul(words[4], NULL, 16)))
+        fail(trouble, "cannot give up rights");
+    /* Late, for a change of user takes it back. */
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || is_unheard(trouble))
+        _exit(126);
+    if (calls >= 0 && !take_calls(calls))
+        fail(trouble, "cannot be held to its system calls");
+}
+
 static void become_child(struct request *request, const struct spaces *spaces, int self, pid_t holder, int trouble)
 {
     char **words = request->words;
     bool inside = strcmp(words[2], "inside") == 0, whole = strcmp(words[4], "-") == 0;
-    long uid = strcmp(words[3], "-") == 0 ? -1 : strtol(words[3], NULL, 10);
+    bool held = strchr(words[4], '+') && request->fd_count > 0;
+    int calls = held ? fcntl(request->fds[--request->fd_count], F_DUPFD_CLOEXEC, 128) : -1;
     trouble = fcntl(trouble, F_DUPFD_CLOEXEC, 128);
     self = fcntl(self, F_DUPFD_CLOEXEC, 128);
     if (inside && !enter_spaces(spaces))
         fail(trouble, "cannot enter the fabric's namespaces");
+    if (!inside && !whole && geteuid() != 0 && !enter_own_user())
+        fail(trouble, "cannot have a user namespace");
     if (!place_descriptors(request))
         fail(trouble, "cannot hand over descriptors");
     setsid();
     be_default();
-    if (!whole && !enter_room(strcmp(words[5], "-") == 0 ? NULL : words[5]))
-        fail(trouble, "cannot make a room");
-    if (!whole && !reduce_rights(uid, strtoul(words[4], NULL, 16)))
-        fail(trouble, "cannot give up rights");
     if (whole)
         guard(trouble, holder);
-    /* Last, for a change of user takes it back. */
-    else if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || getppid() != holder)
-        _exit(126);
+    else
+        be_in_room(request, trouble, calls);
     execute(words + START_WORDS - 1, self);
     fail(trouble, "cannot be executed");
 }
 
-/* Everything of ours is close-on-exec; so the end of `trouble` without a word says that the program runs. */
-static bool hear_trouble(int trouble, char *text, size_t size)
+/* Everything of ours is close-on-exec; so the end of `trouble` without a word says that the program runs. A zero and a number
+ * before that say which process it is now, where it is not `pid` any more, which has then ended. */
+static bool hear_trouble(int trouble, char *text, size_t size, pid_t *pid)
 {
+    size_t length = 0;
     ssize_t got;
-    do
-        got = read(trouble, text, size - 1);
-    while (got < 0 && errno == EINTR);
-    text[got > 0 ? got : 0] = 0;
-    return got > 0;
+    while ((got = read(trouble, text + length, size - 1 - length)) > 0 || (got < 0 && errno == EINTR))
+        length += got > 0 ? (size_t)got : 0;
+    if (length > sizeof *pid && text[0] == 0) {
+        waitpid(*pid, NULL, 0);
+        memcpy(pid, text + 1, sizeof *pid);
+        length -= 1 + sizeof *pid;
+        memmove(text, text + 1 + sizeof *pid, length);
+    }
+    text[length] = 0;
+    return length > 0;
 }
 
 void children_start(int client, struct request *request, const struct spaces *spaces, int self)
@@ -181,7 +233,7 @@ void children_start(int client, struct request *request, const struct spaces *sp
     close(trouble[1]);
     if (pid < 0) {
         reply_error(client, "fork", number);
-    } else if (hear_trouble(trouble[0], text, sizeof text)) {
+    } else if (hear_trouble(trouble[0], text, sizeof text, &pid)) {
         waitpid(pid, NULL, 0);
         int length = snprintf(answer, sizeof answer, "error%c%s %s", 0, request->words[START_WORDS - 1], text);
         reply(client, answer, (size_t)length < sizeof answer ? (size_t)length : sizeof answer - 1, NULL, 0);

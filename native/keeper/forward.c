@@ -346,6 +346,13 @@ static bool parse_target(const char *address, const char *port, struct target *t
     return number != 0 && inet_pton(AF_INET6, address, &six->sin6_addr) == 1;
 }
 
+/* As process 1 of its namespace it hears only what it says that it hears. */
+static void end_now(int number)
+{
+    (void)number;
+    _exit(0);
+}
+
 int forward_main(int argc, char **argv)
 {
     struct target target = { .size = 0 };
@@ -355,6 +362,7 @@ int forward_main(int argc, char **argv)
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGTERM, end_now);
     if (udp)
         forward_udp(&target);
     else

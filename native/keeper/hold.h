@@ -1,5 +1,5 @@
 /* The holder of a fabric: hold.c is its life, inside.c its namespaces, message.c how it is spoken to, children.c the programs it
- * starts, room.c what they may see and do. */
+ * starts, room.c what they may see, rights.c what they may do. */
 #ifndef KEEPER_HOLD_H
 #define KEEPER_HOLD_H
 
@@ -26,6 +26,9 @@ struct spaces {
 
 /* Become part of them. Only ever in a process that was forked for it. */
 bool enter_spaces(const struct spaces *spaces);
+
+/* Become root of a new user namespace that knows nobody else; all other namespaces stay. */
+bool enter_own_user(void);
 
 struct holder {
     int listen, self, life; /* `life`: our end of the pipe whose end tells the one inside */
@@ -64,7 +67,8 @@ int accept_own(int listen);
 
 /* ---- children ---- */
 
-/* start NAME inside|outside UID|- CAPABILITIES|- FOLDER|- ARGV…, with descriptors: [0] its output, the others from 3 on. */
+/* start NAME inside|outside UID|- CAPABILITIES|- FOLDER|- ARGV…, with descriptors: [0] its output, the others from 3 on. With a `+`
+ * behind CAPABILITIES the last descriptor is a filter of system calls, to which it is held. */
 void children_start(int client, struct request *request, const struct spaces *spaces, int self);
 void children_stop(int client, const char *name);
 void children_signal(int client, const char *name, int number);
@@ -74,7 +78,7 @@ void children_end(void);
 
 /* ---- rooms ---- */
 
-/* See only the system's programs, /dev/null, /dev/urandom, and `folder` (or nothing) at /n; all of it read-only. */
+/* In namespaces of our own for mounts, ipc, host name and cgroups: see only the system's programs, /dev/null, /dev/urandom, and `folder` (or nothing) at /n; all of it read-only. */
 bool enter_room(const char *folder);
 
 /* In a mount namespace of our own: see `folder` alone, with all that is mounted below it, read-only. */
@@ -85,5 +89,11 @@ void bound_capabilities(unsigned long mask);
 
 /* Be user `uid` (or who we are, if it is negative) with none but the capabilities of `mask`, now and in what is executed. */
 bool reduce_rights(long uid, unsigned long mask);
+
+/* Take no more than what serves networks needs. `own_user`: what is counted per user may be bounded, too. */
+bool bound_resources(bool own_user);
+
+/* Be held to the filter of system calls that is open as `calls`; not without "no new privileges". */
+bool take_calls(int calls);
 
 #endif

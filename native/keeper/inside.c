@@ -39,6 +39,13 @@ static bool become_root_inside(uid_t uid, gid_t gid)
            write_text("/proc/self/gid_map", groups);
 }
 
+bool enter_own_user(void)
+{
+    uid_t uid = geteuid();
+    gid_t gid = getegid();
+    return unshare(CLONE_NEWUSER) == 0 && become_root_inside(uid, gid);
+}
+
 static bool bring_up_loopback(void)
 {
     struct ifreq request = { .ifr_name = "lo", .ifr_flags = IFF_UP };

@@ -4,13 +4,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
 #include <sched.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mount.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -18,12 +15,8 @@
 #ifndef SYS_mount_setattr
 #define SYS_mount_setattr 442 /* the same number on every architecture */
 #endif
-#ifndef PR_CAP_AMBIENT
-#define PR_CAP_AMBIENT 47
-#define PR_CAP_AMBIENT_RAISE 2
-#endif
 
-enum { RECURSIVE = 0x8000 /* AT_RECURSIVE */, LAST_CAPABILITY = 63 };
+enum { RECURSIVE = 0x8000 /* AT_RECURSIVE */ };
 
 static const char stage[] = "/tmp"; /* hidden by the room while it is built, for this process alone */
 
@@ -81,7 +74,10 @@ bool enter_room(const char *folder)
 {
     static const char *const folders[] = { "usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32" };
     char path[32];
-    if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+    if (unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS) < 0 || sethostname("insula", 6) < 0)
+        return false;
+    (void)!unshare(CLONE_NEWCGROUP); /* kernels may have none */
+    if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
         return false;
     int shown = folder ? open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC) : -1; /* it may lie in what the stage hides */
     snprintf(path, sizeof path, "/proc/self/fd/%d", shown);
@@ -97,37 +93,4 @@ bool enter_room(const char *folder)
     if (mount(NULL, stage, NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV, NULL) < 0)
         return false;
     return turn_to(stage);
-}
-
-static bool set_capabilities(unsigned long mask)
-{
-    /* capset(2), version 3: the first of two halves, each 32 capabilities */
-    struct { uint32_t version; int pid; } header = { .version = 0x20080522 };
-    struct { uint32_t effective, permitted, inheritable; } data[2] = { 0 };
-    data[0].effective = data[0].permitted = data[0].inheritable = (uint32_t)mask;
-    return syscall(SYS_capset, &header, data) == 0;
-}
-
-void bound_capabilities(unsigned long mask)
-{
-    for (int number = 0; number <= LAST_CAPABILITY; number++)
-        if (number > 31 || !(mask >> number & 1))
-            prctl(PR_CAPBSET_DROP, number, 0, 0, 0); /* refused: the kernel has no such capability */
-}
-
-bool reduce_rights(long uid, unsigned long mask)
-{
-    bound_capabilities(mask);
-    if (uid >= 0) {
-        if (prctl(PR_SET_KEEPCAPS, 1) < 0 || setgroups(0, NULL) < 0)
-            return false;
-        if (setresgid((gid_t)uid, (gid_t)uid, (gid_t)uid) < 0 || setresuid((uid_t)uid, (uid_t)uid, (uid_t)uid) < 0)
-            return false;
-    }
-    if (!set_capabilities(mask))
-        return false;
-    for (int number = 0; number < 32; number++)
-        if (mask >> number & 1 && prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number, 0, 0) < 0)
-            return false;
-    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0;
 }

@@ -53,7 +53,7 @@ class Program(msgspec.Struct, frozen=True):
     """What a holder is to start. ``outside``: in the host's network. ``uid``: of a user of its own (root's holders only).
 
     ``rights``: a mask of capabilities; None leaves all as they are, and the program in the host's file system. Otherwise it is in
-    a room in which it sees the system's programs and ``folder``, as `ROOM`, and can write nothing.
+    a room in which it sees the system's programs and ``folder``, as `ROOM`, and no process, and can write nothing.
     """
 
     argv: tuple[str, ...]
@@ -62,10 +62,11 @@ class Program(msgspec.Struct, frozen=True):
     rights: int | None = None
     folder: Path | None = None
 
-    def words(self) -> list[str]:
+    def words(self, *, held: bool = False) -> list[str]:
+        """``held``: to a filter of system calls that goes along."""
         where = "outside" if self.outside else "inside"
         uid = "-" if self.uid is None else str(self.uid)
-        rights = "-" if self.rights is None else f"{self.rights:x}"
+        rights = "-" if self.rights is None else f"{self.rights:x}{'+' * held}"
         folder = "-" if self.folder is None else os.fspath(self.folder)
         return [where, uid, rights, folder, *self.argv]
 
@@ -125,9 +126,12 @@ class Holder:
         """Set ``/proc/sys/net/NAME`` of the fabric."""
         self._ask("sysctl", name, str(value))
 
-    def start(self, name: str, program: Program, *descriptors: int) -> None:
-        """Start a program that is known as ``name``: the first descriptor is its output, the others are its 3, 4, …"""
-        self._ask("start", name, *program.words(), descriptors=descriptors)
+    def start(self, name: str, program: Program, *descriptors: int, calls: int | None = None) -> None:
+        """Start a program that is known as ``name``: the first descriptor is its output, the others are its 3, 4, … ``calls`` is
+        one of the filter of system calls that a program in a room is held to."""
+        held = calls is not None and program.rights is not None
+        passed = [*descriptors, calls] if held and calls is not None else descriptors
+        self._ask("start", name, *program.words(held=held), descriptors=passed)
 
     def stop(self, name: str) -> None:
         """End a program, and return when it has ended; nothing happens when there is none."""

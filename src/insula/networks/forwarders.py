@@ -18,6 +18,7 @@ import msgspec
 
 from insula.errors import AlreadyExists, HostLacks, InsulaError, NotFound, UsageError
 from insula.host.holder import Program
+from insula.isolation.server import start_server
 from insula.isolation.uids import service_id
 from insula.model.network import Nic, Publish, clash, format_publish
 from insula.networks.ground import Fabric, locked, opened
@@ -146,7 +147,7 @@ def _start(fabric: Fabric, nic: Nic, port: Publish) -> None:
         ("insula-keeper", "forward", port.protocol, target, str(port.guest_port)), uid=service_id(f"port-{name}"), rights=0
     )
     with contextlib.closing(_listen(fabric.home, port)) as listener, open(os.devnull, "wb") as nowhere:
-        fabric.holder.start(name, program, nowhere.fileno(), listener.fileno())
+        start_server(fabric.holder, name, program, nowhere.fileno(), listener.fileno())
 
 
 def _listen(home: names.Home, port: Publish) -> socket.socket:

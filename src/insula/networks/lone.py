@@ -14,6 +14,7 @@ from insula.host import links, nft
 from insula.host.files import remove_tree
 from insula.host.holder import ROOM, SERVER_RIGHTS, Holder, Program, connect_holder, start_holder
 from insula.host.process import require_program
+from insula.isolation.server import start_server
 from insula.isolation.uids import service_id
 from insula.networks import dns, naming, segments
 from insula.networks import names as dnsmasq
@@ -60,7 +61,7 @@ def _furnish(fabric: Fabric, attached: Attached, holder: Holder) -> None:
         program = Program(argv, uid=service_id(f"segment-{attached.nic.key}"), rights=SERVER_RIGHTS, folder=folder)
         log = os.open(dnsmasq.log_file(folder), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            holder.start(_DNSMASQ, program, log)
+            start_server(holder, _DNSMASQ, program, log)
         finally:
             os.close(log)
 

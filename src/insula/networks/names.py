@@ -20,6 +20,7 @@ from insula.host.files import remove_tree
 from insula.host.holder import ROOM, SERVER_RIGHTS, Holder, Program
 from insula.host.process import require_program
 from insula.host.watch import Watch
+from insula.isolation.server import start_server
 from insula.isolation.uids import service_id
 from insula.model.network import NetworkSpec
 from insula.networks import dns
@@ -102,7 +103,7 @@ def start(holder: Holder, folder: Path, network: str, *, running: bool) -> None:
     program = Program(argv, uid=service_id(name), rights=SERVER_RIGHTS, folder=folder)
     log = os.open(log_file(folder), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
-        holder.start(name, program, log)
+        start_server(holder, name, program, log)
     finally:
         os.close(log)
 

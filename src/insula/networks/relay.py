@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from insula.host.holder import Holder, Program
+from insula.isolation.server import start_server
 from insula.isolation.uids import service_id
 from insula.networks.passt import host_resolvers
 
@@ -54,15 +55,13 @@ def ensure(fabric: Fabric) -> None:
 
 
 def _start(holder: Holder, target: str, protocol: str, kind: int, port: int) -> None:
-    name, root = _name(target, protocol), os.geteuid() == 0
-    # Without root it stays outside the user namespace in which it could be put into a room.
-    words = ("insula-keeper", "forward", protocol, target, _NAMES)
-    program = Program(words, outside=True, uid=service_id(name), rights=0 if root else None)
+    name = _name(target, protocol)
+    program = Program(("insula-keeper", "forward", protocol, target, _NAMES), outside=True, uid=service_id(name), rights=0)
     with contextlib.closing(holder.socket(socket.AF_INET, kind, 0)) as listener, open(os.devnull, "wb") as nowhere:
         listener.bind((_LOOPBACK, port))
         if kind == socket.SOCK_STREAM:
             listener.listen(_BACKLOG)
-        holder.start(name, program, nowhere.fileno(), listener.fileno())
+        start_server(holder, name, program, nowhere.fileno(), listener.fileno())
 
 
 def _name(target: str, protocol: str) -> str:

@@ -37,8 +37,8 @@ def listed(jailed: str) -> Listed:
     return Listed(path.read_text(), path.with_suffix(".bpf").read_bytes())
 
 
-MACHINE, ROOM = listed("machine"), listed("room")
-both = pytest.mark.parametrize("calls", [MACHINE, ROOM], ids=["machine", "room"])
+MACHINE, ROOM, SERVER = listed("machine"), listed("room"), listed("server")
+each = pytest.mark.parametrize("calls", [MACHINE, ROOM, SERVER], ids=["machine", "room", "server"])
 
 
 def numbers(calls: Listed = MACHINE) -> dict[str, int]:
@@ -64,12 +64,12 @@ def verdict(number: int, *arguments: int, arch: int = _AMD64, calls: Listed = MA
             return int(value)
 
 
-@both
+@each
 def test_what_is_committed_was_made_of_the_list(calls: Listed) -> None:
     assert compiler()(calls.text, "amd64") == calls.program, "run: python packaging/calls.py"
 
 
-@both
+@each
 def test_the_names_are_those_of_the_numbers(calls: Listed) -> None:
     """As far as this computer knows them (linux-libc-dev)."""
     try:
@@ -82,7 +82,7 @@ def test_the_names_are_those_of_the_numbers(calls: Listed) -> None:
     assert len(named) > 100
 
 
-@both
+@each
 @given(number=st.integers(0, 0xFFFFFFFF))
 def test_any_number_gets_what_the_list_says(number: int, calls: Listed) -> None:
     names = {at: name for name, at in numbers(calls).items()}
@@ -92,7 +92,7 @@ def test_any_number_gets_what_the_list_says(number: int, calls: Listed) -> None:
     assert number >= _X32 or verdict(number | _X32, calls=calls) == _EPERM
 
 
-@both
+@each
 def test_every_call_without_a_condition_is_allowed(calls: Listed) -> None:
     conditional = {"socket", "socketpair", "clone", "clone3", "ioctl", "prctl"}
     assert {name for name, number in numbers(calls).items() if verdict(number, calls=calls) != _ALLOWED} <= conditional
@@ -127,13 +127,22 @@ def test_arguments_are_looked_at(name: str, arguments: tuple[int, ...], allowed:
     "name",
     "ptrace process_vm_readv mount unshare setns bpf keyctl io_uring_setup userfaultfd perf_event_open init_module".split(),
 )
-@both
+@each
 def test_what_opens_doors_is_not_on_the_list(name: str, calls: Listed) -> None:
     assert name not in numbers(calls)
 
 
 def test_a_tool_makes_no_socket_and_no_device() -> None:
     assert not {"socket", "socketpair", "connect", "bind", "listen", "accept", "mknod", "memfd_create"} & set(numbers(ROOM))
+
+
+@pytest.mark.parametrize(
+    ("family", "allowed"), [(1, False), (2, True), (10, True), (16, True), (17, False), (38, False), (40, False)]
+)
+def test_what_serves_networks_has_no_other_sockets(family: int, *, allowed: bool) -> None:
+    assert (verdict(numbers(SERVER)["socket"], family, calls=SERVER) == _ALLOWED) == allowed
+    assert verdict(numbers(SERVER)["ioctl"], 3, 0x8955, calls=SERVER) == _ALLOWED  # SIOCSARP
+    assert verdict(numbers(SERVER)["ioctl"], 3, 0x5412, calls=SERVER) == _ENOTTY  # TIOCSTI
 
 
 @pytest.mark.parametrize("text", ["read", "0 read: 9 = 1", "0 read: 0 = x | ", "0 read : 0 = 1", "x read"])
