@@ -75,8 +75,8 @@ def _read_until(descriptor: int, wanted: bytes) -> bytes:
 
 @contextlib.contextmanager
 def _saying(home: Path, *words: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """A command, and where it says something."""
-    with popen_cli(home, *words, stderr=subprocess.PIPE) as child:
+    """A command whose input does not end, and where it says something."""
+    with popen_cli(home, *words, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         assert child.stdout is not None
         try:
             yield child, child.stdout.fileno()
