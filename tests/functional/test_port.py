@@ -77,6 +77,24 @@ def test_it_lives_on_elsewhere(exported: tuple[Path, str, int], elsewhere: Path)
     _is_alive(child, blob, counted)
 
 
+@pytest.mark.full
+def test_a_folder_copied_by_hand_is_whole(home: Path, tiny: str, name: str, elsewhere: Path) -> None:
+    """`cp -a` of a stopped machine's folder, snapshots and all: it needs nothing of where it was."""
+    machine = insula.connect(home).run(tiny, name=name, **SHAPE)  # type: ignore[arg-type] # a plain dict
+    machine.exec("sh", "-c", "echo old > /root/note; echo memory > /run/note; sync", check=True)
+    machine.snapshot("one")
+    machine.exec("sh", "-c", "echo new > /root/note; sync", check=True)
+    machine.stop()
+    (elsewhere / "machines").mkdir(parents=True, mode=0o700)
+    subprocess.run(["cp", "-a", home / "machines" / name, elsewhere / "machines" / name], check=True)
+    machine.delete()
+    copy = insula.connect(elsewhere).get(name)
+    insula.Snapshot(copy, "one").restore()
+    assert copy.exec("cat", "/root/note", "/run/note", check=True).stdout == "old\nmemory\n"
+    insula.Snapshot(copy, "before-restore").restore(keep=False)
+    assert copy.start().exec("cat", "/root/note", check=True).stdout == "new\n"
+
+
 def test_its_disk_alone_boots_elsewhere(exported: tuple[Path, str, int], elsewhere: Path) -> None:
     file, blob, _ = exported
     with file.open("rb") as stream:

@@ -1,0 +1,78 @@
+"""One state for many forks: put together where that helps and can be, and gone afterwards."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+
+from insula.engines.fake.engine import FakeEngine
+from insula.operations.context import Context
+from insula.operations.origin import Origin, shared_by
+from insula.store import names
+from insula.store.names import Home
+from insula.store.snapshots import read_snapshot
+from tests.unit.store.test_corpus_snapshots import VERSIONS
+
+
+class _Composes(FakeEngine):
+    """As a real one does it, or finds no room on the way."""
+
+    full = False
+
+    def compose_for(self, count: int, origin: Path, target: Path) -> bool:
+        del count
+        (target / names.MEMORY).write_bytes((origin / names.MEMORY).read_bytes() + b" and changes")
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        (target / names.STATE).write_bytes(b"the rest")
+        return True
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    home = Home(tmp_path / "home")
+    home.prepare()
+    return Context(home, _Composes(home))
+
+
+@pytest.fixture
+def origin(context: Context) -> Origin:
+    """A snapshot of changed pages."""
+    machine = context.home.machine("web")
+    place = machine / names.SNAPSHOTS / "one"
+    place.mkdir(parents=True)
+    (place / names.MEMORY).write_bytes(b"memory")
+    shutil.copy(VERSIONS / "v3" / names.SNAPSHOT_RECORD, place)
+    return Origin(machine, place, read_snapshot(place))
+
+
+def _there(origin: Origin) -> list[str]:
+    return [path.name for path in (origin.machine / names.SNAPSHOTS).iterdir()]
+
+
+def test_many_load_what_was_put_together(context: Context, origin: Origin) -> None:
+    with shared_by(context, origin, 3) as found:
+        assert (found.machine, found.folder, found.record) == (origin.machine, origin.folder, origin.record)
+        assert found.shared is not None
+        assert found.shared.name.startswith(names.NEW_PREFIX), "else nobody would sweep it"
+        assert (found.shared / names.MEMORY).read_bytes() == b"memory and changes"
+        modes = {stat.S_IMODE(path.stat().st_mode) for path in found.shared.iterdir()}
+        assert modes <= {0o440, 0o400}
+    assert _there(origin) == ["one"]
+
+
+def test_without_room_each_has_its_own(context: Context, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Composes, "full", True)
+    with shared_by(context, origin, 3) as found:
+        assert found == origin
+    assert _there(origin) == ["one"]
+
+
+def test_one_alone_has_its_own(context: Context, origin: Origin) -> None:
+    with shared_by(context, origin, 1) as found:
+        assert found == origin
+        assert _there(origin) == ["one"]
