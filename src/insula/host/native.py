@@ -151,8 +151,13 @@ def _files(part: str, pattern: str) -> list[Path]:
 
 @contextlib.contextmanager
 def _building(folder: Path) -> Iterator[None]:
-    """Hold the lock of a build folder, so that two commands started at once compile once."""
+    """Hold the lock of a build folder, so that two commands started at once compile once. What a killed one left goes."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in folder.glob(".*"):
+            if left.is_dir():
+                remove_tree(left)
+            elif left.name != ".lock":
+                left.unlink(missing_ok=True)
         yield

@@ -44,6 +44,11 @@ def test_an_architecture_has_several_names_and_must_be_known() -> None:
 
 
 def test_two_builders_at_once_leave_one_whole_program(tmp_path: Path) -> None:
+    """And nothing of one that was killed."""
+    place = tmp_path / "insula" / f"native-{native_digest('keeper')}" / native_path("insula-keeper").parent.name
+    place.mkdir(parents=True)
+    (place / ".insula-keeper.half").write_text("half")
+    (place / ".0123abcd").mkdir()
     code = "from insula.host.native import native_path; print(native_path('insula-keeper'))"
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     builders = [subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE) for _ in range(2)]
