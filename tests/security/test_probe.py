@@ -11,27 +11,12 @@ from pathlib import Path
 import pytest
 
 from insula.host.cgroup_trees import usable_trees
-from insula.host.native import native_path
 from insula.store.names import Home
 from tests.framework.doors import cli_environment, run_cli
-from tests.framework.ordinary import AS_A_USER, REACHABLE, needed
+from tests.framework.ordinary import with_a_home
 from tests.framework.project import ROOT
 from tests.security.weakened import LAYERS
 
-# Arguments: a folder, in which the user's home is to be, what the native parts are kept in, those of REACHABLE, and the command.
-_AS_A_USER = (
-    REACHABLE
-    + r"""
-set -e
-folder=$1; shift
-mkdir -p "$folder/cache/insula"
-cp -a "$1" "$2" "$folder/cache/insula/"; shift 2
-chown -R 65534:65534 "$folder"
-mount --bind "$folder" /mnt
-reachable "$folder.seen" "$1" "$2" "$3" "$4"; shift 4
-exec "$@"
-"""
-)
 _UNFENCED = {"take far more memory than a machine"}  # only a control group keeps a machine from that
 # What is open when a layer is not there: what stands behind it is not noticed, so it was the layer.
 NOTICED = {
@@ -73,23 +58,9 @@ def test_nothing_gets_out(home: Path) -> None:
 @pytest.mark.root
 def test_nothing_gets_out_as_an_ordinary_user(tmp_path: Path) -> None:
     """Whose home is a folder that is seen as /mnt."""
-    built = [str(native_path(name).parents[1]) for name in ("insula-probe", "insula-keeper")]
-    words = [
-        str(tmp_path / "user"),
-        *built,
-        *needed(),
-        *AS_A_USER,
-        sys.executable,
-        "-m",
-        "tests.security.weakened",
-        "/mnt/home",
-        "none",
-    ]
+    argv = with_a_home(tmp_path / "user", [sys.executable, "-m", "tests.security.weakened", "/mnt/home", "none"])
     environment = cli_environment(Path("/mnt/home")) | {"HOME": "/mnt", "XDG_CACHE_HOME": "/mnt/cache"}
-    done = subprocess.run(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-c", _AS_A_USER, "sh", *words],
-        env=environment, cwd=ROOT, capture_output=True, check=False, timeout=170,
-    )  # fmt: skip
+    done = subprocess.run(argv, env=environment, cwd=ROOT, capture_output=True, check=False, timeout=170)
     assert done.returncode == 0, done.stderr.decode()
     assert set(done.stdout.decode().splitlines()) <= _UNFENCED
 

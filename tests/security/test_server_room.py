@@ -3,9 +3,12 @@ into the network that it is to serve."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +17,9 @@ import pytest
 from insula.host.holder import ROOM, SERVER_RIGHTS, Holder, Program, start_holder
 from insula.host.native import native_path
 from insula.isolation.server import start_server
+from tests.framework.doors import cli_environment
+from tests.framework.ordinary import with_a_home
+from tests.framework.project import ROOT
 
 pytestmark = pytest.mark.root
 _UID = 1_234_567_890
@@ -94,3 +100,18 @@ def _below(pid: int) -> list[int]:
 
 def _name(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+@pytest.mark.parametrize("who", ["root", "user"])
+def test_names_are_asked_of_the_host_from_such_a_room(tmp_path: Path, who: str) -> None:
+    """Also by an ordinary user, whose room outside the fabric takes a user namespace of its own."""
+    module, environment = [sys.executable, "-m", "tests.security.relayed"], cli_environment(tmp_path)
+    argv = [*module, str(tmp_path)]
+    if who == "user":
+        argv = with_a_home(tmp_path / "user", [*module, "/mnt"])
+        environment |= {"HOME": "/mnt", "XDG_CACHE_HOME": "/mnt/cache"}
+    done = subprocess.run(argv, env=environment, cwd=ROOT, capture_output=True, check=False, timeout=170)
+    assert done.returncode == 0, done.stderr.decode()
+    seen = json.loads(done.stdout)
+    assert (seen["asked"], seen["answer"]) == ("who", "you")
+    assert (seen["Seccomp"], seen["NoNewPrivs"], int(seen["CapEff"], 16), seen["NSpid"].split()[-1]) == ("2", "1", 0, "1")
