@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
-import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 import insula
 from insula.host.native import native_path
+from tests.framework.inner import HAS_RELEASE, WITHOUT, debian_with_insula
 from tests.framework.project import ROOT
 from tests.functional import armoured
 
-# The release whose Python takes the compiled parts of ours, and where that has a QEMU that is new enough.
-_RECIPES = {(3, 11): ("debian-12.toml", "/bookworm-backports"), (3, 13): ("debian.toml", "")}
 _QEMU = ("qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios", "qemu-utils")
 _PROFILES = "/opt/insula/insula/isolation/apparmor/insula"
 _LABEL = "insula-jail//&insula-machine (enforce)"
@@ -27,37 +22,17 @@ _LABEL = "insula-jail//&insula-machine (enforce)"
 pytestmark = [
     pytest.mark.full,
     pytest.mark.limit(1200),
-    pytest.mark.skipif(sys.version_info[:2] not in _RECIPES, reason="no Debian has this Python, whose libraries are tried there"),
+    pytest.mark.skipif(not HAS_RELEASE, reason=WITHOUT),
 ]
 
 
 @pytest.fixture(scope="module")
 def guest(home: Path) -> Iterator[insula.Machine]:
-    """A Debian with AppArmor, QEMU and Insula's sources in /opt/insula; the profiles are not loaded."""
-    file, suite = _RECIPES[sys.version_info[:2]]
-    recipe = (ROOT / "src/insula/images/recipes" / file).read_text()
-    lines = [line for line in recipe.splitlines() if not line.startswith(("name =", "aliases ="))]
-    packages = ["python3", "apparmor", "bubblewrap", *(f"{name}{suite}" for name in _QEMU)]
-    wanted = "packages = [ " + " ".join(f'"{name}",' for name in packages)
-    here = insula.connect(home)
-    here.build("", text="\n".join(['name = "armoured"', *lines]).replace("packages = [", wanted, 1))
-    with here.run("armoured", memory="1G", network="none", cold=True) as machine:
-        machine.exec("tar", "-C", "/", "-x", input=_sources(), check=True)
+    """A Debian with AppArmor, QEMU and Insula; the profiles are not loaded."""
+    files = {ROOT / "native": "insula/_native/src", Path(armoured.__file__): "tests/functional/armoured.py"}
+    files |= {native_path(part): f"insula/_native/bin/amd64/{part}" for part in ("insula-keeper", "insula-probe")}
+    with debian_with_insula(home, "armoured", "1G", ("apparmor", "bubblewrap"), _QEMU, files) as machine:
         yield machine
-
-
-def _sources() -> bytes:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
-        for source, name in (
-            (ROOT / "src/insula", "insula"),
-            (ROOT / "native", "insula/_native/src"),
-            *((native_path(part), f"insula/_native/bin/amd64/{part}") for part in ("insula-keeper", "insula-probe")),
-            (Path(msgspec.__file__).parent, "msgspec"),
-            (Path(armoured.__file__), "tests/functional/armoured.py"),
-        ):
-            archive.add(source, f"opt/insula/{name}", filter=lambda entry: None if "__pycache__" in entry.name else entry)
-    return packed.getvalue()
 
 
 def _seen(guest: insula.Machine, what: str, home: str = "/opt/root", who: str = "") -> Any:

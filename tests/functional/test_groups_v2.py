@@ -3,27 +3,21 @@ an ordinary user to whom a group was delegated."""
 
 from __future__ import annotations
 
-import io
 import json
-import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 
 import insula
 from insula.resources.shares import fence, settings
-from tests.framework.project import ROOT
+from tests.framework.inner import HAS_RELEASE, WITHOUT, debian_with_insula
 from tests.functional import grouped
-
-_RECIPES = {(3, 11): "debian-12.toml", (3, 13): "debian.toml"}  # the release whose Python takes the compiled parts of ours
 
 pytestmark = [
     pytest.mark.full,
     pytest.mark.limit(900),
-    pytest.mark.skipif(sys.version_info[:2] not in _RECIPES, reason="no Debian has this Python, whose libraries are tried there"),
+    pytest.mark.skipif(not HAS_RELEASE, reason=WITHOUT),
 ]
 
 _DELEGATED = """
@@ -40,27 +34,9 @@ exec setpriv --reuid=65534 --regid=65534 --clear-groups \
 
 @pytest.fixture(scope="module")
 def guest(home: Path) -> Iterator[insula.Machine]:
-    """A Debian with a Python, and with Insula's sources in /opt/insula."""
-    recipe = (ROOT / "src/insula/images/recipes" / _RECIPES[sys.version_info[:2]]).read_text()
-    lines = [line for line in recipe.splitlines() if not line.startswith(("name =", "aliases ="))]
-    text = "\n".join(['name = "grouped"', *lines]).replace("packages = [", 'packages = [ "python3",', 1)
-    here = insula.connect(home)
-    here.build("", text=text)
-    with here.run("grouped", memory="768M", network="none", cold=True) as machine:
-        machine.exec("tar", "-C", "/", "-x", input=_sources(), check=True)
+    files = {Path(grouped.__file__): "tests/functional/grouped.py"}
+    with debian_with_insula(home, "grouped", "768M", files=files) as machine:
         yield machine
-
-
-def _sources() -> bytes:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
-        for source, name in (
-            (ROOT / "src/insula", "insula"),
-            (Path(msgspec.__file__).parent, "msgspec"),
-            (Path(grouped.__file__), "tests/functional/grouped.py"),
-        ):
-            archive.add(source, f"opt/insula/{name}", filter=lambda entry: None if "__pycache__" in entry.name else entry)
-    return packed.getvalue()
 
 
 def _check(seen: dict[str, object]) -> None:
