@@ -4,6 +4,7 @@ an ordinary user to whom a group was delegated."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,13 @@ install -d -o nobody /opt/theirs
 echo $$ > $group/cgroup.procs
 exec setpriv --reuid=65534 --regid=65534 --clear-groups \
     env PYTHONPATH=/opt/insula PYTHONDONTWRITEBYTECODE=1 python3 /opt/insula/tests/functional/grouped.py /opt/theirs/home
+"""
+
+_BY_SYSTEMD = """
+install -d -o nobody /opt/served
+exec systemd-run --quiet --wait --pipe --property=Delegate=yes --property=User=nobody \\
+    --setenv=PYTHONPATH=/opt/insula --setenv=PYTHONDONTWRITEBYTECODE=1 \\
+    python3 /opt/insula/tests/functional/grouped.py /opt/served/home
 """
 
 
@@ -71,3 +79,10 @@ def test_who_was_delegated_a_group_holds_them_in_it(guest: insula.Machine) -> No
     _check(seen)
     assert seen["base"] == "/sys/fs/cgroup/delegated"
     assert guest.exec("sh", "-c", "ls -d /sys/fs/cgroup/delegated/insula").code != 0
+
+
+def test_what_systemd_delegates_is_used(guest: insula.Machine) -> None:
+    """To a service of an ordinary user's, which is in the group that it was given."""
+    seen = json.loads(guest.exec("sh", "-c", _BY_SYSTEMD, check=True).stdout)
+    _check(seen)
+    assert re.fullmatch(r"/sys/fs/cgroup/system\.slice/run-[\w-]+\.service", seen["base"])
