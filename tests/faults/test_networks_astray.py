@@ -77,6 +77,26 @@ def test_a_host_that_was_rebooted_has_its_networks_again(there: Island, uid: int
     _delete(user, "web", "db")
 
 
+@pytest.mark.parametrize("uid", [0, 65534])
+def test_memory_kept_before_a_reboot_goes_on_after_it(there: Island, uid: int) -> None:
+    """A machine that was suspended, and one that goes back to a snapshot: memory, addresses, ports and neighbours are there."""
+    user = there.user("owner", uid)
+    addresses = [_run(user, "nap", "-p", "8000:80"), _run(user, "web", "-p", "8001:80")]
+    for name in ("nap", "web"):
+        user.insula("exec", name, "--", "sh", "-c", f"echo {name} > /run/memo")
+    user.insula("suspend", "nap")
+    user.insula("snapshot", "create", "web@one")
+    there.reboot()
+    assert [machine["state"] for machine in user.told("list")] == ["suspended", "stopped"]
+    user.insula("start", "nap")
+    user.insula("snapshot", "restore", "web@one")
+    for name, other in (("nap", "web"), ("web", "nap")):
+        user.insula("exec", name, "--", "sh", "-c", f"[ $(cat /run/memo) = {name} ] && ping -c1 -W20 {other}.insula")
+    assert [_address(user, "nap"), _address(user, "web")] == addresses
+    assert [port["listening"] for port in user.told("ports")] == [True, True]
+    _delete(user, "nap", "web")
+
+
 _LAN = {
     "bridge": ("link add lan0 type bridge stp_state 0 forward_delay 0", "address add 192.0.2.1/24 dev lan0"),
     "card": ("link add lan0 type veth peer name lan1", "link set lan1 up", "address add 192.0.2.1/24 dev lan1"),
