@@ -62,6 +62,8 @@ def home(tmp_path: Path) -> Path:
         (("run", "--cpus", "x", "tiny"), 125, "x"),
         (("exec", "nobody", "--", "true"), 125, "no machine named 'nobody'"),
         (("exec", "nobody"), 125, "Missing"),
+        (("exec", "-e", "COLOUR", "nobody", "--", "true"), 125, "'COLOUR' sets nothing"),
+        (("run", "-e", "=red", "tiny", "--", "true"), 125, "'=red' sets nothing"),
         (("shell", "nobody"), 125, "no machine named 'nobody'"),
     ],
 )

@@ -11,7 +11,7 @@ import msgspec
 from insula.cli.common import client, json_option, quiet_option
 from insula.cli.each import run_in_each
 from insula.cli.render import ProgressLine, print_json
-from insula.cli.values import Seconds, later, strip_dashes
+from insula.cli.values import Seconds, Setting, later, strip_dashes
 from insula.errors import InsulaError
 from insula.model.names import split_snapshot
 from insula.model.requests import DeleteMachine, ExecMachine, ForkMachine
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--rm", is_flag=True, help="Delete each when its CMD, or without CMD the machine itself, ends.")
 @click.option("-i", "--interactive", is_flag=True, help="Pass standard input to the command (of a single fork).")
 @click.option("-t", "--tty", is_flag=True, help="Give the command a terminal (of a single fork).")
-@click.option("-e", "--env", multiple=True, metavar="K=V", help="Set an environment variable (repeatable).")
+@click.option("-e", "--env", multiple=True, type=Setting(), metavar="K=V", help="Set an environment variable (repeatable).")
 @click.option("-u", "--user", default="", help="Run as this user (default: root).")
 @click.option("-w", "--cwd", default="", help="Run in this folder (default: the user's home).")
 @click.option("--timeout", type=Seconds(), default=60.0, show_default=True, help="Seconds a fork may take to answer.")

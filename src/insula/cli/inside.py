@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import click
 
 from insula.cli.streams import console_streams, guest_streams, window_size
-from insula.cli.values import Seconds, later, strip_dashes
+from insula.cli.values import Seconds, Setting, later, strip_dashes
 from insula.errors import Interrupted
 from insula.model.command import Command
 
@@ -39,7 +39,7 @@ def _in_guest(name: str, command: Command, *, interactive: bool) -> int:
 )
 @click.option("-i", "--interactive", is_flag=True, help="Pass standard input to the command.")
 @click.option("-t", "--tty", is_flag=True, help="Give the command a terminal.")
-@click.option("-e", "--env", multiple=True, metavar="K=V", help="Set an environment variable (repeatable).")
+@click.option("-e", "--env", multiple=True, type=Setting(), metavar="K=V", help="Set an environment variable (repeatable).")
 @click.option("-u", "--user", default="", help="Run as this user: a name, uid or uid:gid (default: root).")
 @click.option("-w", "--cwd", default="", help="Run in this folder (default: the user's home).")
 @click.option(

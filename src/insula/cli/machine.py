@@ -24,7 +24,7 @@ from insula.cli.common import (
 )
 from insula.cli.limits import limit_options, limits_asked
 from insula.cli.render import ProgressLine, age, print_json, print_table
-from insula.cli.values import Seconds, later, strip_dashes
+from insula.cli.values import Seconds, Setting, later, strip_dashes
 from insula.model.requests import (
     CloneMachine,
     CreateMachine,
@@ -61,7 +61,7 @@ _TIMEOUT = click.option("--timeout", type=Seconds(), default=60.0, show_default=
 @click.option("--rm", is_flag=True, help="Delete the machine when it ends.")
 @click.option("-i", "--interactive", is_flag=True, help="Pass standard input to the command.")
 @click.option("-t", "--tty", is_flag=True, help="Give the command a terminal.")
-@click.option("-e", "--env", multiple=True, metavar="K=V", help="Set an environment variable (repeatable).")
+@click.option("-e", "--env", multiple=True, type=Setting(), metavar="K=V", help="Set an environment variable (repeatable).")
 @click.option("-u", "--user", default="", help="Run as this user (default: root).")
 @click.option("-w", "--cwd", default="", help="Run in this folder (default: the user's home).")
 @click.option("--timeout", type=Seconds(), default=300.0, show_default=True, help="Seconds the guest may take to answer.")

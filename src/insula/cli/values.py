@@ -30,6 +30,18 @@ class Seconds(click.ParamType[float]):
         return seconds
 
 
+class Setting(click.ParamType[str]):
+    """``NAME=VALUE`` for the environment of a command."""
+
+    name = "setting"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if not text.partition("=")[0] or "=" not in text:
+            self.fail(f"'{text}' sets nothing; write NAME=VALUE", param, ctx)
+        return text
+
+
 def later(what: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
     """The function ``what`` of `complete.py`, loaded when Tab is pressed and not before."""
 
