@@ -22,6 +22,7 @@ import msgspec
 from insula.disks.layers import link_layer
 from insula.disks.overlays import create_overlay
 from insula.errors import InsulaError, MachineEnded
+from insula.host.cpu import host_cpu
 from insula.host.files import fsync_file, fsync_folder, remove_tree
 from insula.model.shape import Shape, kept_shape
 from insula.model.status import State
@@ -275,6 +276,7 @@ def _describe(
         identity=due.former if due is not None and due.former is not None else record.identity,
         nics=record.nics,
         shape=_shape(record, saved),
+        host_cpu=host_cpu() if record.board is not None and record.board.cpu == "host" else "",
         boot=record.boot,
         arch=record.arch,
         board=record.board,

@@ -36,7 +36,7 @@ def export(context: Context, request: ExportSnapshot, operation: Operation, tran
             ensure_sums(held.folder, place, record.sums)
             files = {path: _open(held.folder / path if "/" in path else place / path, opened) for path in sorted(record.sums)}
         data = {path: _data(descriptor) for path, descriptor in files.items()}
-        cpu = host_cpu() if record.board is not None and record.board.cpu == "host" else ""
+        cpu = record.host_cpu or (host_cpu() if record.board is not None and record.board.cpu == "host" else "")
         manifest = Manifest(request.name, request.snapshot, cpu, data, record)
         written = _write(transfer, manifest, files, operation)
     return ExportStatus(machine=request.name, name=request.snapshot, data=written, encrypted=transfer.passphrase is not None)

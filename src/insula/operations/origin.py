@@ -16,6 +16,7 @@ from insula.disks.layers import link_layers
 from insula.disks.overlays import create_overlay
 from insula.disks.verify import ensure_sums
 from insula.errors import HostLacks, InsulaError, WrongState
+from insula.host.cpu import host_cpu
 from insula.host.files import fleeting, remove_tree
 from insula.model.limits import Limits
 from insula.model.network import Firewall, Publish
@@ -81,11 +82,14 @@ def check_loadable(context: Context, name: str, record: SnapshotRecord, instead:
         )
     _check_cards(context, name, record)
     here = context.engine.choose_board(record.arch)
-    for what, theirs, ours in (
+    facts = [
         ("accelerator", record.board.accelerator, here.accelerator),
         ("CPU model", record.board.cpu, here.cpu),
         ("machine type", record.board.machine, here.machine),
-    ):
+    ]
+    if record.host_cpu and here.cpu == "host":  # the guest sees it as it is; records before version 4 do not say which it was
+        facts.append(("CPU", record.host_cpu, host_cpu()))
+    for what, theirs, ours in facts:
         if theirs != ours and not (what == "machine type" and _is_older(theirs, ours)):
             raise HostLacks(
                 f"{name} cannot go on here: its {what} is {theirs}, this host's is {ours}",

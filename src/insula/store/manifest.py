@@ -80,7 +80,8 @@ def decode_manifest(untrusted: bytes) -> Manifest:
     _check_disks(manifest.record)
     _check_files(manifest)
     description = clean(manifest.record.description, longest=_MOST_DESCRIPTION)
-    return msgspec.structs.replace(manifest, record=msgspec.structs.replace(manifest.record, description=description))
+    record = msgspec.structs.replace(manifest.record, description=description, host_cpu=manifest.host_cpu)
+    return msgspec.structs.replace(manifest, record=record)
 
 
 def _upgrade(manifest: object) -> object:

@@ -23,7 +23,7 @@ from insula.store.machines import BoardRecord, Boot, ImageUse, MachineRecord
 from insula.store.records import read_record, upgrade_shape, write_record
 from insula.store.sums import FileSum
 
-SNAPSHOT_VERSION = 3
+SNAPSHOT_VERSION = 4
 BEFORE_RESTORE = "before-restore"
 PUBLISH = "publish"  # the step of a verb that is to give its state a name once QEMU has ended
 
@@ -55,6 +55,7 @@ class SnapshotRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``state`` is that of the machine at the instant; ``memory`` None for a stopped one. ``parent`` is the id of the snapshot
     that the machine's state descended from. ``sums``: what the snapshot's files and the layers must be (paths relative to the
     machine's folder, the snapshot's own files by their bare names). ``shape``: as of a machine (version 3).
+    ``host_cpu``: where the guest sees this host's CPU as it is, which that was (version 4).
     """
 
     version: int
@@ -74,6 +75,7 @@ class SnapshotRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sums: dict[str, FileSum]
     nics: list[Nic] = []
     shape: Shape | None = None
+    host_cpu: str = ""
 
     @property
     def hardware(self) -> Shape:

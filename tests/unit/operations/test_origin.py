@@ -7,12 +7,16 @@ import shutil
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from insula.engines.fake.engine import FakeEngine
+from insula.errors import HostLacks
+from insula.host.cpu import host_cpu
 from insula.operations.context import Context
-from insula.operations.origin import Origin, shared_by
+from insula.operations.origin import Origin, check_loadable, shared_by
 from insula.store import names
+from insula.store.machines import BoardRecord
 from insula.store.names import Home
 from insula.store.snapshots import read_snapshot
 from tests.unit.store.test_corpus_snapshots import VERSIONS
@@ -22,6 +26,10 @@ class _Composes(FakeEngine):
     """As a real one does it, or finds no room on the way."""
 
     full = False
+
+    def choose_board(self, arch: str, former: BoardRecord | None = None) -> BoardRecord:
+        """One that shows its guests the host's own CPU."""
+        return msgspec.structs.replace(super().choose_board(arch, former), cpu="host", accelerator="kvm")
 
     def compose_for(self, count: int, origin: Path, target: Path) -> bool:
         del count
@@ -76,3 +84,14 @@ def test_one_alone_has_its_own(context: Context, origin: Origin) -> None:
     with shared_by(context, origin, 1) as found:
         assert found == origin
         assert _there(origin) == ["one"]
+
+
+def test_a_guest_that_sees_the_hosts_cpu_goes_on_where_that_is_the_same(context: Context, origin: Origin) -> None:
+    board = context.engine.choose_board("amd64")
+    for known in (host_cpu(), ""):  # what an older Insula took does not say
+        check_loadable(context, "web@one", msgspec.structs.replace(origin.record, board=board, host_cpu=known))
+    elsewhere = msgspec.structs.replace(origin.record, board=board, host_cpu="Another CPU (0123456789ab)")
+    with pytest.raises(HostLacks, match="its CPU is Another CPU") as refused:
+        check_loadable(context, "web@one", elsewhere)
+    assert host_cpu() in refused.value.message
+    assert refused.value.code == "snapshot_not_loadable"

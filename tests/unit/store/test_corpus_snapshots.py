@@ -20,7 +20,7 @@ from insula.store.spares import WANTED, Wanted, read_wanted
 from insula.store.sums import read_stamps
 
 VERSIONS = Path(__file__).parents[2] / "corpus" / "snapshots"
-MACHINES = {1: 2, 2: 4, 3: 5}  # the version of the machine's record then
+MACHINES = {1: 2, 2: 4, 3: 5, 4: 5}  # the version of the machine's record then
 _SPEC = MachineSpec(cpus=1, memory=128 << 20, disk=10 << 30, networks=("nat",), firmware="bios")
 _SUSPENDED, _STAMPS, _MANIFEST = "suspended.json", "snapshot-verified.json", "manifest.json"
 
