@@ -148,11 +148,12 @@ def test_two_builds_of_the_same_make_one(home: Home) -> None:
     assert left(home) == {image.digest}
 
 
-def test_a_damaged_image_is_replaced_by_building_anew(home: Home) -> None:
+@pytest.mark.parametrize("refresh", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_a_damaged_image_is_replaced_by_building_anew(home: Home, refresh: bool) -> None:
     image = build(load_recipe("tiny"), home)
     image.root_layer.unlink()
     image.root_layer.write_bytes(b"evil")
-    anew = build(load_recipe("tiny"), home, refresh=True)
+    anew = build(load_recipe("tiny"), home, refresh=refresh)
     assert anew.digest == image.digest
     assert anew.root_layer.stat().st_size == anew.record.files[names.ROOT_LAYER].size
     assert left(home) == {image.digest}

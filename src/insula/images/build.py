@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from insula.disks.convert import raw_to_layer
-from insula.errors import HostLacks, UsageError
+from insula.errors import DamagedRecord, HostLacks, UsageError
 from insula.host.files import explain_os_error, free_bytes, fsync_folder, remove_tree
 from insula.host.namespaces import remove_handed_over
 from insula.host.native import native_digest, native_path
@@ -33,7 +33,7 @@ from insula.images.progress import Watcher
 from insula.images.recipe import Recipe
 from insula.images.record import VERSION, Image, ImageRecord, read_image
 from insula.images.room import Room
-from insula.images.verify import verify
+from insula.images.verify import ensure_verified, verify
 from insula.model.architectures import debian_architecture
 from insula.model.units import GIB, MIB, format_size
 from insula.store import names
@@ -73,13 +73,13 @@ def build(recipe: Recipe, home: Home, watcher: Watcher | None = None, *, arch: s
             hint=f"it is for {', '.join(recipe.architectures)}",
         )
     key = cache_key(recipe, arch)
-    if not refresh and (image := find_built(home, key)):
+    if not refresh and (image := _whole(home, key)):
         return _name(home, image, key)
     home.prepare()
     sweep(home)
     with _recipe_lock(home, key, watcher):
         # Another build of the same may have ended while we waited.
-        if not refresh and (image := find_built(home, key)):
+        if not refresh and (image := _whole(home, key)):
             return _name(home, image, key)
         _check_space(home, recipe)
         try:
@@ -88,6 +88,15 @@ def build(recipe: Recipe, home: Home, watcher: Watcher | None = None, *, arch: s
                 return _publish(home, staging, record, watcher)
         except OSError as cause:
             raise explain_os_error(cause, home.images / "new") from cause
+
+
+def _whole(home: Home, key: str) -> Image | None:
+    """What was built of this before, if all of it is as it was built; one that is not is built anew."""
+    with contextlib.suppress(DamagedRecord):
+        if image := find_built(home, key):
+            ensure_verified(home, image)
+            return image
+    return None
 
 
 def _make(recipe: Recipe, arch: str, key: str, staging: Path, watcher: Watcher) -> ImageRecord:
