@@ -1,4 +1,4 @@
-"""``python armoured.py WHAT HOME``: what holds on a host that has AppArmor. WHAT is ``machine``, ``probe`` or ``profile``.
+"""``python armoured.py WHAT HOME``: what holds on a host that has AppArmor. WHAT: ``machine``, ``probe``, ``profile``, ``tool``.
 
 Run inside a guest by test_apparmor.py; prints a JSON object of what was seen. Its machines find nothing to boot.
 """
@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import struct
 import subprocess
 import sys
 import uuid
 from pathlib import Path
 
 from insula.client.local import LocalClient
+from insula.disks.inspect import check_layer
 from insula.disks.overlays import create_overlay
 from insula.engines.base import DiskBoot, DiskPlan, Engine, LaunchPlan, LayerFile, LoadPlan, NewHead, SaveOrder
 from insula.engines.load import load_engine
@@ -25,6 +28,9 @@ from insula.host.native import native_path
 from insula.isolation.inhabitants import inhabitants
 from insula.isolation.jail import LABEL, PROFILES
 from insula.isolation.layers import layers_of
+from insula.isolation.tool import run_tool, tool_argv, tool_calls
+from insula.isolation.tpm import start_tpm
+from insula.isolation.uids import jail_ids
 from insula.model.requests import ProbeJail
 from insula.model.units import MIB
 from insula.operations.capture import protect
@@ -134,6 +140,44 @@ def held_by_profile() -> dict[str, object]:
     return found
 
 
+def _labels_below(pid: int) -> list[str]:
+    """Of the processes below ``pid``, the last of which is the tool."""
+    found = []
+    while below := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        pid = int(below[-1])
+        found.append(Path(f"/proc/{pid}/attr/current").read_text().strip("\0\n"))
+    return found
+
+
+def tooled(home: Home) -> dict[str, object]:
+    """What tools do in their rooms, what holds one of them, and whether one runs a program that it was handed."""
+    asked = str(uuid.uuid4())
+    layer, program = home.root / f"layer-{asked}", home.root / "program"
+    create_overlay(layer, _DISK)
+    layer.chmod(0o444)
+    check_layer(layer, _DISK, asked)
+    shutil.copy("/usr/bin/true", program)
+    program.chmod(0o755)
+    ids = jail_ids(asked)
+    handed = run_tool(["/r/0"], readable=[program], uid=ids.machine, largest=0, check=False)
+    end, lifeline = start_tpm(home.root / f"tpm-{asked}", ids.tpm)
+    with end:
+        end.settimeout(60)
+        end.sendall(struct.pack(">I", 1))  # CMD_GET_CAPABILITY
+        answered = end.recv(8)[:4] == bytes(4)
+        os.close(lifeline)
+        end.recv(8)
+    with tool_calls() as calls:
+        argv = tool_argv(["sh", "-c", "echo; read -r end"], uid=ids.machine, calls=calls)
+        with subprocess.Popen(argv, pass_fds=calls, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as room:
+            assert room.stdin is not None
+            assert room.stdout is not None
+            room.stdout.readline()
+            labels = _labels_below(room.pid)
+            room.stdin.write(b"\n")
+    return {"handed": handed.status, "tpm": answered, "label": labels[-1]}
+
+
 def tried(home: Home) -> dict[str, str]:
     return {attempt.name: f"{attempt.result}: {attempt.detail}" for attempt in LocalClient(home.root).do(ProbeJail())}
 
@@ -146,6 +190,8 @@ def main() -> None:
         seen |= launched(home)
     elif what == "probe":
         seen |= tried(home)
+    elif what == "tool":
+        seen |= tooled(home)
     else:
         seen |= held_by_profile()
     print(json.dumps(seen))

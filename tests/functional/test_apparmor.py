@@ -17,6 +17,7 @@ from tests.functional import armoured
 
 _QEMU = ("qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios", "qemu-utils")
 _PROFILES = "/opt/insula/insula/isolation/apparmor/insula"
+_AS_USER = "setpriv --reuid=65534 --regid=65534 --clear-groups --"
 _LABEL = "insula-jail//&insula-machine (enforce)"
 
 pytestmark = [
@@ -31,7 +32,7 @@ def guest(home: Path) -> Iterator[insula.Machine]:
     """A Debian with AppArmor, QEMU and Insula; the profiles are not loaded."""
     files = {ROOT / "native": "insula/_native/src", Path(armoured.__file__): "tests/functional/armoured.py"}
     files |= {native_path(part): f"insula/_native/bin/amd64/{part}" for part in ("insula-keeper", "insula-probe")}
-    with debian_with_insula(home, "armoured", "1G", ("apparmor", "bubblewrap"), _QEMU, files) as machine:
+    with debian_with_insula(home, "armoured", "1G", ("apparmor", "bubblewrap", "swtpm"), _QEMU, files) as machine:
         yield machine
 
 
@@ -50,8 +51,7 @@ def test_what_is_not_loaded_holds_nobody_and_what_is_holds_all(guest: insula.Mac
     guest.exec("apparmor_parser", "--replace", _PROFILES, check=True)
     guest.exec("install", "-d", "-o", "nobody", "-m", "700", "/opt/anna", check=True)
     guest.exec("dmesg", "--clear", check=True)
-    as_user = "setpriv --reuid=65534 --regid=65534 --clear-groups --"
-    for seen in (_seen(guest, "machine"), _seen(guest, "machine", "/opt/anna", as_user)):
+    for seen in (_seen(guest, "machine"), _seen(guest, "machine", "/opt/anna", _AS_USER)):
         assert seen["fact"] == "ok"
         assert seen["mapped"]
         for one in (seen["machine"], seen["child"]):
@@ -74,3 +74,22 @@ def test_the_profile_alone_refuses_what_no_machine_needs(guest: insula.Machine) 
         *("have a socket of the internet", "have a packet socket", "have a netlink socket"),
         *("mount", "use a right of root's", "trace", "run another"),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("who", ["root", "user"])
+def test_tools_are_held_too_and_run_nothing_that_they_are_handed(guest: insula.Machine, who: str) -> None:
+    guest.exec("install", "-d", "-o", "nobody", "-m", "700", "/opt/berta", check=True)
+
+    def tools() -> Any:
+        return _seen(guest, "tool", "/opt/berta", _AS_USER) if who == "user" else _seen(guest, "tool")
+
+    guest.exec("sh", "-c", f"apparmor_parser --remove {_PROFILES} || true")  # whether or not it was loaded before
+    before = tools()
+    assert (before["label"], before["tpm"], before["handed"]) == ("unconfined", True, 0)
+    guest.exec("apparmor_parser", "--replace", _PROFILES, check=True)
+    guest.exec("dmesg", "--clear", check=True)
+    seen = tools()
+    assert (seen["label"], seen["tpm"]) == ("insula-room//&insula-tool (enforce)", True)
+    assert seen["handed"] != 0
+    lines = guest.exec("dmesg", check=True).stdout.splitlines()
+    assert [line for line in lines if 'apparmor="DENIED"' in line and 'operation="exec"' not in line] == []

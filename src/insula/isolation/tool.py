@@ -13,11 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from insula.host.apparmor import is_loaded
+from insula.host.native import native_path
 from insula.host.process import Completed, run
 from insula.isolation.filters import open_filter
 
 # Mounted by path: all that a program of the host needs to be loaded. On systems without a merged /usr these are folders.
 _PLACES: Final = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+LABEL: Final = "insula-room"  # AppArmor's profile for it: apparmor/insula
 READABLE: Final = "/r"
 WRITABLE: Final = "/w"
 _PROCESSES: Final = 512  # of the user in the room; as root that may be a machine's, whose QEMU has as many
@@ -65,7 +68,12 @@ def tool_argv(
         limits.append(f"--cpu={seconds}")
     if largest is not None:
         limits.append(f"--fsize={largest}")
-    return [*words, *_identity(uid), *limits, "--", *command]
+    return [*_entering(), *words, *_identity(uid), *limits, "--", *command]
+
+
+def _entering() -> list[str]:
+    """Who is held by AppArmor's profile for rooms, where the host has loaded it."""
+    return [str(native_path("insula-keeper")), "enter", f"--label={LABEL}", "--"] if is_loaded(LABEL) else []
 
 
 def run_tool(
