@@ -26,6 +26,7 @@ from insula.errors import DamagedRecord, HostLacks, UsageError
 from insula.host.files import explain_os_error, free_bytes, fsync_folder, remove_tree
 from insula.host.namespaces import remove_handed_over
 from insula.host.native import native_digest, native_path
+from insula.host.process import require_program
 from insula.images.catalogue import Names, build_lock, find_built, images_lock, read_names, sweep, write_names
 from insula.images.layout import Built, guest_digest, sha256
 from insula.images.mirror import host_mirror
@@ -102,6 +103,7 @@ def _whole(home: Home, key: str) -> Image | None:
 def _make(recipe: Recipe, arch: str, key: str, staging: Path, watcher: Watcher) -> ImageRecord:
     """Fill ``staging`` with the image's files."""
     watcher.say("preparing", 0.0)
+    require_program("bwrap")  # for the room in which the disk is packed in the end
     agent = native_path("insula-agent", arch).read_bytes()
     with Room.open(staging / names.BUILD_ROOM, recipe.epoch, watcher) as room:
         built = _assemble(room, recipe, arch, agent, staging)
