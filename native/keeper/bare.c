@@ -27,13 +27,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { CALLS_MAX = 4096 /* BPF_MAXINSNS */, MODE_FILTER = 2 /* SECCOMP_MODE_FILTER */ };
+enum { SHOWN_MAX = 8, CALLS_MAX = 4096 /* BPF_MAXINSNS */, MODE_FILTER = 2 /* SECCOMP_MODE_FILTER */ };
 enum { SPACES = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS };
 
 struct bare {
     enum way { WAY_UNKNOWN, WAY_USER, WAY_ROOT, WAY_NONE } way;
     const char *root;
-    struct showing showing;
+    struct { const char *file, *place; } shown[SHOWN_MAX];
+    size_t shown_count;
     long uid, member; /* -1: none is asked for */
     int calls;
     char **command;
@@ -61,8 +62,13 @@ static int take_option(struct bare *bare, int count, char **words)
 {
     if (count < 2)
         return 0;
-    if (strcmp(words[0], "--show") == 0)
-        return count > 2 && take_shown(&bare->showing, words[1], words[2]) ? 3 : 0;
+    if (strcmp(words[0], "--show") == 0) {
+        if (count < 3 || bare->shown_count == SHOWN_MAX)
+            return 0;
+        bare->shown[bare->shown_count].file = words[1];
+        bare->shown[bare->shown_count++].place = words[2];
+        return 3;
+    }
     if (strcmp(words[0], "--way") == 0)
         bare->way = way_named(words[1]);
     else if (strcmp(words[0], "--root") == 0)
@@ -127,8 +133,8 @@ static void enter_spaces_and_root(const struct bare *bare)
         refuse("name its host");
     if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
         refuse("have mounts of its own");
-    for (size_t i = 0; i < bare->showing.count; i++)
-        if (mount(bare->showing.shown[i].file, bare->showing.shown[i].place, NULL, MS_BIND, NULL) < 0)
+    for (size_t i = 0; i < bare->shown_count; i++)
+        if (mount(bare->shown[i].file, bare->shown[i].place, NULL, MS_BIND, NULL) < 0)
             refuse("show it a file");
     if (!take_root(bare->root))
         refuse("give it its root");

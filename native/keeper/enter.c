@@ -1,12 +1,9 @@
 /* What is entered on the way into a jail: control groups, a user of one's own, limits. One small program does it all: each that is
  * loaded on the way to a machine is waited for.
  *
- *     insula-keeper enter [--group N]… [--ids=FIRST,FIRST-GROUP,COUNT] [--show FILE PLACE]… [--locked] [--user=UID]
- *                         [--groups=GID,GID…] [--LIMIT=VALUE]… [--label=NAME] -- COMMAND…
+ *     insula-keeper enter [--group N]… [--locked] [--user=UID] [--groups=GID,GID…] [--LIMIT=VALUE]… [--label=NAME] -- COMMAND…
  *
- * N is an open `cgroup.procs`. --ids: in a user namespace of which who calls this is root, with so many ids that /etc/subuid and
- * /etc/subgid grant him; groups have the numbers of users there. --show makes FILE appear at PLACE, which is there, for COMMAND
- * alone: so a user who may not walk to FILE can be shown it, as long as that user may read FILE itself. With --locked nothing that COMMAND starts gains rights (no new privileges, nothing inheritable);
+ * N is an open `cgroup.procs`. With --locked nothing that COMMAND starts gains rights (no new privileges, nothing inheritable);
  * with --user it is that user, in its group of the same number and in those of --groups alone, and has no capability, nor could
  * get one. LIMIT is core, nofile, memlock, fsize or nproc, both soft and hard (setrlimit(2)); a lower one that holds already stays.
  * COMMAND, and all that comes of it, is held by AppArmor's profile NAME.
@@ -39,8 +36,6 @@ static const struct { const char *option; int resource; } limits[LIMITS] = {
 
 struct way {
     struct groups groups;
-    struct ids ids;
-    struct showing showing;
     bool locked, is_user;
     uid_t user;
     gid_t memberships[MEMBERSHIPS_MAX];
@@ -89,16 +84,6 @@ static bool take_memberships(struct way *way, const char *text)
     return true;
 }
 
-static bool take_ids(struct way *way, const char *text)
-{
-    unsigned long long numbers[3];
-    for (size_t i = 0; i < 3; i++)
-        if (*text == 0 || !take_number(&text, UINT32_MAX - 1, &numbers[i]) || numbers[i] == 0)
-            return false;
-    way->ids = (struct ids){ (unsigned)numbers[0], (unsigned)numbers[1], (unsigned)numbers[2] };
-    return *text == 0;
-}
-
 static bool take_limit(struct way *way, const char *word)
 {
     unsigned long long number;
@@ -122,31 +107,20 @@ static bool take_word(struct way *way, const char *word)
         return take_user(way, text);
     if ((text = after(word, "--groups=")))
         return take_memberships(way, text);
-    if ((text = after(word, "--ids=")))
-        return take_ids(way, text);
     if ((text = after(word, "--label=")))
         return (way->label = text)[0] != 0;
     return take_limit(way, word);
 }
 
-/* How many words the option at the beginning of `words` takes; 0: it is none. */
-static int take_option(struct way *way, int count, char **words)
-{
-    if (strcmp(words[0], "--group") == 0)
-        return count > 1 && take_group(&way->groups, words[1]) ? 2 : 0;
-    if (strcmp(words[0], "--show") == 0)
-        return count > 2 && take_shown(&way->showing, words[1], words[2]) ? 3 : 0;
-    return take_word(way, words[0]) ? 1 : 0;
-}
-
 /* The index of the first word of COMMAND; 0: the words mean nothing. */
 static int parse(struct way *way, int argc, char **argv)
 {
-    int at = 0, taken;
+    int at = 0;
     while (at + 1 < argc && strcmp(argv[at], "--") != 0) {
-        if ((taken = take_option(way, argc - at, argv + at)) == 0)
+        bool is_group = strcmp(argv[at], "--group") == 0;
+        if (is_group ? !take_group(&way->groups, argv[at + 1]) : !take_word(way, argv[at]))
             return 0;
-        at += taken;
+        at += is_group ? 2 : 1;
     }
     return at + 1 < argc && (way->membership_count == 0 || way->is_user) ? at + 1 : 0;
 }
@@ -228,11 +202,10 @@ int enter_main(int argc, char **argv)
     struct way way = { .is_user = false };
     int command = parse(&way, argc, argv);
     if (command == 0) {
-        dprintf(2, "usage: insula-keeper enter [--group N]… [--ids=FIRST,FIRST-GROUP,COUNT] [--show FILE PLACE]… [--locked] "
-                   "[--user=UID] [--groups=GID,…] [--LIMIT=VALUE]… [--label=NAME] -- COMMAND…\n");
+        dprintf(2, "usage: insula-keeper enter [--group N]… [--locked] [--user=UID] [--groups=GID,…] [--LIMIT=VALUE]… [--label=NAME] -- COMMAND…\n");
         return 2;
     }
-    if (!enter_groups(&way.groups) || !enter_ids(&way.ids) || !show(&way.showing) || (way.locked && !lock_up()) || (way.is_user && !become_user(&way)) || !limit(&way))
+    if (!enter_groups(&way.groups) || (way.locked && !lock_up()) || (way.is_user && !become_user(&way)) || !limit(&way))
         return 126;
     if (way.label && !take_label(way.label))
         return 126;

@@ -241,37 +241,9 @@ bool take_group(struct groups *groups, const char *number); /* one more; false: 
  * some could not be entered. */
 bool enter_groups(const struct groups *groups);
 
-/* ---- ids.c ---- */
-
-/* Ids of this host from `first` on, groups from `first_group` on; `count` 0: none. */
-struct ids {
-    unsigned first, first_group, count;
-};
-
-/* This process goes on in a user namespace in which it is root, the users of `ids` have the numbers they have outside, and the
- * groups those of the users. False, with words on standard error: that was refused. */
-bool enter_ids(const struct ids *ids);
-
-enum { SHOWN_MAX = 8 };
-
-struct showing {
-    struct { const char *file, *place; } shown[SHOWN_MAX];
-    size_t count;
-};
-
-bool take_shown(struct showing *showing, const char *file, const char *place); /* one more; false: no room */
-
-/* Make files, or folders, appear at existing places, for this process and what comes from it alone: nothing of it is seen outside,
- * and it ends with them. False, with words on standard error: it could not be done. */
-bool show(const struct showing *showing);
-
 /* ---- enter.c ---- */
 
 int enter_main(int argc, char **argv);
-
-/* ---- look.c ---- */
-
-int look_main(int argc, char **argv);
 
 /* ---- bare.c ---- */
 

@@ -22,14 +22,11 @@ int main(int argc, char **argv)
         return enter_main(argc - 2, argv + 2);
     if (argc > 1 && strcmp(argv[1], "bare") == 0)
         return bare_main(argc - 2, argv + 2);
-    if (argc > 1 && strcmp(argv[1], "look") == 0)
-        return look_main(argc - 2, argv + 2);
     if (argc > 1 && strcmp(argv[1], "--version") == 0) {
         dprintf(1, "insula-keeper %s\n", INSULA_BUILD);
         return 0;
     }
     dprintf(2, "usage: insula-keeper porter … -- JAIL-COMMAND…\n       insula-keeper inner … -- QEMU-COMMAND…\n"
-               "       insula-keeper hold …\n       insula-keeper forward …\n       insula-keeper enter … -- COMMAND…\n       insula-keeper bare … -- COMMAND…\n"
-               "       insula-keeper look PID …\n");
+               "       insula-keeper hold …\n       insula-keeper forward …\n       insula-keeper enter … -- COMMAND…\n       insula-keeper bare … -- COMMAND…\n");
     return 2;
 }

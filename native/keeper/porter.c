@@ -1,12 +1,16 @@
 /* The porter stands outside the jail and only waits, so that somebody is told when the machine has ended:
  *
- *     insula-keeper porter [--ready-fd N] [--patience SECONDS] [--group N]… [--ended-argc K WORD…] -- JAIL-COMMAND…
+ *     insula-keeper porter [--ready-fd N] [--patience SECONDS] [--show FILE PLACE]… [--group N]… [--ended-argc K WORD…]
+ *                          -- JAIL-COMMAND…
  *
  * It leaves its caller at once (the process that was started exits with 0) and starts JAIL-COMMAND with all the descriptors it
  * was given itself. Number N is the caller's pipe for the porter; for JAIL-COMMAND the same number is the porter's own pipe, on
  * which the inner half says `ready` or `failed: …`. One such line is passed to the caller; if there is none because
  * JAIL-COMMAND failed, the line holds what that said on standard error. When nothing comes within SECONDS (90), the caller
  * is told so. Whoever said neither is killed, with all that came from it.
+ *
+ * --show (root only) makes FILE appear at PLACE, an existing file, for JAIL-COMMAND alone: in a mount namespace of its own. So a
+ * jail whose user may not walk to FILE can be shown it, as long as that user may read FILE itself.
  *
  * --group: JAIL-COMMAND, and with it all that comes of it, is put into the control group whose `cgroup.procs` is open as N. The
  * porter itself is in none of them: it is who outlives the machine, and a group can go only when nobody is in it.
@@ -20,20 +24,24 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PATIENCE = 90 /* seconds */ };
+enum { PATIENCE = 90 /* seconds */, SHOWN_MAX = 8 };
 
 struct porter {
     int ready_fd;
     double patience;
+    struct { const char *file, *place; } shown[SHOWN_MAX];
+    size_t shown_count;
     struct groups groups;
     char **ended; /* NULL-terminated copy, or NULL */
     char **command;
@@ -71,6 +79,10 @@ static bool parse(struct porter *porter, int argc, char **argv)
             if (!(porter->patience > 0 && porter->patience < 86400))
                 return false;
             at += 2;
+        } else if (strcmp(argv[at], "--show") == 0 && at + 2 < argc && porter->shown_count < SHOWN_MAX) {
+            porter->shown[porter->shown_count].file = argv[at + 1];
+            porter->shown[porter->shown_count++].place = argv[at + 2];
+            at += 3;
         } else if (strcmp(argv[at], "--group") == 0) {
             if (!take_group(&porter->groups, argv[at + 1]))
                 return false;
@@ -100,6 +112,23 @@ static void be_silent(void)
         close(nowhere);
 }
 
+/* Nothing of it is seen outside this process and what comes from it, and it ends with them. */
+static bool show(const struct porter *porter)
+{
+    if (porter->shown_count == 0)
+        return true;
+    if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0) {
+        dprintf(2, "cannot make a mount namespace: %s\n", strerror(errno));
+        return false;
+    }
+    for (size_t i = 0; i < porter->shown_count; i++)
+        if (mount(porter->shown[i].file, porter->shown[i].place, NULL, MS_BIND, NULL) < 0) {
+            dprintf(2, "cannot show %s at %s: %s\n", porter->shown[i].file, porter->shown[i].place, strerror(errno));
+            return false;
+        }
+    return true;
+}
+
 static void become_jail(const struct porter *porter, int ready, int words)
 {
     sigset_t none;
@@ -109,7 +138,7 @@ static void become_jail(const struct porter *porter, int ready, int words)
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     setpgid(0, 0); /* where it stays in our session, what it signals as its process group is not us */
-    if (!enter_groups(&porter->groups))
+    if (!enter_groups(&porter->groups) || !show(porter))
         _exit(126);
     execvp(porter->command[0], porter->command);
     dprintf(2, "cannot start %s: %s\n", porter->command[0], strerror(errno));
@@ -291,7 +320,7 @@ int porter_main(int argc, char **argv)
     struct porter porter = { .ready_fd = -1, .patience = PATIENCE };
     sigset_t all;
     if (!parse(&porter, argc, argv)) {
-        dprintf(2, "usage: insula-keeper porter [--ready-fd N] [--patience SECONDS] [--group N]… "
+        dprintf(2, "usage: insula-keeper porter [--ready-fd N] [--patience SECONDS] [--show FILE PLACE]… [--group N]… "
                    "[--ended-argc K WORD…] -- JAIL-COMMAND…\n");
         return 2;
     }

@@ -49,7 +49,6 @@ _LINKS = "link add name eth0 netns /proc/{}/ns/net type veth peer name eth0 netn
 _HERE = "link set eth0 addrgenmode none up\naddress add 203.0.113.1/24 dev eth0\nroute add default via 203.0.113.9\n"
 _FAR = "link set eth0 addrgenmode none up\naddress add 203.0.113.9/24 dev eth0\n"
 
-_RANGE = 65536
 _SPACES = (("net", "net"), ("mount", "mnt"), ("pid", "pid"))
 _SWITCHES = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
 
@@ -148,12 +147,6 @@ class Island:
         finally:
             for path in lost:
                 self.root("umount", path)
-
-    def grant(self, uid: int, first: int) -> None:
-        """Grant a user ids of this host, as many as are asked for: users from ``first`` on, groups from a number behind them."""
-        for number, name in enumerate(("subuid", "subgid")):
-            (self._folder / name).write_text(f"{uid}:{first + number * _RANGE}:{_RANGE}\n")
-            self.root("mount", "--bind", f"/mnt/{name}", f"/etc/{name}")
 
     def seen(self) -> list[str]:
         """What there is on it that machines' networks are made of, or change."""

@@ -14,7 +14,7 @@ from typing import Final
 
 from insula.errors import ChildFailed, HostLacks
 from insula.host.process import find_program, run
-from insula.isolation.jail import Jail, jail_argv, limit_words, shown_words
+from insula.isolation.jail import Jail, jail_argv, limit_words
 from insula.isolation.roots import KEEPER_INSIDE
 from insula.store import names
 
@@ -82,20 +82,10 @@ def is_refusal(untrusted_words: str) -> bool:
 def bare_argv(way: Way, jail: Jail, keeper: Path, command: Sequence[str]) -> list[str]:
     """Pure: as `jail_argv`, with what ``way`` gives. Of a jail's devices there is none but /dev/null. In ``NONE`` nothing is
     shown and the paths of ``command`` are the host's."""
-    words = [
-        str(keeper),
-        "enter",
-        *(shown_words(jail) if way is not Way.NONE else []),
-        *limit_words(jail),
-        "--",
-        str(keeper),
-        "bare",
-        "--way",
-        str(way),
-    ]
+    words = [str(keeper), "enter", *limit_words(jail), "--", str(keeper), "bare", "--way", str(way)]
     if way is not Way.NONE:
         words += ["--root", str(jail.root)]
-        for source, place in ((Path("/dev/null"), "/dev/null"), *(jail.shown if jail.uid is None else ())):
+        for source, place in ((Path("/dev/null"), "/dev/null"), *jail.shown):
             words += ["--show", str(source), f"{jail.root}{place}"]
     if jail.uid is not None:
         words += ["--uid", str(jail.uid)]

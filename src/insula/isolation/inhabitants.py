@@ -17,8 +17,6 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from insula.isolation.looking import links_of
-from insula.isolation.subids import own_range
 from insula.isolation.uids import jail_ids
 
 _PROC = Path("/proc")
@@ -100,24 +98,18 @@ def _pids() -> list[int]:
 
 
 def _is_keeper(pid: int, half: bytes, machine_id: str) -> bool:
-    """Whether it is ours and says it is that half of the machine's keeper: ``porter`` or ``inner``."""
+    """Whether it runs as us and says it is that half of the machine's keeper: ``porter`` or ``inner``."""
     return os.fsencode(machine_id) in _keeper_words(pid, half)
 
 
 def _keeper_words(pid: int, half: bytes) -> list[bytes]:
-    """Its words if it is ours and says it is that half of a keeper."""
+    """Its words if it runs as us and says it is that half of a keeper."""
     with contextlib.suppress(OSError):
         entry = _PROC / str(pid)
         words = (entry / "cmdline").read_bytes().split(b"\0")
-        if words[0].endswith(b"insula-keeper") and words[1:2] == [half] and _is_ours(_user(entry)):
+        if words[0].endswith(b"insula-keeper") and words[1:2] == [half] and _user(entry) == os.geteuid():
             return words
     return []
-
-
-def _is_ours(user: int) -> bool:
-    """Whether that is us, or an id granted to us."""
-    granted = own_range()
-    return user == os.geteuid() or (granted is not None and granted.first_uid <= user < granted.first_uid + granted.count)
 
 
 def _user(entry: Path) -> int:
@@ -152,5 +144,5 @@ def _holds(pid: int, folder: Path, own: int | None) -> bool:
         if os.readlink(entry / "ns/pid") == os.readlink("/proc/self/ns/pid") and (own is None or _user(entry) != own):
             return False
         below = os.path.join(folder.resolve(), "")
-        return any(link.startswith(below) for link in links_of(pid))
+        return any(os.readlink(link).startswith(below) for link in (entry / "fd").iterdir())
     return False

@@ -1,9 +1,9 @@
 """The jail around a machine's processes: what it is made of goes in, the words of a command come out.
 
-From outside in: an own user id (subids.py says when an ordinary user's has one), limits, AppArmor's profile where the host has
-loaded it, then bubblewrap's namespaces (user, mount, pid, ipc, uts, cgroup, and an empty network), then a list of allowed system
-calls. The root is a read-only copy of what QEMU needs (roots.py). There is no /proc, no /sys, no /tmp; of /dev there is
-/dev/null. No place can be written: disks, sockets and logs are handed in open.
+From outside in: an own user id (for root), limits, AppArmor's profile where the host has loaded it, then bubblewrap's namespaces
+(user, mount, pid, ipc, uts, cgroup, and an empty network), then a list of allowed system calls. The root is a read-only copy of
+what QEMU needs (roots.py). There is no /proc, no /sys, no /tmp; of /dev there is /dev/null. No place can be written: disks,
+sockets and logs are handed in open.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from typing import Final
 import msgspec
 
 from insula.host.apparmor import is_loaded
-from insula.host.namespaces import IdRange
 from insula.host.native import native_path
-from insula.isolation.subids import PLACE, entering
 
 # QEMU has a thread per CPU and at most 64 for disk requests; the rest is the keeper and room.
 _THREADS: Final = 512
@@ -27,15 +25,13 @@ PROFILES: Final = Path(__file__).parent / "apparmor" / "insula"
 
 
 class Jail(msgspec.Struct, frozen=True):
-    """``uid``: the host id inside (None: the caller's), ``groups``: further ones; ``within``: the ids granted to the caller, who
-    is not root, of which they are. ``shown``: files of the host and where they can be read inside; ``devices``: device nodes, and
-    where they can be opened inside. ``calls``: a descriptor of the filter that all inside are held to (filters/). ``largest``:
-    the bytes beyond which nobody inside can make a file grow (None: any)."""
+    """``uid``: the host id inside (None: the caller's), ``groups``: further ones. ``shown``: files of the host and where they can
+    be read inside; ``devices``: device nodes, and where they can be opened inside. ``calls``: a descriptor of the filter that all
+    inside are held to (filters/). ``largest``: the bytes beyond which nobody inside can make a file grow (None: any)."""
 
     root: Path
     uid: int | None = None
     groups: tuple[int, ...] = ()
-    within: IdRange | None = None
     shown: tuple[tuple[Path, str], ...] = ()
     devices: tuple[tuple[Path, str], ...] = ()
     calls: int | None = None
@@ -52,25 +48,11 @@ def jail_argv(jail: Jail, command: Sequence[str]) -> list[str]:
 
 def _entering(jail: Jail) -> list[str]:
     """Who is inside, and its limits (native/keeper/enter.c)."""
-    words = [str(native_path("insula-keeper")), "enter"]
-    if jail.within is not None:
-        words += [*entering(jail.within), "--show", str(jail.root), str(PLACE)]
-    words += [*shown_words(jail), "--locked"]
+    words = [str(native_path("insula-keeper")), "enter", "--locked"]
     if jail.uid is not None:
         words += [f"--user={jail.uid}", f"--groups={','.join(map(str, jail.groups))}"]
     label = [f"--label={LABEL}"] if is_loaded(LABEL) else []
     return [*words, *limit_words(jail), *label, "--"]
-
-
-def shown_words(jail: Jail) -> list[str]:
-    """As words of `insula-keeper enter`: what a jail with a user of its own is shown, for it cannot walk there."""
-    root = _root(jail)
-    return [] if jail.uid is None else [word for file, place in jail.shown for word in ("--show", str(file), f"{root}{place}")]
-
-
-def _root(jail: Jail) -> Path:
-    """Where its root is seen by who is to become its user, who may not walk through the home of who started it."""
-    return jail.root if jail.within is None else PLACE
 
 
 def limit_words(jail: Jail) -> list[str]:
@@ -88,11 +70,11 @@ def _namespaces(jail: Jail) -> list[str]:
     words = ["bwrap", "--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
     # An ordinary user's stays in its porter's session, though not in its process group: the kernel weighs sessions (autogroups),
     # and lets that user say how nice one is through a process of it that is not jailed, and through no other.
-    session = ["--new-session"] if jail.uid is not None and jail.within is None else []
+    session = ["--new-session"] if jail.uid is not None else []
     words += ["--unshare-cgroup-try", "--disable-userns", *session, "--clearenv", "--cap-drop", "ALL"]
     words += ["--hostname", "insula", "--chdir", "/"]
-    words += ["--ro-bind", str(_root(jail)), "/", "--dev-bind", "/dev/null", "/dev/null"]
-    for source, path in jail.shown if jail.uid is None else ():
+    words += ["--ro-bind", str(jail.root), "/", "--dev-bind", "/dev/null", "/dev/null"]
+    for source, path in jail.shown:
         words += ["--ro-bind", str(source), path]
     for source, path in jail.devices:
         words += ["--dev-bind", str(source), path]

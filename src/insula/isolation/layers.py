@@ -56,7 +56,7 @@ def _user(process: Path, ours: Path) -> Layer:
     uids = set(_status(process)["Uid"].split())
     caller = _status(ours)["Uid"].split()[1]
     if uids == {caller} and caller != "0":
-        return Layer("own user", LayerState.ABSENT, f"it is user {caller}, who started it; to have one of its own: insula doctor")
+        return Layer("own user", LayerState.ABSENT, f"it is user {caller}, who started it: root's machines have one of their own")
     return _verdict("own user", "0" not in uids and caller not in uids, f"user {', '.join(sorted(uids))}")
 
 

@@ -1,9 +1,8 @@
 """A closed room for one tool that reads what a guest may have written: qemu-img on somebody's disk, or a TPM.
 
 It sees this system's public programs and the files it is handed, nothing else: no other path, no process, no network, and of the
-kernel's calls those on a list (filters/). It runs as a user of its own where there can be one (uids.py). bubblewrap itself keeps
-the rights of root, of the host or of a user namespace, until it has mounted the files, which lie in folders that nobody else may
-walk through; the tool gives up the rest before it runs.
+kernel's calls those on a list (filters/). As root it runs as a user of its own. bubblewrap itself keeps root's rights until it
+has mounted the files, which lie in folders that nobody else may walk through; the tool gives up the rest before it runs.
 """
 
 from __future__ import annotations
@@ -15,11 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from insula.host.apparmor import is_loaded
-from insula.host.namespaces import IdRange
 from insula.host.native import native_path
 from insula.host.process import Completed, run
 from insula.isolation.filters import open_filter
-from insula.isolation.subids import entering, own_range
 
 # Mounted by path: all that a program of the host needs to be loaded. On systems without a merged /usr these are folders.
 _PLACES: Final = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
@@ -37,7 +34,6 @@ def tool_argv(
     readable: Sequence[Path] = (),
     writable: Sequence[Path] = (),
     uid: int | None = None,
-    within: IdRange | None = None,
     seconds: int | None = None,
     largest: int | None = None,
     lasting: bool = False,
@@ -46,9 +42,8 @@ def tool_argv(
     """The words that run ``command`` in its room.
 
     ``readable`` files are ``/r/0``, ``/r/1``… inside, ``writable`` ones, or folders, ``/w/0``…; a ``uid`` of its own must be
-    let use them by their modes; for who is not root it is of the ids ``within``. ``seconds`` of CPU time are granted (None: any),
-    and files up to ``largest`` bytes. A ``lasting`` one outlives whoever starts it, and is process 1 of its room. ``calls``: what
-    `tool_calls` gave, which must go along.
+    let use them by their modes. ``seconds`` of CPU time are granted (None: any), and files up to ``largest`` bytes. A ``lasting``
+    one outlives whoever starts it, and is process 1 of its room. ``calls``: what `tool_calls` gave, which must go along.
     """
     words = [
         "bwrap",
@@ -73,13 +68,12 @@ def tool_argv(
         limits.append(f"--cpu={seconds}")
     if largest is not None:
         limits.append(f"--fsize={largest}")
-    return [*_entering(within), *words, *_identity(uid), *limits, "--", *command]
+    return [*_entering(), *words, *_identity(uid), *limits, "--", *command]
 
 
-def _entering(within: IdRange | None) -> list[str]:
-    """Who is held by AppArmor's profile for rooms, where the host has loaded it, and root of the namespace with these ids."""
-    entered = [*([] if within is None else entering(within)), *([f"--label={LABEL}"] if is_loaded(LABEL) else [])]
-    return [str(native_path("insula-keeper")), "enter", *entered, "--"] if entered else []
+def _entering() -> list[str]:
+    """Who is held by AppArmor's profile for rooms, where the host has loaded it."""
+    return [str(native_path("insula-keeper")), "enter", f"--label={LABEL}", "--"] if is_loaded(LABEL) else []
 
 
 def run_tool(
@@ -95,11 +89,8 @@ def run_tool(
     pass_fds: Sequence[int] = (),
 ) -> Completed:
     """Run ``command`` in its room to its end; the words mean what they do for `tool_argv` and `run`. Raises ChildFailed."""
-    within = None if uid is None else own_range()
     with tool_calls() as calls:
-        argv = tool_argv(
-            command, readable=readable, writable=writable, uid=uid, within=within, seconds=seconds, largest=largest, calls=calls
-        )
+        argv = tool_argv(command, readable=readable, writable=writable, uid=uid, seconds=seconds, largest=largest, calls=calls)
         return run(argv, check=check, timeout=timeout, pass_fds=[*pass_fds, *calls])
 
 

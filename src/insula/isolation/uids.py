@@ -4,9 +4,8 @@ As root every machine has an id of its own, computed from the machine's UUID, so
 machine gets a UUID whose id no other has: operations/identities.py); its network helper and its TPM have others. No file ever
 belongs to these ids, but for what the TPM keeps: all else that a jailed process may write is handed in open.
 
-An ordinary user's machines have such ids as well where that user was granted some (subids.py), and run as that user elsewhere.
-What keeps them from the user's other processes and files then is the jail itself: no path, process, socket or network of the host
-exists inside it.
+An ordinary user's machines run as that user. What keeps them from the user's other processes and files is the jail itself: no
+path, process, socket or network of the host exists inside it.
 """
 
 from __future__ import annotations
@@ -19,9 +18,6 @@ from typing import Final
 
 import msgspec
 
-from insula.host.namespaces import IdRange
-from insula.isolation import subids
-
 # Above every range distributions hand out (/etc/subuid, systemd-nspawn, the package builder's), below 2**31.
 _FIRST: Final = 1_000_000_000
 _COUNT: Final = 2**28
@@ -29,29 +25,18 @@ _KINDS: Final = 3
 
 
 class JailIds(msgspec.Struct, frozen=True):
-    """Host ids for QEMU with its keeper, for the machine's network helper and for its TPM. None: the caller's own.
-    ``within``: the ids granted to an ordinary user, of which they are."""
+    """Host ids for QEMU with its keeper, for the machine's network helper and for its TPM. None: the caller's own."""
 
     machine: int | None
     network: int | None
     tpm: int | None
-    within: IdRange | None = None
 
 
 def jail_ids(machine_uuid: str) -> JailIds:
     """The ids of a machine on this host."""
     if os.geteuid() != 0:
-        return ids_of_range(machine_uuid, subids.own_range())
-    return ids_from_map(machine_uuid, Path("/proc/self/uid_map").read_text())
-
-
-def ids_of_range(machine_uuid: str, granted: IdRange | None) -> JailIds:
-    """Pure: the ids of a machine of an ordinary user who was granted these."""
-    if granted is None:
         return JailIds(None, None, None)
-    first = granted.first_uid + subids.FIRST + uuid.UUID(machine_uuid).int % subids.COUNT
-    # None for its TPM: swtpm wants to own its state, which then nobody could read to take a snapshot of it.
-    return JailIds(first + subids.MACHINE * subids.COUNT, first + subids.NETWORK * subids.COUNT, None, granted)
+    return ids_from_map(machine_uuid, Path("/proc/self/uid_map").read_text())
 
 
 def ids_from_map(machine_uuid: str, uid_map: str) -> JailIds:
@@ -67,8 +52,7 @@ def ids_from_map(machine_uuid: str, uid_map: str) -> JailIds:
     if count == 0:
         return JailIds(None, None, None)
     place = uuid.UUID(machine_uuid).int % count
-    machine, network, tpm = (first + kind * count + place for kind in range(_KINDS))
-    return JailIds(machine, network, tpm)
+    return JailIds(*(first + kind * count + place for kind in range(_KINDS)))
 
 
 def _ranges(uid_map: str) -> list[tuple[int, int]]:
@@ -92,14 +76,3 @@ def service_id(name: str) -> int | None:
     if _maps(Path("/proc/self/uid_map").read_text(), uid, 1):
         return uid
     return jail_ids(str(uuid.uuid5(uuid.NAMESPACE_OID, name))).network
-
-
-def readers_of(file: Path) -> int | None:
-    """The group that may read a file, besides its owner: the number it has in a jail. None: there is none.
-
-    Where the caller is not root that is in the file's access control list (`subids.let_read`).
-    """
-    if os.geteuid() == 0:
-        return file.stat().st_gid
-    granted = subids.own_range()
-    return None if granted is None else subids.let_read(file, granted)

@@ -15,10 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from insula.errors import ChildFailed, HostLacks
-from insula.host.namespaces import IdRange
-from insula.host.native import native_path
 from insula.host.process import find_program, run, spawn
-from insula.isolation.subids import entering as way_in
 from insula.model.network import Nic
 from insula.resources.groups import entering
 
@@ -35,17 +32,14 @@ def is_on_passt(nic: Nic) -> bool:
     return nic.ipv4 == ADDRESS and nic.ipv6 is None
 
 
-def passt_argv(descriptor: int, resolvers: Sequence[str], uid: int | None, within: IdRange | None = None) -> list[str]:
+def passt_argv(descriptor: int, resolvers: Sequence[str], uid: int | None) -> list[str]:
     """Pure: the command for a guest whose card is at the other end of ``descriptor``. Understood by passt of 2023-03 and later.
 
     ``resolvers`` are name servers the guest may ask directly; with none, passt forwards what the guest asks at 10.0.2.3
-    to the host's own (versions before 2024 cannot tell the guest so by DHCP, hence directly wherever possible). It
-    is user ``uid``, for who is not root of the ids ``within``.
+    to the host's own (versions before 2024 cannot tell the guest so by DHCP, hence directly wherever possible).
     """
     words = ["setpriv", "--no-new-privs", "--inh-caps=-all"]
-    if within is not None:
-        words = [str(native_path("insula-keeper")), "enter", *way_in(within), "--locked", f"--user={uid}", "--", *words]
-    elif uid is not None:
+    if uid is not None:
         words += [f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--bounding-set=-all"]
     words += ["--", "passt", "--foreground", "--quiet", "--stderr", "--ipv4-only", "--fd", str(descriptor)]
     words += ["--address", ADDRESS, "--netmask", str(PREFIX), "--gateway", GATEWAY]
@@ -58,7 +52,7 @@ def passt_argv(descriptor: int, resolvers: Sequence[str], uid: int | None, withi
     return words
 
 
-def start_passt(uid: int | None, within: IdRange | None = None, entrances: Sequence[int] = ()) -> socket.socket:
+def start_passt(uid: int | None, entrances: Sequence[int] = ()) -> socket.socket:
     """Start passt, in the control groups that have these entrances, and return the end of its socket that is for QEMU. Closing
     that end everywhere ends passt.
 
@@ -70,7 +64,7 @@ def start_passt(uid: int | None, within: IdRange | None = None, entrances: Seque
     try:
         # Forked off, so that it is nobody's child whose end must be waited for. Its words go nowhere: without a system logger
         # old versions print one line for each line they could not log, for ever.
-        argv = ["setsid", "--fork", *passt_argv(theirs.fileno(), host_resolvers(), uid, within)]
+        argv = ["setsid", "--fork", *passt_argv(theirs.fileno(), host_resolvers(), uid)]
         with spawn(entering(entrances, argv), pass_fds=[theirs.fileno(), *entrances]) as starter:
             starter.wait(_PATIENCE)
     except BaseException:
@@ -88,13 +82,13 @@ def has_ended(end: socket.socket) -> bool:
     return bool(poller.poll(0))
 
 
-def explain_end(uid: int | None, within: IdRange | None) -> HostLacks:
+def explain_end(uid: int | None) -> HostLacks:
     """Why passt ended at once: start it again, for its words alone (with nobody at the other end it ends by itself)."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     ours.close()
     words = "it said nothing"
     try:
-        run(passt_argv(theirs.fileno(), host_resolvers(), uid, within), pass_fds=[theirs.fileno()], timeout=_PATIENCE)
+        run(passt_argv(theirs.fileno(), host_resolvers(), uid), pass_fds=[theirs.fileno()], timeout=_PATIENCE)
     except ChildFailed as failure:
         lines = [line for line in failure.output.splitlines() if line and "to syslog" not in line]
         words = lines[-1] if lines else failure.message

@@ -314,13 +314,12 @@ def protect(staged: Path, identifier: str, *, memory: bool = True) -> None:
 
 def protect_memory(path: Path, identifier: str) -> None:
     """As `protect`, of the memory file alone."""
-    from insula.isolation.uids import jail_ids, readers_of
+    from insula.isolation.uids import jail_ids
 
-    group = jail_ids(identifier).machine if os.geteuid() == 0 else None
+    group = jail_ids(identifier).machine
     if group is not None:
         os.chown(path, -1, group)
     path.chmod(_STATE_MODE if group is None else _MEMORY_MODE)
-    readers_of(path)
 
 
 def _sums(folder: Path, record: MachineRecord, staged: Path, *, shared: bool) -> dict[str, FileSum]:

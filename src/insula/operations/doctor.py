@@ -16,7 +16,6 @@ import msgspec
 from insula.errors import HostLacks, InsulaError, UsageError
 from insula.host import apparmor, facts, packages
 from insula.host.native import native_path
-from insula.isolation import subids
 from insula.isolation.jail import LABEL, PROFILES
 from insula.model.architectures import debian_architecture
 from insula.model.doctor import Fact, FactState, Report
@@ -58,7 +57,6 @@ def doctor(context: Context, request: ExamineHost, operation: Operation, confirm
     found = [facts.state_folder(home.root), *_package_facts(), native_parts(operation)]
     found += qemu_facts(home, operation, fresh=fix)
     found += _kept_facts(home, operation, fresh=fix)
-    found.append(subids.fact())
     found.append(apparmor.fact(LABEL, PROFILES))
     found += _forwarding(home)
     found.append(policy_fact(context))

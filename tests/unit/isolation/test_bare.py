@@ -20,10 +20,12 @@ def test_a_way_that_has_namespaces_has_the_root_and_what_is_shown() -> None:
     words = bare_argv(Way.USER, jail, KEEPER, ["/keeper", "inner"])
     assert words[words.index("--") + 1 :] == [
         *(str(KEEPER), "bare", "--way", "user", "--root", "/cache/root", "--show", "/dev/null", "/cache/root/dev/null"),
-        *("--uid", "1000000007", "--member", "7", "--calls", "9", "--", "/keeper", "inner"),
+        *("--show", "/machine/kernel", "/cache/root/boot/kernel", "--uid", "1000000007", "--member", "7", "--calls", "9"),
+        *("--", "/keeper", "inner"),
     ]
     assert words[: words.index("--")] == [
-        *("/cache/insula-keeper", "enter", "--show", "/machine/kernel", "/cache/root/boot/kernel"),
+        "/cache/insula-keeper",
+        "enter",
         "--core=0",
         "--nofile=1024",
         "--memlock=0",

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.host.namespaces import IdRange
-from insula.isolation.uids import JailIds, ids_from_map, ids_of_range
+from insula.isolation.uids import JailIds, ids_from_map
 
 WHOLE = "         0          0 4294967295\n"
 CONTAINER = "         0     100000      65536\n"
@@ -31,17 +30,6 @@ def test_helpers_never_have_the_id_of_a_machine(one: uuid.UUID, other: uuid.UUID
         assert second.network is not None
         assert second.tpm is not None
         assert len({first.machine, second.network, second.tpm}) == 3
-
-
-@given(st.uuids(), st.uuids())
-def test_granted_ids_are_among_those_no_builder_uses_and_tell_kinds_apart(one: uuid.UUID, other: uuid.UUID) -> None:
-    granted = IdRange(100_000, 200_000)
-    first, second = ids_of_range(str(one), granted), ids_of_range(str(other), granted)
-    assert first == ids_of_range(str(one), granted)
-    assert first.machine is not None
-    assert second.network is not None
-    assert 108_192 <= first.machine < 124_576 <= second.network < 140_960
-    assert ids_of_range(str(one), None) == JailIds(None, None, None)
 
 
 @given(st.uuids())

@@ -31,7 +31,6 @@ from insula.engines.qemu.qmp import Monitor, Refused
 from insula.engines.qemu.stream import Pages
 from insula.errors import DamagedRecord, InsulaError
 from insula.isolation.inhabitants import inhabitants
-from insula.isolation.looking import Memory, memory_of
 from insula.model.units import MIB
 from insula.store import names
 
@@ -168,12 +167,13 @@ def _find(monitor: Monitor, run: Path, order: SaveOrder, stack: contextlib.ExitS
     others = [ram for ram in rams if ram.name != MAIN and ram not in mapped]
     if sum(ram.length for ram in others) > _MOST_OTHERS:
         return None
-    memory = _memory(monitor, run, order, stack)
-    if memory is None:
+    process = _process(monitor, run, order, stack)
+    if process is None:
         return None
-    others = _told_private(others, memory.maps)
+    pagemap, memory, maps = (_opened(name, stack, process) for name in ("pagemap", "mem", "maps"))
+    others = _told_private(others, maps)
     os.link(base, order.memory, follow_symlinks=False)
-    return Changes([*main, *mapped], others, memory.pagemap, memory.content)
+    return Changes([*main, *mapped], others, pagemap, memory)
 
 
 def read_ahead(monitor: Monitor, run: Path, order: SaveOrder) -> None:
@@ -181,11 +181,12 @@ def read_ahead(monitor: Monitor, run: Path, order: SaveOrder) -> None:
     done. Where this host does not let us, nothing happens."""
     piece = bytearray(MIB)
     with contextlib.suppress(OSError, Refused), contextlib.ExitStack() as stack:
-        memory = _memory(monitor, run, order, stack)
-        if memory is not None:
+        process = _process(monitor, run, order, stack)
+        if process is not None:
+            memory = _opened("mem", stack, process)
             for ram in _rams(monitor):
                 for offset in range(0, ram.length, MIB):
-                    os.preadv(memory.content, [memoryview(piece)[: min(MIB, ram.length - offset)]], ram.address + offset)
+                    os.preadv(memory, [memoryview(piece)[: min(MIB, ram.length - offset)]], ram.address + offset)
 
 
 def _rams(monitor: Monitor) -> list[Ram]:
@@ -232,9 +233,9 @@ def private_mappings(text: str) -> list[Run]:
     return found
 
 
-def _memory(monitor: Monitor, run: Path, order: SaveOrder, stack: contextlib.ExitStack) -> Memory | None:
-    """The memory of the QEMU behind the monitor. A machine can have two (run.next), so that it is the right one is proved: it
-    holds a file that was just handed to it, and that nobody else has."""
+def _process(monitor: Monitor, run: Path, order: SaveOrder, stack: contextlib.ExitStack) -> int | None:
+    """The /proc folder of the QEMU behind the monitor, open. A machine can have two (run.next), so that it is the right one is
+    proved: it holds a file that was just handed to it, and that nobody else has."""
     token = os.memfd_create("insula-which", os.MFD_CLOEXEC)
     try:
         number = add_fd(monitor, token, {"opaque": PASSING})
@@ -242,12 +243,31 @@ def _memory(monitor: Monitor, run: Path, order: SaveOrder, stack: contextlib.Exi
         for pid, name in inhabitants(run.parent, order.uuid).items():
             if name.startswith("qemu"):
                 with contextlib.suppress(OSError):
-                    memory = stack.enter_context(memory_of(pid, os.fstat(token)))
-                    if memory is not None:
-                        return memory
+                    folder = _opened(f"/proc/{pid}", stack)
+                    if _holds(folder, os.fstat(token)):
+                        return folder
     finally:
         os.close(token)
     return None
+
+
+def _holds(process: int, wanted: os.stat_result) -> bool:
+    descriptors = os.open("fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=process)
+    try:
+        for name in os.listdir(descriptors):
+            with contextlib.suppress(FileNotFoundError):
+                seen = os.stat(name, dir_fd=descriptors)
+                if (seen.st_dev, seen.st_ino) == (wanted.st_dev, wanted.st_ino):
+                    return True
+    finally:
+        os.close(descriptors)
+    return False
+
+
+def _opened(path: str, stack: contextlib.ExitStack, folder: int | None = None) -> int:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+    stack.callback(os.close, descriptor)
+    return descriptor
 
 
 def _take_back(monitor: Monitor, number: int) -> None:

@@ -42,7 +42,7 @@ from insula.isolation.bare import Way, bare_argv, find_way, note_way
 from insula.isolation.filters import open_filter
 from insula.isolation.jail import Jail, jail_argv
 from insula.isolation.roots import KEEPER_INSIDE, PROBE_INSIDE, jail_root
-from insula.isolation.uids import JailIds, jail_ids, readers_of
+from insula.isolation.uids import jail_ids
 from insula.model.text import clean
 from insula.resources.groups import group_words
 from insula.store import names
@@ -77,27 +77,25 @@ def launch(plan: LaunchPlan, build: Build, *, tracks: bool = False, instead: Ins
     keeper = native_path("insula-keeper")
     root = jail_root(root_plan(build, keeper, instead.program if instead else None))
     ids = jail_ids(plan.uuid)
-    way = find_way(root, None if ids.within else ids.machine, keeper) if plan.insecure else None
-    if ids.within and way is not None:
-        ids = JailIds(None, None, None)  # which nobody can enter without a whole jail
+    way = find_way(root, ids.machine, keeper) if plan.insecure else None
     with _run_folder(plan.run_folder), Descriptors() as descriptors, ExitStack() as watch, ExitStack() as undo:
         with _file_errors(plan.run_folder):
             open_for_keeper(descriptors, plan)
-            jail, places = _walls(plan, Jail(root, ids.machine, within=ids.within), way, descriptors)
+            jail, shown, places = _walls(plan, Jail(root, ids.machine), way, descriptors)
             board = build_board(plan, places)
             open_for_qemu(descriptors, plan, board)
             if tracks and way is None:
-                jail = _with_tracking(jail, plan.run_folder)
+                jail, shown = _with_tracking(jail, shown, plan.run_folder)
             if plan.group:
                 (plan.run_folder / names.GROUP).write_text(plan.group)
-        helpers = _networks(plan, descriptors, ids, watch)
+        helpers = _networks(plan, descriptors, ids.network, watch)
         tpm = _tpm(plan, descriptors, ids.tpm, watch)
         undo.callback(_end, plan)
         undo.callback(descriptors.close)  # before it: while we hold the listening socket ourselves, connecting proves nothing
         with tpm:
             argv = [PROBE_INSIDE, *instead.words] if instead else build_argv(board, descriptors.qemu, str(build.binary))
-            _start(plan, Walls(jail, way, keeper), [str(keeper), "porter"], argv, descriptors)
-        _check_helpers(helpers, ids)
+            _start(plan, Walls(jail, way, keeper), [str(keeper), "porter", *shown], argv, descriptors)
+        _check_helpers(helpers, ids.network)
         if plan.load is not None:
             if plan.load.state is not None:
                 from insula.engines.qemu.migrate import load
@@ -130,11 +128,12 @@ class Walls(msgspec.Struct, frozen=True):
         return bare_argv(self.way, self.jail, self.keeper, [inside, *inner])
 
 
-def _walls(plan: LaunchPlan, jail: Jail, way: Way | None, descriptors: Descriptors) -> tuple[Jail, dict[str, str]]:
-    """The jail with the files it is shown (kernel and initrd, a memory file), and where they are if not where a jail has them.
+def _walls(plan: LaunchPlan, jail: Jail, way: Way | None, descriptors: Descriptors) -> tuple[Jail, list[str], dict[str, str]]:
+    """The jail with the files it is shown (kernel and initrd, a memory file), what the porter must do for that, and where they
+    are if not where a jail has them.
 
-    Everybody may read a kernel and an initrd, as all layers; a memory file is let read by a group. What has no root of its own is
-    handed them open.
+    With a user of its own the jail cannot walk to them: the porter shows them. Everybody may read a kernel and an initrd, as all
+    layers; a memory file is let read by its group. What has no root of its own is handed them open.
     """
     shown: list[tuple[Path, str]] = []
     if isinstance(plan.boot, DirectBoot):
@@ -143,34 +142,32 @@ def _walls(plan: LaunchPlan, jail: Jail, way: Way | None, descriptors: Descripto
     memory = plan.load.memory if plan.load is not None else None
     if memory is not None:
         shown.append((memory, JAIL_MEMORY))
-    for file, _ in shown:
-        file.stat()  # FileNotFoundError tells of a file that is gone
+    owners = {place: file.stat().st_gid for file, place in shown}  # FileNotFoundError tells of a file that is gone
     if jail.uid is not None and memory is not None:
-        readers = readers_of(memory)
-        # Where the file system cannot tell who else may read a file, its owner must.
-        jail = Jail(jail.root) if readers is None else msgspec.structs.replace(jail, groups=(readers,))
+        jail = msgspec.structs.replace(jail, groups=(owners[JAIL_MEMORY],))
     if way is not None:
         note_way(plan.run_folder, way)
     if way is Way.NONE:
         descriptors.qemu |= {place: os.open(file, os.O_RDONLY | os.O_CLOEXEC) for file, place in shown}
-        return jail, {place: f"/proc/self/fd/{descriptors.qemu[place]}" for _, place in shown}
-    return msgspec.structs.replace(jail, shown=tuple(shown)), {}
+        return jail, [], {place: f"/proc/self/fd/{descriptors.qemu[place]}" for _, place in shown}
+    if jail.uid is None:
+        return msgspec.structs.replace(jail, shown=tuple(shown)), [], {}
+    return jail, [word for file, place in shown for word in ("--show", str(file), f"{jail.root}{place}")], {}
 
 
-def _with_tracking(jail: Jail, run: Path) -> Jail:
-    """The same with /dev/userfaultfd. It is root's alone, as a rule: where we are root, a machine gets a node of its own."""
+def _with_tracking(jail: Jail, shown: list[str], run: Path) -> tuple[Jail, list[str]]:
+    """The same with /dev/userfaultfd. It is root's alone, as a rule: a machine with a user of its own gets a node of its own."""
     try:
-        status = TRACKING.stat()
-        if jail.uid is None or jail.within is not None:
-            everybodys = stat.S_IROTH | stat.S_IWOTH
-            ours = os.access(TRACKING, os.R_OK | os.W_OK) and (jail.uid is None or status.st_mode & everybodys == everybodys)
-            return msgspec.structs.replace(jail, devices=((TRACKING, str(TRACKING)),)) if ours else jail
+        device = TRACKING.stat().st_rdev
+        if jail.uid is None:
+            usable = os.access(TRACKING, os.R_OK | os.W_OK)
+            return (msgspec.structs.replace(jail, devices=((TRACKING, str(TRACKING)),)) if usable else jail), shown
         node, place = run / TRACKING.name, Path(f"{jail.root}{TRACKING}")
-        os.mknod(node, stat.S_IFCHR | 0o600, status.st_rdev)
+        os.mknod(node, stat.S_IFCHR | 0o600, device)
         os.chown(node, jail.uid, jail.uid)
     except OSError:
-        return jail
-    return msgspec.structs.replace(jail, devices=((place, str(TRACKING)),), shown=(*jail.shown, (node, str(TRACKING))))
+        return jail, shown
+    return msgspec.structs.replace(jail, devices=((place, str(TRACKING)),)), [*shown, "--show", str(node), str(place)]
 
 
 def _prepare_firmware(plan: LaunchPlan) -> None:
@@ -206,7 +203,7 @@ def _file_errors(run_folder: Path) -> Iterator[None]:
         raise explain_os_error(cause, run_folder) from cause
 
 
-def _networks(plan: LaunchPlan, descriptors: Descriptors, ids: JailIds, watch: ExitStack) -> list[socket.socket]:
+def _networks(plan: LaunchPlan, descriptors: Descriptors, uid: int | None, watch: ExitStack) -> list[socket.socket]:
     """Start a helper per network card that has no tap. Returns sockets to see by whether it lives: it ends with its ends."""
     from insula.networks.passt import start_passt
 
@@ -215,7 +212,7 @@ def _networks(plan: LaunchPlan, descriptors: Descriptors, ids: JailIds, watch: E
         if nic.tap is not None:
             descriptors.qemu[f"net{slot}"] = os.dup(nic.tap)
             continue
-        end = start_passt(ids.network, ids.within, plan.entrances)
+        end = start_passt(uid, plan.entrances)
         ends.append(watch.enter_context(end.dup()))
         descriptors.qemu[f"net{slot}"] = end.detach()
     return ends
@@ -248,12 +245,12 @@ def _tpm_errors(end: socket.socket, folder: Path, uid: int | None) -> Iterator[N
         raise
 
 
-def _check_helpers(ends: list[socket.socket], ids: JailIds) -> None:
+def _check_helpers(ends: list[socket.socket], uid: int | None) -> None:
     from insula.networks.passt import explain_end, has_ended
 
     for end in ends:
         if has_ended(end):
-            raise explain_end(ids.network, ids.within)
+            raise explain_end(uid)
 
 
 def _end(plan: LaunchPlan) -> None:
