@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Final
 
-from bench import addressed, boot, copying, firewall, forks, heartbeat, jail, quick, residents, rewind, traffic
+from bench import addressed, boot, copying, firewall, forks, heartbeat, jail, libvirt, quick, residents, rewind, traffic
 from bench.pairs import Estimate, Pairs, Statistic, difference, estimate, ratio, speed
 from bench.report import Row, shown
 from bench.traffic_host import Seconds
@@ -43,14 +43,18 @@ def _row(bar: Bar, promise: str, measured: str, pairs: Pairs, met: bool) -> Row:
     return Row(bar.name, bar.what, promise, measured, ours, theirs, len(pairs.ours), met)
 
 
+def _nothing(bar: Bar) -> list[Row]:
+    print(f"{bar.name} cannot be measured here: what it is compared with does not run", file=sys.stderr)
+    return []
+
+
 def _at_most(run: Callable[[World, int], Pairs | None], statistic: Statistic = ratio) -> Measure:
     """A ratio of times that must not exceed the limit."""
 
     def measure(bar: Bar, world: World, n: int) -> list[Row]:
         pairs = run(world, n)
         if pairs is None:
-            print(f"{bar.name} cannot be measured here: what it is compared with does not run", file=sys.stderr)
-            return []
+            return _nothing(bar)
         found = estimate(pairs, statistic)
         return [_row(bar, f"≤ {bar.limit:g} ×", shown(found), pairs, found.value <= bar.limit)]
 
@@ -110,15 +114,38 @@ def _silences(bar: Bar, world: World, n: int) -> list[Row]:
     return rows
 
 
-def _silence(bar: Bar, which: str, pairs: Pairs) -> Row:
+def _silences_beside_libvirt(bar: Bar, world: World, n: int) -> list[Row]:
+    """A row for each size."""
+    rows = []
+    for size in heartbeat.SIZES_BESIDE_LIBVIRT:
+        pairs = heartbeat.beside_libvirt(world, size, n)
+        if pairs is None:
+            print(f"{bar.name} of {size} cannot be measured here: too little memory", file=sys.stderr)
+        else:
+            rows.append(_silence(bar, f"{size}-1-booted", pairs, "libvirt"))
+    return rows
+
+
+def _silence(bar: Bar, which: str, pairs: Pairs, other: str = "by hand") -> Row:
     found, middle = estimate(pairs, ratio), median(pairs.ours)
-    measured = f"{shown(found)}; at most {_milliseconds(max(pairs.ours))}, by hand {_milliseconds(max(pairs.theirs))}"
+    measured = f"{shown(found)}; at most {_milliseconds(max(pairs.ours))}, {other} {_milliseconds(max(pairs.theirs))}"
     ours, theirs = _milliseconds(middle), _milliseconds(median(pairs.theirs))
     promise = f"≤ {bar.limit:g} × and ≤ {_LONGEST_SILENCE * _MS:g} ms"
     met = found.value <= bar.limit and middle <= _LONGEST_SILENCE
     size, cpus, kind = which.split("-")
     what = f"{bar.what}: {size}, {cpus} CPU{'s' if cpus > '1' else ''}, {kind}"
     return Row(f"{bar.name}-{which}", what, promise, measured, ours, theirs, len(pairs.ours), met)
+
+
+def _beside_libvirt(measure: Measure) -> Measure:
+    """Where libvirt runs a machine; the rows tell which libvirt."""
+
+    def where_it_runs(bar: Bar, world: World, n: int) -> list[Row]:
+        if not libvirt.runs(world):
+            return _nothing(bar)
+        return [replace(row, what=f"{row.what} (libvirt {libvirt.version()})") for row in measure(bar, world, n)]
+
+    return where_it_runs
 
 
 def _running(bar: Bar, world: World, n: int) -> list[Row]:
@@ -218,8 +245,22 @@ _ALL = (
     Bar("fork-spare", "fork of a snapshot with a spare / without", 0.5, 12, _at_most(rewind.fork_spare)),
     Bar("fork-20", "20 forks of an idle Debian until all have run a command / by hand", 1.25, 3, _many),
     Bar("restore", "restore in place until it answers / the same state loaded by hand", 1.2, 20, _at_most(rewind.restore)),
+    Bar(
+        "restore-libvirt",
+        "restore in place until it answers / `virsh restore`",
+        1.0,
+        12,
+        _beside_libvirt(_at_most(rewind.restore_beside_libvirt)),
+    ),
     Bar("snapshot-pause", "how long a guest dirtying its memory stands still for a snapshot", 0.040, 20, _pause),
     Bar("heartbeat", "longest silence of a guest's 1 ms heartbeat during a snapshot / by hand", 1.3, 4, _silences),
+    Bar(
+        "pause-libvirt",
+        "longest silence of a guest's 1 ms heartbeat during a snapshot / libvirt's live snapshot",
+        1.0,
+        8,
+        _beside_libvirt(_silences_beside_libvirt),
+    ),
     Bar("snapshot-work", "what a guest gets done while a snapshot is taken / undisturbed", 0.8, 8, _as_fast(heartbeat.work)),
     Bar("rules-200", "firewall rules of 200 machines, from what is wanted / the same, as text", 1.5, 12, _at_most(firewall.load)),
     Bar(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import insula
-from bench import beats
+from bench import beats, libvirt
 from bench.beats import Beats
 from bench.hand import AgentClient
 from bench.hand_fork import HandGuest, state_of
@@ -21,6 +21,7 @@ from insula.store import names
 
 SHAPES = tuple((size, cpus) for size in ("512M", "2G", "8G") for cpus in (1, 2))
 KINDS = ("booted", "fork", "grandchild")
+SIZES_BESIDE_LIBVIRT = ("512M", "2G")
 _SETTLE = 1.0  # seconds until a guest that stood still, or began a program, does what it does
 _AFTERWARDS = 0.1  # seconds for signs that are under way
 _UNDISTURBED = 2.0  # seconds of work that a snapshot is compared with
@@ -43,8 +44,7 @@ def silences(world: World, size: str, cpus: int, n: int) -> dict[str, Pairs]:
         machine = insula.connect(world.home.root).get(name)
         machine.put(beats.program(), beats.INSIDE)
         with scratch() as place, HandGuest(place, world.home.machine(name)) as hand:
-            put = f"cat >{beats.INSIDE} && chmod 755 {beats.INSIDE}"
-            hand.wait("sh", "-c", put, given=beats.program().read_bytes())
+            _put_program(hand)
             found[KINDS[0]] = _in_turns(world, machine, hand, n)
         for kind in KINDS[1:]:
             machine.snapshot("bench")
@@ -56,6 +56,19 @@ def silences(world: World, size: str, cpus: int, n: int) -> dict[str, Pairs]:
                 found[kind] = _in_turns(world, child, hand, n)
             machine = child.resume()
     return found
+
+
+def beside_libvirt(world: World, size: str, n: int) -> Pairs | None:
+    """The same of a machine of ours that was booted and of one in libvirt's hands; None with too little memory."""
+    if available_bytes() < 2.5 * parse_size(size):
+        return None
+    options = ("--memory", size, "--network", "none")
+    with world.machine("tiny", *options) as name, scratch() as place, libvirt.Virsh(place) as virsh:
+        machine = insula.connect(world.home.root).get(name)
+        machine.put(beats.program(), beats.INSIDE)
+        with libvirt.Domain(virsh, "create", libvirt.prepare(place, world.image("tiny"), world.board(), size)) as domain:
+            _put_program(domain)
+            return _in_turns(world, machine, domain, n)
 
 
 def work(world: World, n: int) -> Pairs:
@@ -75,7 +88,7 @@ def work(world: World, n: int) -> Pairs:
     return Pairs(tuple(during), tuple(before))
 
 
-def _in_turns(world: World, ours: insula.Machine, hand: HandGuest, n: int) -> Pairs:
+def _in_turns(world: World, ours: insula.Machine, hand: HandGuest | libvirt.Domain, n: int) -> Pairs:
     """One stands still while a snapshot of the other is taken: there are few CPUs."""
     with Beats(_client(world, ours), "silence") as our_signs, Beats(hand, "silence") as hand_signs:
         ours.pause()
@@ -98,6 +111,11 @@ def _in_turns(world: World, ours: insula.Machine, hand: HandGuest, n: int) -> Pa
                 turn()
         our_stamps, hand_stamps = our_signs.end(), hand_signs.end()
     return Pairs(tuple(our_stamps.silence(*span) for span in our_spans), tuple(hand_stamps.silence(*span) for span in hand_spans))
+
+
+def _put_program(guest: AgentClient) -> None:
+    put = f"cat >{beats.INSIDE} && chmod 755 {beats.INSIDE}"
+    guest.wait("sh", "-c", put, given=beats.program().read_bytes())
 
 
 def _settled(work: Callable[[], object]) -> Span:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 
 import insula
+from bench import libvirt
 from bench.hand_fork import restore as restore_by_hand
 from bench.hand_fork import state_of
 from bench.pairs import Pairs, interleave
@@ -118,19 +119,37 @@ def restore(world: World, n: int) -> Pairs:
     with _parent(world) as name:
         folder = world.home.machine(name)
         state = state_of(folder, _SNAPSHOT)
-        machine = insula.connect(world.home.root).get(name)
-
-        def ours() -> float:
-            started = time.perf_counter()
-            next(one for one in machine.snapshots() if one.name == _SNAPSHOT).restore(keep=False)
-            machine.exec("true")
-            return time.perf_counter() - started
 
         def hand() -> float:
             with scratch() as place:
                 return restore_by_hand(place, folder, state)
 
-        return interleave(ours, hand, n)
+        return interleave(lambda: _back(world, name), hand, n)
+
+
+def restore_beside_libvirt(world: World, n: int) -> Pairs:
+    """Back in place until the guest answers, beside a saved machine that libvirt restores."""
+    with _parent(world, "--network", "none") as name, scratch() as place, libvirt.Virsh(place) as virsh:
+        saved, disk = place / "saved", place / "saved.qcow2"
+        libvirt.Domain(virsh, "create", libvirt.prepare(place, world.image("tiny"), world.board(), "512M")).save(saved)
+        (place / "disk.qcow2").rename(disk)
+
+        def theirs() -> float:
+            started = time.perf_counter()
+            libvirt.make_disk(place, disk)
+            with libvirt.Domain(virsh, "restore", saved):
+                return time.perf_counter() - started
+
+        return interleave(lambda: _back(world, name), theirs, n)
+
+
+def _back(world: World, name: str) -> float:
+    """Seconds from the request, in a process that runs, for a restore in place until the guest answers."""
+    machine = insula.connect(world.home.root).get(name)
+    started = time.perf_counter()
+    next(one for one in machine.snapshots() if one.name == _SNAPSHOT).restore(keep=False)
+    machine.exec("true")
+    return time.perf_counter() - started
 
 
 def pause(world: World, n: int) -> list[float]:
@@ -163,8 +182,8 @@ def _answer(world: World, origin: str) -> float:
 
 
 @contextlib.contextmanager
-def _parent(world: World) -> Iterator[str]:
+def _parent(world: World, *options: str) -> Iterator[str]:
     """A running machine with a snapshot."""
-    with world.machine("tiny") as name:
+    with world.machine("tiny", *options) as name:
         run_quietly(INSULA, "snapshot", "create", "--quiet", f"{name}@{_SNAPSHOT}")
         yield name
