@@ -65,6 +65,13 @@ def _delete(*machines: insula.Machine) -> None:
         machine.delete(force=True)
 
 
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changes alone are taken however long it takes to look for them: how busy this computer is does not choose."""
+    monkeypatch.setattr(changed, "_PAUSE", 60.0)
+
+
+@pytest.mark.usefixtures("unhurried")
 def test_parent_child_and_grandchild_share_one_file(home: Path, source: insula.Machine) -> None:
     base = _base(home, source)
     content, inode, sums = _hash(base), base.stat().st_ino, _sums(source)
@@ -84,6 +91,7 @@ def test_parent_child_and_grandchild_share_one_file(home: Path, source: insula.M
     _delete(child, grandchild)
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_memory_given_back_hurts_neither_file_nor_siblings(home: Path, source: insula.Machine) -> None:
     """The guest fills its memory, frees it, drops its caches, discards on its disk."""
     base, sums = _base(home, source), _sums(source)
@@ -101,11 +109,9 @@ def test_memory_given_back_hurts_neither_file_nor_siblings(home: Path, source: i
     _delete(wild, calm)
 
 
-def test_many_siblings_share_one_file_with_all_changes_in_it(
-    home: Path, source: insula.Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("unhurried")
+def test_many_siblings_share_one_file_with_all_changes_in_it(home: Path, source: insula.Machine) -> None:
     """What the origin changed is not each one's own."""
-    monkeypatch.setattr(changed, "_PAUSE", 60.0)  # however busy this computer is
     parent = _fork(source, "grown")
     _do(parent, "head -c 36000000 /dev/urandom > /dev/shm/large; head -c 2000000 /dev/zero > /dev/shm/blob")
     base, sums, large = _base(home, parent), _sums(parent), "md5sum /dev/shm/large"
@@ -127,7 +133,9 @@ def test_many_siblings_share_one_file_with_all_changes_in_it(
     _delete(child, many[1], parent)
 
 
-def test_what_became_zeros_in_a_child_is_zeros_in_its_child(home: Path, source: insula.Machine) -> None:
+def test_what_became_zeros_in_a_child_is_zeros_in_its_child(
+    home: Path, source: insula.Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A machine that has changed much is saved whole; that file is what its children share from then on."""
     much = _fork(source, "much")
     _do(much, "head -c 36000000 /dev/urandom > /dev/shm/large")
@@ -135,6 +143,7 @@ def test_what_became_zeros_in_a_child_is_zeros_in_its_child(home: Path, source: 
     child = much.snapshot("for-a-child").fork(name=f"{_STEM}-changed")[0]
     assert _base(home, child).stat().st_ino != _base(home, much).stat().st_ino
     _do(child, "dd if=/dev/zero of=/dev/shm/large bs=1M count=6 conv=notrunc 2> /dev/null")
+    monkeypatch.setattr(changed, "_PAUSE", 60.0)
     before = _do(child, "md5sum /dev/shm/large; head -c 6291456 /dev/shm/large | tr -d '\\0' | wc -c").split()
     taken = child.snapshot("few")
     assert taken.status.method == "changed-pages"
@@ -147,6 +156,7 @@ def test_what_became_zeros_in_a_child_is_zeros_in_its_child(home: Path, source: 
     _delete(grandchild, child, much)
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_snapshot_of_changes_can_be_restored_when_all_else_is_gone(home: Path, source: insula.Machine) -> None:
     sums = _sums(source)
     child = _fork(source, "alone")
@@ -162,6 +172,7 @@ def test_a_snapshot_of_changes_can_be_restored_when_all_else_is_gone(home: Path,
     _delete(child)
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_forks_of_a_paused_fork(home: Path, source: insula.Machine) -> None:
     sums = _sums(source)
     child = _fork(source, "paused").pause()
@@ -172,6 +183,7 @@ def test_forks_of_a_paused_fork(home: Path, source: insula.Machine) -> None:
     _delete(child, *grandchildren)
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_suspended_fork_wakes_over_the_same_file(home: Path, source: insula.Machine) -> None:
     sums, inode = _sums(source), _base(home, source).stat().st_ino
     child = _fork(source, "sleeps").suspend()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import insula
-from insula.engines.qemu import migrate
+from insula.engines.qemu import changed, migrate
 from insula.store import names
 from tests.faults.rewound import left_over
 
@@ -55,7 +55,10 @@ def _rewind(home: Path, machine: insula.Machine, method: str) -> None:
     assert left_over(home) == []
 
 
-def test_the_screen_comes_back_with_the_changed_pages(home: Path, screen: insula.Machine) -> None:
+def test_the_screen_comes_back_with_the_changed_pages(
+    home: Path, screen: insula.Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changed, "_PAUSE", 60.0)  # however busy this computer is
     assert screen.show().display == "vga"
     _rewind(home, screen, "changed-pages")
 

@@ -55,7 +55,8 @@ class Terminal:
     def _take(self) -> None:
         os.set_blocking(self._outer, False)
         with contextlib.suppress(BlockingIOError):
-            self.shown += os.read(self._outer, 65536)
+            while True:  # one read gives a page of it at most
+                self.shown += os.read(self._outer, 65536)
         os.set_blocking(self._outer, True)
 
     def close(self) -> None:

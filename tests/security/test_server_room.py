@@ -22,7 +22,7 @@ from tests.framework.ordinary import with_a_home
 from tests.framework.project import ROOT
 
 pytestmark = pytest.mark.root
-_UID = 1_234_567_890
+_UID = 1_300_000_000 + os.getpid()  # nobody else's: the probe makes as many processes as one user may
 # With the right to administer its network, and to have raw sockets of it: both are its work.
 _ITS_WORK = {"have a netlink socket", "send a datagram", "have a raw socket"}
 # Its user is the one who started it, and so are that user's other processes; from Linux 5.14 on they are not counted along.
