@@ -11,7 +11,7 @@ import msgspec
 from insula.cli.common import client, json_option, quiet_option
 from insula.cli.each import run_in_each
 from insula.cli.render import ProgressLine, print_json
-from insula.cli.values import Seconds, Setting, later, strip_dashes
+from insula.cli.values import Seconds, Setting, later
 from insula.errors import InsulaError
 from insula.model.names import split_snapshot
 from insula.model.requests import DeleteMachine, ExecMachine, ForkMachine
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    context_settings={"allow_interspersed_args": False},
-    epilog="Examples: insula fork web  |  insula fork -n 3 --name 'try-{n}' web@before  |  insula fork --rm web -- ./risky",
+    epilog="Examples: insula fork web  |  insula fork web@before -n 3 --name 'try-{n}'  |  insula fork --rm web -- ./risky",
 )
 @click.option("-n", "--count", type=int, default=1, show_default=True, help="How many.")
 @click.option("--name", "pattern", default="", metavar="PATTERN", help="Their names; {n} counts (default: NAME-{n}).")
@@ -36,15 +35,14 @@ if TYPE_CHECKING:
 @quiet_option
 @json_option
 @click.argument("name", metavar="NAME[@SNAP]", shell_complete=later("origins"))
-@click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]")
-def fork(name: str, argv: tuple[str, ...], quiet: bool, as_json: bool, **options: Any) -> int:
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]")
+def fork(name: str, command: tuple[str, ...], quiet: bool, as_json: bool, **options: Any) -> int:
     """Make running machines from a running one as it is now, or from a snapshot, and run CMD in each.
 
     They share memory and disks with their origin, copy on write, and have identities of their own; the origin goes on.
     Without CMD their names are printed. With several, each line of CMD's output begins with its machine's name, and the
     exit code is 0 if all are, else the first other.
     """
-    command = strip_dashes(argv)
     if options["count"] > 1 and (options["interactive"] or options["tty"]):
         raise click.UsageError("Several forks cannot share one terminal or standard input; leave out --interactive and --tty.")
     machine, snapshot = split_snapshot(name)

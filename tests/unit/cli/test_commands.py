@@ -39,7 +39,25 @@ def test_what_others_call_it_names_commands_of_ours() -> None:
         assert ours.startswith("--") or ours.split()[0] in _COMMANDS
 
 
-@pytest.mark.parametrize("words", [["fork", "web@x", "--name", "two"], ["run", "tiny", "--rm"], ["exec", "web", "-t", "sh"]])
+@pytest.mark.parametrize("words", [["run", "tiny", "--rm"], ["exec", "web", "-t", "sh"]])
 def test_a_flag_that_comes_too_late_is_no_command(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     assert run_command(words) == 125
     assert capsys.readouterr().err.splitlines()[0] == f"insula: '{words[2]}' stands where the guest's command begins"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-n", "2", "--name", "one", "web"],
+        ["web", "-n", "2", "--name", "one"],
+        ["web", "-n", "2", "--name", "one", "--", "ls", "-l"],
+    ],
+)
+def test_a_forks_flags_stand_before_its_name_or_after(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert run_command(["fork", *words]) == 125
+    assert "{n}" in capsys.readouterr().err, "all of them were understood: two cannot have one name"
+
+
+def test_what_follows_two_dashes_is_a_forks_command_whatever_it_looks_like(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["fork", "nosuch", "--", "--help"]) == 125
+    assert "no machine named 'nosuch'" in capsys.readouterr().err
