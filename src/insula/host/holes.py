@@ -61,15 +61,22 @@ def copy_sparse(source: int, target: int) -> None:
     size, offset = os.fstat(source).st_size, 0
     os.ftruncate(target, size)
     while offset < size:
-        try:
-            start = os.lseek(source, offset, os.SEEK_DATA)
-        except OSError as cause:
-            if cause.errno == errno.ENXIO:  # nothing but a hole follows
-                return
-            raise
+        start = next_data(source, offset)
+        if start is None:
+            return
         offset = os.lseek(source, start, os.SEEK_HOLE)
         while start < offset:
             copied = os.copy_file_range(source, target, offset - start, start, start)
             if not copied:
                 raise OSError(errno.EIO, "the file became shorter")
             start += copied
+
+
+def next_data(descriptor: int, offset: int) -> int | None:
+    """Where a file has data from ``offset`` on; None when nothing but a hole follows. Raises OSError."""
+    try:
+        return os.lseek(descriptor, offset, os.SEEK_DATA)
+    except OSError as cause:
+        if cause.errno == errno.ENXIO:
+            return None
+        raise

@@ -8,7 +8,6 @@ times is caught by hashing alone.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from insula.errors import DamagedRecord, InsulaError
+from insula.host.holes import next_data
 from insula.store.records import read_record, write_record
 
 if TYPE_CHECKING:
@@ -114,12 +114,9 @@ def sparse_hash(descriptor: int, size: int) -> str:
     digest = hashlib.sha256()
     offset = 0
     while offset < size:
-        try:
-            data = os.lseek(descriptor, offset, os.SEEK_DATA)
-        except OSError as cause:
-            if cause.errno == errno.ENXIO:  # nothing but a hole follows
-                break
-            raise
+        data = next_data(descriptor, offset)
+        if data is None:
+            break
         offset = data - data % _PIECE
         end = os.lseek(descriptor, data, os.SEEK_HOLE)
         while offset < end:
